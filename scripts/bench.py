@@ -1,0 +1,166 @@
+"""How fast `t2i` starts and draws, against the shortest plain diffusers script with the same folder.
+
+    python scripts/bench.py help
+    python scripts/bench.py generate [-m FOLDER] [--steps 20] [--guidance 3] [--rounds 5] [--json]
+
+Every measurement is the wall time of a fresh process. What is compared runs in turns in one session, and a ratio is the
+median over the rounds of the ratio within a round, so that a slow minute of the machine falls on both sides. One round
+before the first is thrown away: it warms the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "a horse in Van Gogh style"
+PLAIN = """
+import sys
+from diffusers import DiffusionPipeline
+folder, prompt, steps, guidance, out = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(folder)
+pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(guidance)).images[0].save(out)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How fast t2i starts and draws, in turns with plain diffusers.")
+    parser.add_argument("what", choices=BENCHES)
+    parser.add_argument("-m", "--model", type=Path, default=ROOT / "t2i" / "mini", help="pipeline folder [mini]")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0, help="above 1, so that both sides run both branches")
+    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate]")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = BENCHES[options.what](options)
+    record = {**stamp(), "results": results}
+    print(json.dumps(record, indent=2) if options.json else table(record))
+
+
+def bench_help(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """`t2i --help`, in turns with a Python that does nothing."""
+    sides = {"t2i": t2i("--help"), "python": [sys.executable, "-c", "pass"]}
+    rounds = in_turns(sides, options.rounds or 21)
+    return [result("t2i --help", rounds["t2i"], "s", 0.15), result("python -c pass", rounds["python"], "s", None)]
+
+
+def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One image against plain diffusers, and eight images against one."""
+    steps, guidance, folder = str(options.steps), str(options.guidance), str(options.model)
+    with tempfile.TemporaryDirectory() as out:
+        ours = t2i("generate", PROMPT, "-m", folder, "--steps", steps, "--guidance", guidance, "--seed", "0")
+        sides = {
+            "t2i": [*ours, "--overwrite", "-o", f"{out}/ours.png"],
+            "plain": [sys.executable, "-c", PLAIN, folder, PROMPT, steps, guidance, f"{out}/plain.png"],
+            "t2i 8": [*ours, "-b", "8", "-o", f"{out}/eight/"],
+        }
+        rounds = in_turns(sides, options.rounds or 5)
+    ratio = [a / b for a, b in zip(rounds["t2i"], rounds["plain"], strict=True)]
+    eight = [a / b for a, b in zip(rounds["t2i 8"], rounds["t2i"], strict=True)]
+    return [
+        result(f"plain diffusers, 1 image, {steps} steps", rounds["plain"], "s", None),
+        result(f"t2i generate, 1 image, {steps} steps", rounds["t2i"], "s", None),
+        result(f"t2i generate, 8 images, {steps} steps", rounds["t2i 8"], "s", None),
+        result("t2i / plain diffusers, 1 image", ratio, "x", 1.1),
+        result("8 images / 1 image, t2i", eight, "x", 2.0),
+    ]
+
+
+def t2i(*args: str) -> list[str]:
+    return [sys.executable, "-m", "t2i", *args]
+
+
+def in_turns(sides: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side in every round; each second round goes through the sides backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in order:
+            elapsed = wall(sides[name])
+            if number > 0:
+                seconds[name].append(elapsed)
+        print(f"round {number}/{rounds}", file=sys.stderr)
+    return seconds
+
+
+def wall(command: list[str]) -> float:
+    """Wall seconds of one fresh process; its failure is ours."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    start = time.perf_counter()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    elapsed = time.perf_counter() - start
+    if done.returncode != 0:
+        sys.exit(f"failed ({done.returncode}): {' '.join(command)}\n{done.stderr}")
+    return elapsed
+
+
+def result(what: str, values: list[float], unit: str, limit: float | None) -> dict[str, Any]:
+    """One line of the table: the median, the extremes, and the limit it is held against."""
+    return {
+        "what": what,
+        "median": round(median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "rounds": len(values),
+        "unit": unit,
+        "limit": limit,
+        "met": None if limit is None else median(values) <= limit,
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """What a number needs beside it: date, machine, commit, versions, command."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {cpu()}, {platform.system()}, Python {platform.python_version()}",
+        "commit": (commit or "none") + (" with changes" if changed else ""),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "click")},
+        "command": " ".join(["python", "scripts/bench.py", *sys.argv[1:]]),
+    }
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def table(record: dict[str, Any]) -> str:
+    lines = ["| measured | median | min | max | rounds | limit |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in record["results"]:
+        value = " | ".join(f"{row[key]:.3f} {row['unit']}" for key in ("median", "min", "max"))
+        limit = "" if row["limit"] is None else f"{row['limit']} {row['unit']}, {'met' if row['met'] else 'MISSED'}"
+        lines.append(f"| {row['what']} | {value} | {row['rounds']} | {limit} |")
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return "\n".join([*lines, "", f"{record['date']}, {record['machine']}", f"commit {record['commit']}; {versions}"])
+
+
+BENCHES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "help": bench_help,
+    "generate": bench_generate,
+}
+
+if __name__ == "__main__":
+    main()

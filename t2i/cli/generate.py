@@ -1,0 +1,98 @@
+"""`t2i generate`: draw images from text prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
+EXAMPLES = """\b
+Examples:
+  t2i generate "a horse in Van Gogh style"
+  t2i generate "a dog" "a cat" -b 4 --seed 7 --grid
+  t2i generate "a house, sketch" -n photo -o house.png
+  t2i generate --prompts prompts.txt -o "out/{prompt}-{seed}.jpg"
+  echo "an elephant" | t2i generate - --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
+@click.option("-p", "--prompt", "options", metavar="TEXT", multiple=True, help="A prompt; may be repeated.")
+@click.option("--prompts", "file", metavar="FILE", help="A text file with one prompt per line (- for stdin).")
+@click.option("-n", "--negative-prompt", "negative", metavar="TEXT", default="", help="What not to draw.")
+@click.option(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    default="mini",
+    envvar="T2I_MODEL",
+    show_envvar=True,
+    help="A name (mini, sd15, sdxl, ...), a pipeline folder, a Hub id owner/name, or one .safetensors file."
+    " Default: mini, which is built in and needs no network.",
+)
+@click.option("--steps", "--num-inference-steps", type=int, help="Denoising steps, 1 to 1000. Default: the model's.")
+@click.option(
+    "--guidance",
+    "--cfg-scale",
+    "--guidance-scale",
+    type=float,
+    help="How closely to follow the prompt, 0 to 100; 1 or less turns guidance off. Default: the model's.",
+)
+@click.option(
+    "-s",
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    help="Seed of a prompt's first image, 0 to 2^64-1; the next ones count up. May be repeated."
+    " Default: -1, a random one, which is shown and recorded.",
+)
+@click.option("-b", "--batch-count", "--num-images", "count", type=int, default=1, help="Images per prompt.  [1]")
+@click.option("--batch-size", type=int, help="Images drawn at once; changes speed and memory, not the pictures.")
+@click.option("-W", "--width", type=int, help="Pixels. Default: the model's.")
+@click.option("-H", "--height", type=int, help="Pixels. Default: the model's.")
+@click.option("--size", metavar="WxH", help="Both at once, as 512x512.")
+@click.option(
+    "--scheduler", "--sampler", metavar="NAME", help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt}."
+    " Default: outputs/{date}/{index}-{seed}.png. Nothing is overwritten.",
+)
+@click.option("--overwrite", is_flag=True, help="Allow --output to replace files.")
+@click.option("--grid", is_flag=True, help="Also save all images on one sheet.")
+@click.option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
+@click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32 on a CPU.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option("--offline", is_flag=True, help="Do not use the network.")
+@click.option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors.")
+def generate(**given: Any) -> None:
+    """Draw an image of each PROMPT and print where it is saved.
+
+    Each argument is one prompt: put quotes around it. "-" reads prompts from stdin, one per line. Image k of a prompt
+    has seed SEED + k and is the same picture whether it is drawn alone or among others.
+    """
+    from t2i.cli.drawing import Request, draw, read_size, to_json
+    from t2i.cli.prompts import choose_seeds, quote_hint, read_prompts
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    quiet, as_json = given.pop("quiet"), given.pop("as_json")
+    arguments, size = given.pop("arguments"), given.pop("size")
+    prompts = read_prompts(arguments, given.pop("options"), given.pop("file"), click.get_binary_stream("stdin"))
+    hint = quote_hint(arguments)
+    if hint:
+        say(f"hint: {hint}")
+    given["width"], given["height"] = read_size(size, given["width"], given["height"])
+    request = Request(prompts=prompts, seeds=choose_seeds(given.pop("seeds")), **given)
+    for path, recipe in draw(request, say, bar=not quiet):
+        click.echo(to_json(path, recipe) if as_json else str(path))

@@ -1,0 +1,185 @@
+"""`t2i info`: how an image was made, or what a model folder holds; without torch and without diffusers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from t2i import images, recipe
+from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
+from t2i.infotext import NEGATIVE
+
+MAX_INDEX_BYTES = 1_000_000
+LONGEST = 2_000  # characters of one value in the table; --json has all of it
+# Control characters of a hostile file could repaint the terminal; U+202A.. could reorder what is read.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGE|MODEL...", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per argument, one per line.")
+def info(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Show how an image was made, or what a model folder holds.
+
+    Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files. Exit code 1: there is no such record.
+    """
+    failures: list[T2IError] = []
+    for path in paths:
+        try:
+            facts = describe(path)
+        except T2IError as e:
+            failures.append(e)
+            if as_json:
+                click.echo(json.dumps({"path": str(path), "error": e.message}))
+            continue
+        click.echo(json.dumps(facts) if as_json else table(facts))
+    if len(failures) == len(paths) == 1:
+        raise failures[0]
+    if failures:
+        message = f"{len(failures)} of {len(paths)} could not be described:"
+        kind = PartialFailure if len(failures) < len(paths) else ImageError
+        raise kind("\n  ".join([message, *(e.message for e in failures)]))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is known about a file or folder, as plain JSON data.
+
+    Raises ImageError for no image, and for an image without any record; ModelError for another sort of folder;
+    UsageError where there is nothing.
+    """
+    if path.is_dir():
+        return _describe_model(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    return _describe_image(path)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The facts as lines for a human, safe to print on a terminal."""
+    rows = _model_rows(facts) if facts["kind"] == "model" else _image_rows(facts)
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [_printable(facts["path"])]
+    for name, value in rows:
+        first, *more = _printable(value).split("\n")
+        lines += [
+            f"  {_printable(name):<{width}}{first}".rstrip(),
+            *(f"  {'':<{width}}{line}".rstrip() for line in more),
+        ]
+    return "\n".join(lines)
+
+
+def _describe_image(path: Path) -> dict[str, Any]:
+    record = recipe.read(path)
+    if not (record.recipe or record.parameters or record.generated):
+        damage = "".join(f"; {problem}" for problem in record.problems)
+        hint = "tools that save an image again often drop what was written into it"
+        raise ImageError(f"{path}: the image does not say how it was made{damage}", hint)
+    return {
+        "path": str(path),
+        "kind": "image",
+        "recipe": json.loads(record.recipe.to_json()) if record.recipe else None,
+        "parameters": record.parameters,
+        "settings": recipe.parse_parameters(record.parameters) if record.parameters else None,
+        "generated": record.generated,
+        "pixels": _compare_pixels(path, record.recipe),
+        "problems": list(record.problems),
+    }
+
+
+def _compare_pixels(path: Path, made: recipe.Recipe | None) -> str | None:
+    """Whether the pixels are those the recipe tells of; None where that cannot be known (JPEG and WebP lose some)."""
+    if made is None or made.image_hash is None or path.suffix.lower() != ".png":
+        return None
+    try:
+        same = images.pixel_hash(images.decode(path)) == made.image_hash
+    except ImageError as e:
+        return f"damaged: {e.message}"
+    return "as drawn" if same else "changed since they were drawn"
+
+
+def _image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if facts["recipe"]:
+        rows += _recipe_rows(facts["recipe"])
+    elif facts["settings"]:
+        settings = dict(facts["settings"])
+        rows += [("prompt", settings.pop("Prompt")), (NEGATIVE[:-1].lower(), settings.pop("Negative prompt"))]
+        rows += list(settings.items())
+    else:
+        rows += [("made by", "a trained model, says its XMP; there is no recipe")]
+    rows += [("pixels", facts["pixels"])] if facts["pixels"] else []
+    return rows + [("problem", problem) for problem in facts["problems"]]
+
+
+def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
+    schedule = f" {made['schedule_type']}" if made["schedule_type"] else ""
+    weights = f", weights {made['weights_hash'][:10]}" if made["weights_hash"] else ""
+    revision = f", revision {made['revision']}" if made["revision"] else ""
+    template = [("template", made["template"])] if made["template"] != made["prompt"] else []
+    negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
+    return [
+        ("prompt", made["prompt"]),
+        *template,
+        *negative,
+        ("model", made["model"] + revision + weights),
+        ("sampler", f"{made['sampler']}{schedule} ({made['scheduler']})"),
+        ("steps", str(made["steps"])),
+        ("guidance", f"{made['guidance']:g}"),
+        ("seed", str(made["seed"])),
+        ("size", f"{made['width']} x {made['height']}"),
+        ("computed", f"in {made['dtype']} on {made['device']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
+    ]
+
+
+def _describe_model(folder: Path) -> dict[str, Any]:
+    """The pipeline class, its components and their sizes in bytes, from model_index.json and the files beside it."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(f"{folder}: a folder without model_index.json", "give images, or a diffusers pipeline folder")
+    try:
+        with index.open("rb") as file:
+            data = json.loads(file.read(MAX_INDEX_BYTES))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ModelError(f"{index}: not valid JSON: {str(e)[:200]}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("_class_name"), str):
+        raise ModelError(f"{index}: names no pipeline class (`_class_name`)")
+    components = {}
+    for name, value in data.items():
+        # The name becomes a path: a plain word, so that it stays inside the folder.
+        if re.fullmatch(r"[A-Za-z]\w*", name) and isinstance(value, list) and len(value) == 2 and value[1]:
+            components[name] = {"class": str(value[1]), "bytes": _size(folder / name)}
+    version = data.get("_diffusers_version")
+    return {
+        "path": str(folder),
+        "kind": "model",
+        "pipeline": data["_class_name"],
+        "diffusers": version if isinstance(version, str) else None,
+        "components": components,
+        "bytes": sum(component["bytes"] for component in components.values()),
+    }
+
+
+def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    version = f" (diffusers {facts['diffusers']})" if facts["diffusers"] else ""
+    parts = [(name, f"{part['class']}, {_megabytes(part['bytes'])}") for name, part in facts["components"].items()]
+    return [("pipeline", facts["pipeline"] + version), *parts, ("in all", _megabytes(facts["bytes"]))]
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files right inside a component's folder; components are flat, and a link may lead anywhere."""
+    files = (path for path in folder.glob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _printable(text: str) -> str:
+    text = _CONTROL.sub("\ufffd", text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters; --json shows all)"

@@ -1,0 +1,230 @@
+"""The root command `t2i`, and the one place where errors become exit codes.
+
+Subcommands are imported when they are called, never before: `t2i --help` reads the table below and Click, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from t2i.errors import OutOfMemory, T2IError
+
+# name: ("module:attribute", one line of help), in the order of a user's first day
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": ("t2i.cli.generate:generate", "Draw images from text prompts."),
+    "train": ("t2i.cli.train:train", "Train a model from scratch; the same command again resumes."),
+    "info": ("t2i.cli.info:info", "Show how an image was made, or what a model is."),
+}
+
+
+@dataclass
+class Session:
+    """What one call of `t2i` knows beyond its parameters; Click's `ctx.obj`."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when called, and listed from COMMANDS without being imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        from importlib import import_module
+
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        _accept_debug(command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(_no_such_command(name))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).debug = True
+
+
+_debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,  # set before another option can fail
+    callback=_set_debug,
+    help="Show the traceback of an error (also: T2I_DEBUG=1).",
+)
+
+
+def _accept_debug(command: click.Command) -> None:
+    """Let `command`, and every command below it, take --debug as the root does."""
+    if not any("--debug" in parameter.opts for parameter in command.params):
+        _debug_option(command)
+    for child in getattr(command, "commands", {}).values():
+        _accept_debug(child)
+
+
+def _no_such_command(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    if near:
+        return f"no command {name!r}, did you mean {near[0]!r}?"
+    prompt = ' (to draw a prompt: t2i generate "...")' if " " in name else ""
+    return f"no command {name!r}; there are: {', '.join(COMMANDS)}{prompt}"
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from t2i import __version__
+
+        click.echo(f"t2i {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`t2i COMMAND --help` explains a command. There is no telemetry.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
+@_debug_option
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Text-to-image and diffusion models, from theory to picture.
+
+    \b
+    Draw:   t2i generate "a horse in Van Gogh style"
+    Ask:    t2i info outputs/2026-01-31/00001-0.png
+    Train:  t2i train text2image configs/mini-text2image.yaml
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `t2i` with these arguments (default: the process's own) and return its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 part of a batch failed, 4 model not available, 5 out of memory,
+    130 interrupted, 143 terminated.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    session = Session(debug=os.environ.get("T2I_DEBUG", "") not in ("", "0"))
+    try:
+        with _terminate_cleanly():
+            code = cli.main(args, prog_name="t2i", standalone_mode=False, obj=session)
+            sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
+            return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", None, 130)
+    except BrokenPipeError:
+        return _close_stdout()
+    except Exception as e:
+        if session.debug:
+            import traceback
+
+            click.echo(_redact(traceback.format_exc()), err=True, nl=False)
+        return _explain(e)
+
+
+def _explain(e: Exception) -> int:
+    """Say on stderr what went wrong and the way out; return the exit code."""
+    if isinstance(e, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since Click 8.2: a group called alone
+        click.echo(str(e))
+        return 0
+    if isinstance(e, click.ClickException):
+        return _say(*_usage(e), e.exit_code)
+    if not isinstance(e, T2IError) and _is_out_of_memory(e):
+        hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
+        e = OutOfMemory(f"out of memory: {_one_line(e)}", hint)
+    if isinstance(e, T2IError):
+        return _say(e.message, e.hint, e.exit_code)
+    what = f"{type(e).__name__}: {_one_line(e)}" if str(e) else type(e).__name__
+    return _say(f"unexpected {what}", "--debug shows where", 1)
+
+
+def _usage(e: click.ClickException) -> tuple[str, str | None]:
+    """Click's own errors in our words: the message, and which help page explains it."""
+    ctx = getattr(e, "ctx", None)
+    message = e.format_message()
+    return message[:1].lower() + message[1:], f"see {ctx.command_path} --help" if ctx else None
+
+
+def _say(message: str, hint: str | None, code: int) -> int:
+    label = "error: " if code != 130 else ""
+    with suppress(BrokenPipeError):
+        click.echo(_redact(label + message), err=True)
+        if hint:
+            click.echo(_redact(f"hint: {hint}"), err=True)
+    return code
+
+
+def _redact(text: str) -> str:
+    """A library's message may quote the request that failed; the user's token must not leave with it."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "")
+        if len(token) >= 8:
+            text = text.replace(token, f"<{name}>")
+    return text
+
+
+def _one_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:300]
+
+
+def _is_out_of_memory(e: Exception) -> bool:
+    if isinstance(e, MemoryError):
+        return True
+    torch: Any = sys.modules.get("torch")  # an error of torch's implies that torch is loaded
+    if torch is not None and isinstance(e, torch.OutOfMemoryError):
+        return True
+    return isinstance(e, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(e)
+
+
+def _close_stdout() -> int:
+    """The reader has left (`| head`): say nothing, and let the interpreter flush into the void at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+@contextmanager
+def _terminate_cleanly() -> Iterator[None]:
+    """SIGTERM unwinds the stack, so that temporary files go, and exits with 143. Training installs its own handler."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(143)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: signals are the host program's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,1 @@
+"""From files to batches: tables of images, their order, and their captions."""

@@ -1,0 +1,155 @@
+"""Safe decoding: an image file of any source -> an upright RGB picture of 8 bits, or an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2i.errors import ImageError, T2IError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # explicit: Pillow knows formats that start other programs
+MAX_PIXELS = 89_000_000  # just under the bound at which Pillow itself warns of a decompression bomb
+MAX_BYTES = 500_000_000  # of a file
+MAX_TEXT = 16_000_000  # characters of text and bytes of profiles beside the pixels
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the picture upright
+OTHER_KINDS = {b"%!PS": "EPS/PostScript", b"8BPS": "PSD", b"SIMPLE  =": "FITS", b"%PDF": "PDF", b"<svg": "SVG"}
+_warnings_lock = threading.Lock()
+
+
+def decode(data: bytes | Path, where: str | None = None) -> Image.Image:
+    """A picture from a file or its bytes, as RGB of 8 bits, upright.
+
+    Grey is repeated over the channels, 16-bit grey is scaled (not clipped), alpha and palette transparency are laid on
+    white, CMYK is converted without a colour profile, EXIF orientation is applied, an animation gives its first frame.
+    where: the name used in messages; default: the path.
+    Raises ImageError for what is damaged, no image, of another format, or larger than MAX_PIXELS; the size is taken
+    from the header, before any pixel is decoded.
+    """
+    where = where or (str(data) if isinstance(data, Path) else "image")
+    image = open_image(data, where)
+    try:
+        image.load()
+        _check_text(image, where)  # again: a PNG may hold text after its pixels
+        turn = TURNS.get(_orientation(image))
+        image = _to_rgb(image, where)
+    except T2IError:
+        raise
+    except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
+        raise ImageError(f"{where}: the image is truncated or damaged ({reason(e)})") from None
+    return image if turn is None else image.transpose(turn)
+
+
+def open_image(data: bytes | Path, where: str) -> Image.Image:
+    """The image with its header and metadata read, its pixels not yet.  Raises ImageError as `decode` does."""
+    raw = _read(data, where) if isinstance(data, Path) else data
+    if not raw:
+        raise ImageError(f"{where}: the file is empty (0 bytes)")
+    if raw.startswith(b"version https://git-lfs"):
+        raise ImageError(f"{where}: a git-lfs pointer, not the image itself", "git lfs pull")
+    try:
+        with quiet():
+            image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{where}: {_kind(raw)}; images are read from {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; refused before decoding") from None
+    except Exception as e:  # among them: more text in a PNG than Pillow's bound
+        raise ImageError(f"{where}: the image's header is damaged or unsafe ({reason(e)})") from None
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        raise ImageError(f"{where}: {size} is more than {MAX_PIXELS:,} pixels; refused before decoding")
+    _check_text(image, where)
+    return image
+
+
+def _check_text(image: Image.Image, where: str) -> None:
+    text = sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
+    if text > MAX_TEXT:
+        raise ImageError(f"{where}: {text:,} characters of text inside the image; at most {MAX_TEXT:,} are read")
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{where}: a folder, not an image")
+        if not path.exists():
+            raise ImageError(f"{where}: no such file")
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise ImageError(f"{where}: not a regular file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ImageError(f"{where}: {size:,} bytes; an image file has at most {MAX_BYTES:,}")
+        return path.read_bytes()
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise ImageError(f"{where}: cannot be read: {reason(e)}") from None
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _from_16_bit(image, where)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    rgb = image.convert("RGB")
+    rgb.info = {}  # comments, profiles and the like belong to the file, not to the picture
+    return rgb
+
+
+def _from_16_bit(image: Image.Image, where: str) -> Image.Image:
+    """Grey 0..65535 -> 0..255, to the nearest; the one transparent grey value of a PNG becomes alpha."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{where}: 32-bit grey has no defined white; save it with 8 or 16 bits")
+    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        with quiet():
+            return image.getexif().get(0x0112)
+    except Exception:  # damaged EXIF does not spoil the picture
+        return None
+
+
+def _kind(raw: bytes) -> str:
+    """What a file is that is none of our image formats, in words."""
+    for start, name in OTHER_KINDS.items():
+        if raw.startswith(start):
+            return f"a file of kind {name}, whatever its suffix says"
+    head = raw[:512]
+    printable = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+    return "text, not an image" if printable else "not an image, or damaged"
+
+
+def reason(error: BaseException) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A bomb warning is an error, any other warning of Pillow is none of the user's; one thread at a time, since
+    Python's warning filters are shared by all threads.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,70 @@
+"""Atomic files: a file is there whole or not at all, and nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from t2i.errors import T2IError, UsageError
+
+
+def write(data: bytes, path: Path, *, overwrite: bool = False) -> None:
+    """Put bytes into a file atomically: a temporary file in the same folder, fsync, then link or rename.
+
+    Missing folders are created; the mode follows the umask. On any failure nothing is left behind, and what was
+    there stays.
+    Raises UsageError for a file that exists (unless overwrite; no other process can slip in between) and for a folder
+    that cannot be written; T2IError where the disk fails.
+    """
+    temporary = path.parent / f".t2i-{secrets.token_hex(8)}.tmp"  # short: the name itself may be as long as allowed
+    try:
+        _make_folder(path.parent)
+        with open(temporary, "xb") as file:  # the mode follows the umask
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish(temporary, path)
+    except FileExistsError:
+        raise already_exists(path) from None
+    except OSError as e:
+        message = f"cannot write {path}: {e.strerror or e}"
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise T2IError(message, "free some space, then run the same command again") from None
+        raise UsageError(message, "choose another place with --output") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # not the picture exists, but a file where the folder should be
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file its name, and fail if the name is taken, by whomever and whenever."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this filesystem: claim the name with an empty file, then rename over it
+        with open(path, "xb"):
+            pass
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def already_exists(path: Path) -> UsageError:
+    """What is said where a file would have been overwritten."""
+    return UsageError(f"{path} exists already", "choose another name, or say --overwrite")

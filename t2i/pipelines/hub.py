@@ -1,0 +1,115 @@
+"""A model on the Hugging Face Hub: its files in the local cache, downloaded first where that is needed and allowed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from t2i.errors import ModelError, ModelUnavailable
+from t2i.pipelines.quiet import prepare_libraries, quiet
+from t2i.zoo import NAMES, ResolvedModel, near
+
+TIMEOUT = 10  # seconds for the first answer; downloads have the Hub library's own patience
+
+
+def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = False) -> Path:
+    """The snapshot folder of a Hub model in the cache, with its safetensors weights.
+
+    Nothing is asked of the network when `offline`, or where HF_HUB_OFFLINE is set. When the Hub cannot be reached, a
+    cached model still loads. No file is opened but JSON.
+    Raises ModelUnavailable (no such id, gated, not cached and no network) and ModelError (no pipeline, or own code).
+    """
+    prepare_libraries()
+    from huggingface_hub.constants import is_offline_mode
+
+    if offline or is_offline_mode():
+        return _from_cache(model, revision, "offline")
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = model_info(model.location, revision=revision, timeout=TIMEOUT)
+    except HfHubHTTPError as e:
+        _explain(e, model, revision)
+    except Exception as e:  # the HTTP library's own errors, whichever library that is
+        return _from_cache(model, revision, f"the Hub cannot be reached ({type(e).__name__})")
+    _check_listing({sibling.rfilename for sibling in info.siblings or ()}, model)
+    return _download(model, info.sha or revision)
+
+
+def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # The folder as it is: which of its files are needed, and whether they are there, is checked afterwards.
+        patterns = ["model_index.json"]
+        folder = snapshot_download(model.location, revision=revision, local_files_only=True, allow_patterns=patterns)
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        raise not_cached(model, revision, why) from None
+    if not (Path(folder) / "model_index.json").is_file():
+        raise not_cached(model, revision, why)
+    return Path(folder)
+
+
+def not_cached(model: ResolvedModel, revision: str | None, why: str) -> ModelUnavailable:
+    """What is said where a model would have to be downloaded and cannot be; names the command that gets it."""
+    at = f" at revision {revision}" if revision else ""
+    command = f"hf download {model.location}" + (f" --revision {revision}" if revision else "")
+    return ModelUnavailable(
+        f"model {model.name!r}{at} is not in the cache, and {why}",
+        f"with a network, `{command}` gets it; the embedded model needs none: --model mini",
+    )
+
+
+def _download(model: ResolvedModel, revision: str | None) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        with quiet():
+            return Path(DiffusionPipeline.download(model.location, revision=revision, use_safetensors=True))
+    except HfHubHTTPError as e:
+        _explain(e, model, revision)
+    except ValueError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise ModelError(f"cannot download {model.name!r}: {reason}", "--debug shows where") from e
+    except Exception as e:  # the HTTP library's own errors, the disk's
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise ModelError(f"cannot download {model.name!r}: {e.strerror}", "HF_HOME says where it goes") from e
+        why = f"the download broke off ({type(e).__name__}); what has arrived is kept"
+        raise not_cached(model, revision, why) from e
+
+
+def _check_listing(files: set[str], model: ResolvedModel) -> None:
+    """Refuse before anything is downloaded what would be refused afterwards."""
+    if "model_index.json" not in files:
+        single = sorted(name for name in files if name.endswith(".safetensors"))
+        hint = f"download {single[0]!r} and give its path" if single else "give the id of a text-to-image pipeline"
+        raise ModelError(f"{model.location} is not a diffusers pipeline: it has no model_index.json", hint)
+    if "pipeline.py" in files:
+        raise ModelError(
+            f"{model.location} carries its own code (pipeline.py); t2i never runs code that comes with a model",
+            "use a model that needs none",
+        )
+
+
+def _explain(e: Exception, model: ResolvedModel, revision: str | None) -> NoReturn:
+    """Turn an answer of the Hub into what it means to the user."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    status: Any = getattr(getattr(e, "response", None), "status_code", None)
+    if isinstance(e, GatedRepoError):
+        page = f"https://huggingface.co/{model.location}"
+        hint = f"accept its licence at {page}, then `hf auth login` (or set HF_TOKEN)"
+        raise ModelUnavailable(f"model {model.name!r} is gated", hint) from None
+    if isinstance(e, RevisionNotFoundError):
+        raise ModelUnavailable(f"model {model.name!r} has no revision {revision!r}", "leave --revision out") from None
+    if isinstance(e, RepositoryNotFoundError) or status in (401, 403):
+        guesses = near(model.location)
+        hint = f"did you mean {' or '.join(guesses)}?" if guesses else f"names: {', '.join(NAMES)}"
+        private = "" if os.environ.get("HF_TOKEN") else "; a private one needs `hf auth login`"
+        raise ModelUnavailable(f"no model {model.location!r} on the Hub{private}", hint) from None
+    raise not_cached(model, revision, f"the Hub answered {status or type(e).__name__}") from e

@@ -1,0 +1,219 @@
+"""From a model's name to a loaded pipeline: find the files, check them, then let diffusers build it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ModelError, ModelUnavailable, T2IError, UsageError
+from t2i.pipelines import hub
+from t2i.pipelines.quiet import prepare_libraries, quiet
+from t2i.pipelines.weights import check_pipeline_folder, check_safetensors, tensor_names, weights_hash
+from t2i.zoo import Defaults, ResolvedModel, model_defaults, resolve
+
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its pictures equal the CPU's
+
+# A tensor that only this kind of single file has, and the pipeline class that draws with it.
+SINGLE_FILES: tuple[tuple[str, str, str], ...] = (
+    (r"conditioner\.embedders\.1\.", "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
+    (r"model\.diffusion_model\.joint_blocks\.", "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-medium"),
+    (r"(model\.diffusion_model\.)?double_blocks\.", "FluxPipeline", "black-forest-labs/FLUX.1-dev"),
+    (
+        r"model\.diffusion_model\.input_blocks\.",
+        "StableDiffusionPipeline",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine, its files checked and nothing loaded yet.
+
+    path: the pipeline's folder, or the one file.  kind: the pipeline class by name.  revision: the Hub's commit.
+    """
+
+    model: ResolvedModel
+    path: Path
+    kind: str
+    weights: tuple[Path, ...]
+    revision: str | None = None
+    offline: bool = False
+
+    @property
+    def defaults(self) -> Defaults:
+        """What the model draws best with, as far as it is known."""
+        return self.model.defaults
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk."""
+        return sum(file.stat().st_size for file in self.weights)
+
+    def hash(self) -> str | None:
+        """sha256 of the weights, or None where they are too big for that (see `weights.weights_hash`)."""
+        return weights_hash(self.weights, self.path if self.path.is_dir() else self.path.parent)
+
+
+def locate(model: str, *, revision: str | None = None, offline: bool = False) -> ModelFiles:
+    """Find a model's files, downloading them where that is needed and allowed, and check them.  Loads nothing.
+
+    Raises UsageError (a revision of something local), ModelUnavailable and ModelError.
+    """
+    resolved = resolve(model)
+    if revision is not None and resolved.kind != "hub":
+        raise UsageError(f"revision {revision!r}: {resolved.name!r} is on this machine and has no revisions")
+    if resolved.kind == "file":
+        return _locate_file(resolved, offline)
+    folder = Path(resolved.location)
+    commit = None
+    if resolved.kind == "hub":
+        folder = hub.fetch(resolved, revision, offline)
+        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+        resolved = replace(resolved, defaults=model_defaults(folder, resolved.defaults))
+    try:
+        kind, weights = check_pipeline_folder(folder)
+    except ModelError as e:
+        name = resolved.location if resolved.kind == "hub" else folder.name
+        raise ModelError(e.message.replace(f"{folder.name}", name, 1), e.hint) from None
+    return ModelFiles(resolved, folder, kind, weights, commit, offline)
+
+
+def _locate_file(resolved: ResolvedModel, offline: bool) -> ModelFiles:
+    path = Path(resolved.location)
+    check_safetensors(path)
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path.name}: by its content a safetensors file", "rename it to end in .safetensors")
+    names = tensor_names(path)
+    for pattern, kind, _ in SINGLE_FILES:
+        if any(re.match(pattern, name) for name in names):
+            return ModelFiles(resolved, path, kind, (path,), None, offline)
+    adapter = any("lora" in name.lower() for name in names)
+    what = (
+        "it is an adapter (LoRA), not a model"
+        if adapter
+        else f"its tensors ({names[0][:60]}, ...) are of no known kind"
+    )
+    raise ModelError(f"{path.name} is {what}", "give a whole model: Stable Diffusion 1, 2, XL, 3, FLUX.1, or a folder")
+
+
+def choose_device(device: str | None) -> str:
+    """The device to draw on; None: CUDA, else Apple's MPS, else the CPU.
+
+    Raises UsageError for one that does not exist here.
+    """
+    import torch
+
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if device is None:
+        return "cuda" if "cuda" in available else available[-1]
+    if device.lower() not in available:
+        raise UsageError(f"device: got {device[:40]!r}, this machine has {', '.join(available)}")
+    return device.lower()
+
+
+def choose_dtype(dtype: str | None, device: str, files: ModelFiles) -> str:
+    """The dtype to draw in; None: float32 on a CPU and for small models, else the model's own.
+
+    Raises UsageError for an unknown name.
+    """
+    if dtype is not None:
+        if dtype.lower() not in DTYPES:
+            raise UsageError(f"dtype: got {dtype[:40]!r}, allowed float32, float16, bfloat16 (fp32, fp16, bf16)")
+        return DTYPES[dtype.lower()]
+    if device == "cpu" or (files.defaults.dtype is None and files.bytes < SMALL_BYTES):
+        return "float32"
+    return DTYPES.get(str(files.defaults.dtype), "bfloat16")
+
+
+def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None) -> Any:
+    """The diffusers pipeline, on the device, in the dtype.
+
+    components: parts that are loaded already (tokenizers).
+    Raises ModelError: not text-to-image, weights missing or of the wrong shape, anything diffusers cannot build.
+    """
+    prepare_libraries()
+    import torch
+
+    kind = pipeline_class(files.kind)
+    options = {"torch_dtype": getattr(torch, dtype), "local_files_only": files.path.is_dir() or files.offline}
+    name = files.model.name
+    try:
+        with quiet() as said:
+            if files.path.is_dir():
+                pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **(components or {}))
+            else:
+                pipe = _from_single_file(kind, files, options)
+            pipe = pipe.to(device)
+    except (T2IError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split())[:300]
+        raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", "get the model again") from e
+    unset = [line for line in said if "newly initialized" in line]
+    if unset:  # the library goes on with random numbers in their place
+        where = unset[0].split()[0 if "LOAD REPORT" in unset[0] else 3]
+        raise ModelError(f"cannot load {name}: weights are missing from its {_plain(where)}", "get the model again")
+    return pipe
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def pipeline_class(name: str) -> Any:
+    """diffusers' text-to-image class for a model saved by the pipeline class of this name.
+
+    Importing every pipeline to find it (`AutoPipelineForText2Image`) takes a second, so it is asked last.
+    Raises ModelError where the model does not make images from text.
+    """
+    prepare_libraries()
+    import inspect
+
+    import diffusers
+
+    try:
+        kind = getattr(diffusers, name)
+        parameters = inspect.signature(kind.__call__).parameters
+        if not issubclass(kind, diffusers.DiffusionPipeline):
+            raise TypeError(name)
+    except (AttributeError, TypeError, ImportError):
+        version = diffusers.__version__
+        raise ModelError(f"diffusers {version} has no pipeline {name[:60]!r}", "pip install -U diffusers") from None
+    if "prompt" in parameters and not {"image", "num_frames", "video", "audio_length_in_s"} & set(parameters):
+        return kind
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING, _get_task_class
+
+    try:
+        return _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, name)
+    except ValueError:
+        raise ModelError(f"a {name} does not make images from text", "choose a text-to-image model") from None
+
+
+def _from_single_file(kind: Any, files: ModelFiles, options: dict[str, Any]) -> Any:
+    """A single file holds weights only; configs and tokenizers come from the cache of the model it belongs to."""
+    try:
+        return kind.from_single_file(str(files.path), **options)
+    except (OSError, ValueError) as e:  # what the Hub library raises for a file that is not cached
+        if isinstance(e, ValueError) and "local" not in str(e) and "cache" not in str(e):
+            raise
+        base = next(base for _, name, base in SINGLE_FILES if name == kind.__name__)
+        raise ModelUnavailable(
+            f"{files.model.name} holds weights only; its configs and tokenizer are those of {base}, not cached here",
+            f"with a network, `hf download {base} --include '*.json' '*.txt'` gets them (small files)",
+        ) from e

@@ -1,0 +1,48 @@
+"""The recipe of one image, from what it was drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL.Image import Image
+
+from t2i.images import pixel_hash
+from t2i.pipelines.schedulers import describe
+from t2i.pipelines.settings import Job, Settings
+from t2i.recipe import Recipe
+
+
+def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, known: Mapping[str, Any]) -> Recipe:
+    """Everything needed to draw this image again.
+
+    scheduler: the diffusers object it was drawn with.  known: what the caller knows of the model and the machine.
+    """
+    name, sampler, schedule_type = describe(scheduler)
+    return Recipe(
+        prompt=job.prompt,
+        negative_prompt=settings.negative,
+        steps=settings.steps,
+        sampler=sampler,
+        schedule_type=schedule_type,
+        scheduler=name,
+        scheduler_config=dict(scheduler.config),
+        guidance=settings.guidance,
+        seed=job.seed,
+        width=image.width,
+        height=image.height,
+        versions=_versions(),
+        image_hash=pixel_hash(image),
+        **known,
+    )
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
+    from t2i import __version__
+
+    libraries = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+    return {"t2i": __version__} | {name: str(library.__version__) for name, library in libraries.items()}

@@ -1,0 +1,98 @@
+"""How images are to be drawn: what the user said, else what the model wants, else what its pipeline does by default."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from t2i.pipelines import limits
+from t2i.zoo import Defaults
+
+SMALL_PARAMETERS = 200_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn, every value chosen and checked.  scheduler: our name; None: the model's own."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str | None = None
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    prompt: str
+    seed: int
+
+
+def choose_settings(
+    pipe: Any,
+    defaults: Defaults,
+    *,
+    negative: str = "",
+    steps: int | None = None,
+    guidance: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    scheduler: str | None = None,
+) -> Settings:
+    """Fill in what is None. One side given and not the other: the picture is square.  Raises UsageError."""
+    own = call_parameters(pipe)
+    default_width, default_height = defaults.size or native_size(pipe)
+    if steps is None:
+        steps = defaults.steps or own["num_inference_steps"].default
+    if guidance is None:
+        guidance = defaults.guidance
+    if guidance is None:
+        guidance = own[defaults.guidance_name].default if defaults.guidance_name in own else 1.0
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            limits.check_multiple(name, limits.check_side(name, side), size_multiple(pipe))
+    return Settings(
+        steps=limits.check_steps(steps),
+        guidance=limits.check_guidance(float(guidance)),
+        width=width or height or default_width,
+        height=height or width or default_height,
+        scheduler=scheduler,
+        negative=limits.check_prompt(negative, "negative prompt"),
+    )
+
+
+def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    """The arguments that drawing with this pipeline takes."""
+    return dict(inspect.signature(type(pipe).__call__).parameters)
+
+
+def size_multiple(pipe: Any) -> int:
+    """Width and height must be multiples of this."""
+    patches = 2 if getattr(pipe, "transformer", None) is not None else 1
+    return math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)) * patches)
+
+
+def native_size(pipe: Any) -> tuple[int, int]:
+    """(width, height) the network was trained at, as its config tells; 512 where it does not."""
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    config = getattr(network, "config", None)
+    size = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    scale = int(getattr(pipe, "vae_scale_factor", 8))
+    return (int(width) * scale, int(height) * scale) if width and height else (512, 512)
+
+
+def default_batch_size(pipe: Any, width: int, height: int) -> int:
+    """How many images are drawn at once unless the caller says: what surely fits, not what is fastest.
+
+    Up to 200M parameters: as many as make half a million pixels, at most 8 (8 of 256x256, 2 of 512x512). Larger: 1.
+    """
+    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    if sum(weight.numel() for part in parts for weight in part.parameters()) > SMALL_PARAMETERS:
+        return 1
+    return max(1, min(8, 8 * 256 * 256 // (width * height)))

@@ -1,0 +1,281 @@
+"""Text to images, over any diffusers text-to-image pipeline.
+
+An image is a function of the model, the settings, the prompt and its own seed: it has one float32 CPU generator, from
+which its first noise and all later noise come, so that it is the same picture alone and in a batch, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import ModelError, NonFinite, T2IError
+from t2i.pipelines import limits
+from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
+from t2i.pipelines.quiet import quiet
+from t2i.pipelines.records import make_recipe
+from t2i.pipelines.schedulers import describe, make_scheduler, step_in_float32
+from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
+from t2i.recipe import Recipe
+from t2i.zoo import Defaults
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed over the images
+
+
+@dataclass(frozen=True)
+class Result:
+    """An image and how it was made.  blanked: the model's own safety checker has painted it black."""
+
+    image: Image
+    recipe: Recipe
+    blanked: bool = False
+
+
+class TextToImage:
+    """Draws images from text.
+
+        draw = TextToImage.load("mini")
+        for result in draw("a horse in Van Gogh style", seeds=range(8)):
+            result.image.save(f"{result.recipe.seed}.png")
+
+    pipe: the diffusers pipeline underneath.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        name: str,
+        defaults: Defaults,
+        scheduler: str | None = None,
+        revision: str | None = None,
+        weights_hash: str | None = None,
+    ) -> None:
+        """Use `load` for a saved model and `wrap` for a pipeline in memory."""
+        self.pipe = pipe
+        self.name = name
+        self.defaults = defaults
+        self.revision = revision
+        self.weights_hash = weights_hash
+        self._own_scheduler = pipe.scheduler
+        self._scheduler = scheduler or defaults.scheduler
+        self._parameters = call_parameters(pipe)
+        pipe.set_progress_bar_config(disable=True)
+        self._use_scheduler(None)  # an unknown one fails now rather than at the first image
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | ModelFiles = "mini",
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        offline: bool = False,
+        revision: str | None = None,
+        scheduler: str | None = None,
+        components: dict[str, Any] | None = None,
+    ) -> TextToImage:
+        """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
+
+        device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
+        components: parts of the pipeline that are loaded already.
+        Raises UsageError, ModelUnavailable, ModelError.
+        """
+        files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
+        device = choose_device(device)
+        pipe = load_pipeline(files, device, choose_dtype(dtype, device, files), components)
+        return cls(
+            pipe,
+            name=files.model.name,
+            defaults=files.defaults,
+            scheduler=scheduler,
+            revision=files.revision,
+            weights_hash=files.hash(),
+        )
+
+    @classmethod
+    def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
+        """Draw with a diffusers pipeline that is in memory already (its progress bar is switched off)."""
+        return cls(pipe, name=name, defaults=defaults or Defaults())
+
+    @property
+    def device(self) -> str:
+        """Where it draws: "cpu", "cuda:0", ..."""
+        return str(self.pipe.device)
+
+    @property
+    def dtype(self) -> str:
+        """What it draws in: "float32", ..."""
+        return str(self.pipe.dtype).removeprefix("torch.")
+
+    @property
+    def scheduler(self) -> str:
+        """Our name of the scheduler it draws with."""
+        return describe(self.pipe.scheduler)[0]
+
+    def __call__(
+        self,
+        prompts: Sequence[str] | str,
+        *,
+        seeds: Sequence[int],
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        scheduler: str | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """Draw every prompt with every seed, seed by seed within a prompt.
+
+        Arguments are checked at once; images come batch by batch, as they are drawn.
+        Raises UsageError for what is out of range, NonFinite instead of a black picture.
+        """
+        jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
+        settings = self.settings(
+            negative=negative, steps=steps, guidance=guidance, width=width, height=height, scheduler=scheduler
+        )
+        return self.draw(jobs, settings, batch_size=batch_size, progress=progress)
+
+    def settings(self, **chosen: Any) -> Settings:
+        """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
+        settings = choose_settings(self.pipe, self.defaults, **chosen)
+        self._use_scheduler(settings.scheduler)
+        return settings
+
+    def draw(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """Draw these jobs, batch by batch; see `__call__`."""
+        limits.check_seeds([job.seed for job in jobs])
+        for job in jobs:
+            limits.check_prompt(job.prompt)
+        size = batch_size or default_batch_size(self.pipe, settings.width, settings.height)
+        return self._batches(list(jobs), settings, limits.check_batch_size(size), progress)
+
+    def uses_negative(self, guidance: float) -> bool:
+        """Whether a negative prompt does anything."""
+        return guidance > 1 and "negative_prompt" in self._parameters
+
+    def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
+        for first in range(0, len(jobs), size):
+            batch = jobs[first : first + size]
+
+            def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
+                if progress is not None:
+                    progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
+
+            self._use_scheduler(settings.scheduler)
+            x, blanked = self._draw_batch(batch, settings, report)
+            report(1.0)
+            yield from self._results(batch, settings, x, blanked)
+
+    def _results(self, batch: list[Job], settings: Settings, x: torch.Tensor, blanked: list[bool]) -> Iterator[Result]:
+        """x: (B, 3, H, W) in [-1, 1].  The finite pictures come first; then NonFinite is raised if one was not."""
+        from t2i.images import from_tensor
+
+        known = {
+            "model": self.name,
+            "revision": self.revision,
+            "weights_hash": self.weights_hash,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        finite = x.isfinite().flatten(1).all(1).tolist()
+        for k, job in enumerate(batch):
+            if finite[k]:
+                image = from_tensor(x[k : k + 1])[0]
+                yield Result(image, make_recipe(job, settings, image, self.pipe.scheduler, known), blanked[k])
+        bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
+        if bad:
+            raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self._way_out())
+
+    def _draw_batch(
+        self, batch: list[Job], settings: Settings, report: Callable[[float], None]
+    ) -> tuple[torch.Tensor, list[bool]]:
+        """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked.
+
+        Raises NonFinite where nothing finite is left, ModelError for what the pipeline refuses.
+        """
+        import torch
+
+        options = self._options(batch, settings, report)
+        try:
+            with quiet():
+                output = self.pipe(**options)
+        except (T2IError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as e:
+            reason = " ".join(str(e).split())[:300]
+            raise ModelError(f"{self.name} cannot draw this: {reason}", "--debug shows where") from e
+        x = output.images.float().mul(2).sub(1)  # pipelines hand out [0, 1], with NaN kept
+        blanked = getattr(output, "nsfw_content_detected", None) or [False] * len(x)
+        return x, [bool(black) for black in blanked]
+
+    def _options(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> dict[str, Any]:
+        """The pipeline's keyword arguments for one batch, as far as it knows them."""
+        import torch
+
+        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in batch]
+        options: dict[str, Any] = {
+            "prompt": [job.prompt for job in batch],
+            "width": settings.width,
+            "height": settings.height,
+            "num_inference_steps": settings.steps,
+            self.defaults.guidance_name: settings.guidance,
+            "generator": generators,
+            "output_type": "pt",
+            "callback_on_step_end": self._watch(report),
+        }
+        if self.uses_negative(settings.guidance) and settings.negative:
+            options["negative_prompt"] = [settings.negative] * len(batch)
+        if hasattr(self.pipe, "unet") and self.dtype != "float32":
+            options["latents"] = self._first_noise(generators, settings)
+        return {name: value for name, value in options.items() if name in self._parameters}
+
+    def _first_noise(self, generators: Sequence[torch.Generator], settings: Settings) -> torch.Tensor:
+        """(B, C, h, w) standard normal noise in the pipeline's dtype, drawn in float32.
+
+        torch draws other numbers in half precision where their count is no multiple of 16.
+        """
+        import torch
+
+        scale = self.pipe.vae_scale_factor
+        shape = (1, self.pipe.unet.config.in_channels, settings.height // scale, settings.width // scale)
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        return noise.to(device=self.pipe.device, dtype=self.pipe.dtype)
+
+    def _watch(self, report: Callable[[float], None]) -> Callable[..., dict[str, Any]]:
+        """What the pipeline calls after each step: reports progress, and stops when no image has a future."""
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            latents = tensors.get("latents")
+            if latents is not None and not latents.flatten(1).sum(1).isfinite().any():
+                raise NonFinite(f"non-finite image: NaN or infinity after step {step + 1}", self._way_out())
+            report((step + 1) / max(1, getattr(pipe, "num_timesteps", step + 1)))
+            return {}
+
+        return after_step
+
+    def _way_out(self) -> str:
+        if self.dtype != "float32":
+            return "try --dtype float32"
+        return "try another --scheduler or a lower --guidance; if that does not help, the model's weights are damaged"
+
+    def _use_scheduler(self, spelling: str | None) -> None:
+        """Put the scheduler of that name (None: what `load` chose, else the model's own), fresh, into the pipeline."""
+        own, spelling = self._own_scheduler, spelling or self._scheduler
+        scheduler = make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
+        self.pipe.scheduler = scheduler if self.dtype == "float32" else step_in_float32(scheduler)

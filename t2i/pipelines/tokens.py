@@ -1,0 +1,49 @@
+"""Which words of a prompt are beyond what the text encoder reads; needs the tokenizers, not the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from t2i.pipelines.loading import ModelFiles
+from t2i.pipelines.quiet import prepare_libraries, quiet
+from t2i.zoo import read_json
+
+
+def load_tokenizers(files: ModelFiles) -> dict[str, Any]:
+    """The tokenizers of a pipeline folder by component name, ready to be handed to `load_pipeline`.
+
+    Empty where they are not in the folder; a tokenizer that cannot be loaded is left to `load_pipeline` to explain.
+    """
+    if not files.path.is_dir():
+        return {}
+    prepare_libraries()
+    import transformers
+
+    tokenizers = {}
+    for name, value in read_json(files.path / "model_index.json").items():
+        if isinstance(value, list) and len(value) == 2 and value[0] == "transformers" and "Tokenizer" in str(value[1]):
+            try:
+                with quiet():
+                    kind = getattr(transformers, str(value[1]))
+                    tokenizers[name] = kind.from_pretrained(files.path / name, local_files_only=True)
+            except Exception:  # said better, and once, when the pipeline is loaded
+                return {}
+    return tokenizers
+
+
+def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
+    """The end of the prompt that no text encoder of the model reads; empty where all of it is read.
+
+    Several encoders may read to different lengths: what the longest one reads is read.
+    """
+    ends = []
+    for tokenizer in tokenizers:
+        limit = getattr(tokenizer, "model_max_length", None)
+        if not isinstance(limit, int) or limit > 100_000:  # transformers' way of saying that there is none
+            return ""
+        with quiet():
+            ids = tokenizer(prompt, add_special_tokens=False, truncation=False)["input_ids"]
+            room = limit - tokenizer.num_special_tokens_to_add()
+            ends.append(tokenizer.decode(ids[room:], skip_special_tokens=True).strip() if len(ids) > room else "")
+    return min(ends, key=len, default="")

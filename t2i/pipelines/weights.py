@@ -1,0 +1,168 @@
+"""Model files before anything is loaded from them: only safetensors, only whole, and no code.
+
+Nothing here unpickles, imports or trusts a suffix. Every check reads a bounded amount.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ModelError
+from t2i.zoo import PICKLES, read_json
+
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_HASHED_BYTES = 2**28  # hashing more would be felt at every start
+NO_WEIGHTS = re.compile(r"Scheduler|Tokenizer|Processor|FeatureExtractor|Guider")
+CODE_KEYS = ("auto_map", "custom_pipeline", "transformers_weights")
+SAFETENSORS_HINT = "use a model whose weights are .safetensors files"
+
+
+def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """The pipeline's class name and its weights files, sorted, after every check that needs no loading.
+
+    Raises ModelError: code in the folder, an unsafe component, pickles only, or a damaged weights file.
+    """
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or "custom_pipeline" in index or (folder / "pipeline.py").exists():
+        raise _carries_code(folder, "pipeline.py, or a pipeline class that is not diffusers' own")
+    weights: list[Path] = []
+    for name, value in index.items():
+        if not isinstance(value, list) or len(value) != 2 or None in value:
+            continue
+        library, component = value
+        if not (name.isidentifier() and _is_safe_library(library)) or str(component).endswith("Pipeline"):
+            raise _carries_code(folder, f"component {name[:40]!r} is {str(component)[:40]!r} of {str(library)[:40]!r}")
+        weights += _check_component(folder / name, component)
+    if not weights:
+        raise ModelError(f"{folder.name}: no component with weights in model_index.json", "get the model again")
+    return kind, tuple(sorted(weights))
+
+
+def check_safetensors(path: Path) -> None:
+    """Raises ModelError unless the file is, by its content, one whole safetensors file.
+
+    Tells apart: empty, Git LFS pointer, pickle under any name, huge header, cut short, damaged.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as e:
+        raise ModelError(f"cannot read {where}: {e.strerror}") from None
+    if size == 0:
+        raise ModelError(f"{where} is empty (0 bytes)", "the download or copy failed: get the file again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{where} is a Git LFS pointer, not the weights", "run `git lfs pull` where it was cloned")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or length > 2**40:
+        if head.startswith((b"PK\x03\x04", b"\x80")) or head[:1] in (b"(", b"c"):
+            raise ModelError(f"{where} is a pickle, whatever its name: loading it can run any code", SAFETENSORS_HINT)
+        raise ModelError(f"{where} is not a safetensors file", SAFETENSORS_HINT)
+    if length > MAX_HEADER_BYTES:
+        raise ModelError(f"{where}: its header claims {length} bytes, allowed are {MAX_HEADER_BYTES}", SAFETENSORS_HINT)
+    if length + 8 > size:
+        raise ModelError(f"{where} is cut short: {size} bytes, its header alone has {length}", "get the file again")
+    _check_tensors(path, where)
+
+
+def weights_hash(files: Sequence[Path], root: Path) -> str | None:
+    """sha256 (hex) of the weights; None where they are too big to hash at every start.
+
+    Of one file: its own sha256, as other tools give it. Of several: of the lines `path sha256`, sorted by path.
+    """
+    if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
+        return None
+    if len(files) == 1:
+        return _file_hash(files[0])
+    lines = sorted(f"{file.relative_to(root).as_posix()} {_file_hash(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file that has been checked."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return list(file.keys())
+
+
+def _is_safe_library(library: Any) -> bool:
+    """Whether model_index.json may name this library: any other would be imported, and so run."""
+    if library in ("diffusers", "transformers"):
+        return True
+    spec = find_spec("diffusers")  # without importing it
+    places = spec.submodule_search_locations if spec else None
+    return str(library).isidentifier() and bool(places) and (Path(places[0]) / "pipelines" / str(library)).is_dir()
+
+
+def _check_component(folder: Path, component: str) -> list[Path]:
+    """The weights files of one component's folder."""
+    where = f"{folder.parent.name}/{folder.name}"
+    if not folder.is_dir():
+        raise ModelError(f"{where}: the folder of this component is missing", "the model is incomplete: get it again")
+    files = sorted(folder.iterdir())
+    for file in files:
+        if file.suffix.lower() == ".py" or file.name == "adapter_config.json":
+            raise _carries_code(folder.parent, f"{folder.name}/{file.name}")
+        if file.name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "scheduler_config.json"):
+            found = [key for key in CODE_KEYS if key in read_json(file)]
+            if found:
+                raise _carries_code(folder.parent, f"{found[0]!r} in {folder.name}/{file.name}")
+        if file.name.endswith(".index.json"):
+            _check_shards(file)
+    if NO_WEIGHTS.search(component):
+        return []
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    for file in weights:
+        check_safetensors(file)
+    if not weights:
+        pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
+        if pickles:
+            raise ModelError(f"{where}: only pickled weights ({pickles[0]}); they can run any code", SAFETENSORS_HINT)
+        raise ModelError(f"{where}: no .safetensors weights", "the model is incomplete: get it again")
+    return weights
+
+
+def _check_shards(index: Path) -> None:
+    """The files that a shard index names must be safetensors next to it."""
+    shards = read_json(index).get("weight_map")
+    for shard in set(shards.values()) if isinstance(shards, dict) else ():
+        if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
+            if str(shard).endswith(PICKLES) and not index.name.endswith(".safetensors.index.json"):
+                return  # the index of the pickled twin, which is never read
+            raise ModelError(f"{index.parent.name}/{index.name} names {str(shard)[:80]!r}, which is no shard of it")
+
+
+def _check_tensors(path: Path, where: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            if not list(file.keys()):
+                raise ModelError(f"{where} holds no tensors", "get the file again")
+    except (SafetensorError, OSError, ValueError) as e:
+        reason = " ".join(str(e).split())[:160]
+        raise ModelError(f"{where} is damaged or cut short: {reason}", "get the file again") from None
+
+
+def _file_hash(path: Path) -> str:
+    blob = path.resolve().name
+    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and path.resolve().parent.name == "blobs":
+        return blob  # the Hub's cache names its large files by their sha256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _carries_code(folder: Path, what: Any) -> ModelError:
+    return ModelError(
+        f"{folder.name} carries its own code ({what}); t2i never runs code that comes with a model",
+        "use a model that needs none",
+    )

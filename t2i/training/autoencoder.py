@@ -1,0 +1,175 @@
+"""`t2i train autoencoder`: the KL autoencoder that gives latent diffusion its space (Rombach et al. 2022, section 3.1).
+
+diffusers' AutoencoderKL, our losses and loop. The export is an ordinary AutoencoderKL folder of averaged weights, whose
+latents have mean 0 and deviation 1 per channel: the measured mean and deviation are folded into its 1x1 convolutions.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from t2i import files, images
+from t2i.config import AutoencoderConfig, AutoencoderModel
+from t2i.data.batches import flips, visit_order
+from t2i.data.sources import ImageTable, load_table
+from t2i.randomness import derive_seed, generator
+from t2i.training.engine import Engine, Step
+from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
+from t2i.training.run import RunFolder, Start
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+SHOWN = 14  # images of the sample grid, each above its reconstruction
+MEASURED = 4096  # images whose latents give the mean and deviation
+
+
+class Codec(nn.Module):
+    """Encode, sample the latent, decode: all that is trained, in one call, as distributed training wants it."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, 3, H, W) in [-1, 1].  eps: (B, C, h, w), standard normal.
+
+        Returns the reconstruction, and mean and log variance of the latent.
+        """
+        posterior = self.vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * eps
+        return self.vae.decode(z).sample, posterior.mean, posterior.logvar
+
+
+def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> AutoencoderKL:
+    """A freshly initialised AutoencoderKL; the weights depend on the seed alone."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(derive_seed(seed, "autoencoder weights"))
+    levels = len(config.channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.groups,
+        mid_block_add_attention=config.attention,
+        sample_size=size,
+        scaling_factor=1.0,
+    )
+
+
+def train_autoencoder(
+    config: AutoencoderConfig, run: Path, *, start: Start = "auto", force: bool = False, progress: bool = True
+) -> Path:
+    """Train, or go on training, an autoencoder.  Returns the exported folder.
+
+    Raises T2IError: data, config, checkpoint and non-finite faults.
+    """
+    folder = RunFolder(run)
+    folder.begin(config, start, force)
+    table = load_table(config.data, progress)
+    codec = Codec(build_autoencoder(config.model, config.data.size, config.seed))
+    engine = Engine(config, folder, codec, table.hash, force=force, progress=progress)
+    latent_shape = latent_size(config)
+    weights = config.loss
+    for step in engine.steps():
+        x = pictures(table, config, step).to(engine.device)
+        eps = torch.randn(step.batch, *latent_shape, generator=generator(config.seed, "latent noise", step.index))
+        x_hat, mean, log_variance = engine.module(x, eps[step.share].to(engine.device))
+        l1 = (x_hat - x).abs().mean()
+        edges = gradient_loss(x_hat, x)
+        likeness = ssim(x_hat, x)
+        kl = kl_to_standard_normal(mean, log_variance) / x[0].numel()
+        loss = weights.l1 * l1 + weights.gradient * edges + weights.ssim * (1 - likeness) + weights.kl * kl
+        engine.update(step, loss, l1=l1, gradient=edges, ssim=likeness, kl=kl, psnr=psnr(x_hat.detach(), x))
+        if engine.crossed(config.sample_every) and engine.accelerator.is_main_process:
+            draw_reconstructions(engine, config, table, folder)
+    if engine.accelerator.is_main_process:
+        export(engine, config, table, folder.export)
+    return folder.export
+
+
+def latent_size(config: AutoencoderConfig) -> tuple[int, int, int]:
+    """Channels, height and width of one latent: every level but the last halves the image."""
+    side = config.data.size // 2 ** (len(config.model.channels) - 1)
+    return config.model.latent_channels, side, side
+
+
+def pictures(table: ImageTable, config: AutoencoderConfig, step: Step) -> Tensor:
+    """This process's images of a step, mirrored where the draw says so: (b, 3, S, S) in [-1, 1]."""
+    visits = visit_order(config.seed, len(table), step.first, step.batch)[step.share]
+    x = images.from_uint8(table.pixels[table.visits[visits]])
+    if config.data.flip:
+        mirrored = flips(config.seed, step.first, step.batch)[step.share]
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def averaged(engine: Engine, config: AutoencoderConfig) -> AutoencoderKL:
+    """A copy of the autoencoder with the averaged weights, for looking and for keeping."""
+    codec = Codec(build_autoencoder(config.model, config.data.size, config.seed))
+    codec.load_state_dict(engine.ema.values)
+    return codec.vae.to(engine.device).eval()
+
+
+@torch.inference_mode()
+def draw_reconstructions(engine: Engine, config: AutoencoderConfig, table: ImageTable, folder: RunFolder) -> None:
+    """Save a grid of fixed training images, each above its reconstruction by the averaged weights."""
+    vae = averaged(engine, config)
+    rows = torch.linspace(0, len(table.pixels) - 1, SHOWN).long()
+    x = images.from_uint8(table.pixels[rows]).to(engine.device)
+    x_hat = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    pairs = images.from_tensor(torch.cat([x, x_hat]).cpu().clamp(-1, 1))
+    path = folder.samples / f"{engine.images_seen:012d}.png"
+    images.save(images.grid(pairs, columns=SHOWN), path, overwrite=True)
+
+
+@torch.inference_mode()
+def measure_latents(vae: AutoencoderKL, table: ImageTable) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each latent channel over (at most MEASURED) training images: (C,), (C,) float64."""
+    rows = torch.linspace(0, len(table.pixels) - 1, min(MEASURED, len(table.pixels))).long()
+    device = next(vae.parameters()).device
+    moments = torch.zeros(2, vae.config.latent_channels, dtype=torch.float64)
+    for some in rows.split(64):
+        z = vae.encode(images.from_uint8(table.pixels[some]).to(device)).latent_dist.mode().cpu().double()
+        moments += torch.stack([z.mean((2, 3)).sum(0), (z**2).mean((2, 3)).sum(0)])
+    mean, square = moments / len(rows)
+    return mean, (square - mean**2).sqrt()
+
+
+@torch.no_grad()
+def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
+    """Make the latents of an autoencoder standard, without changing what it reconstructs.
+
+    z' = (z - mean) / deviation goes into the encoder's last 1x1 convolution (its second half gives log variances, which
+    shift by -2 log deviation), and z = z' * deviation + mean into the decoder's first.  mean, deviation: (C,).
+    """
+    mean, deviation = mean.float(), deviation.float()
+    into, out = vae.quant_conv, vae.post_quant_conv
+    c = len(mean)
+    out.bias += out.weight[:, :, 0, 0] @ mean.to(out.weight)
+    out.weight *= deviation.to(out.weight)[None, :, None, None]
+    into.weight[:c] /= deviation.to(into.weight)[:, None, None, None]
+    into.bias[:c] = (into.bias[:c] - mean.to(into.bias)) / deviation.to(into.bias)
+    into.bias[c:] -= 2 * deviation.log().to(into.bias)
+
+
+def export(engine: Engine, config: AutoencoderConfig, table: ImageTable, path: Path) -> None:
+    """Write the averaged autoencoder in diffusers' format, and beside it what was measured."""
+    vae = averaged(engine, config)
+    mean, deviation = measure_latents(vae, table)
+    fold_latent_scale(vae, mean, deviation)
+    vae.cpu().save_pretrained(path)
+    facts = {
+        "images_seen": engine.images_seen,
+        "latent_mean_folded": mean.tolist(),
+        "latent_deviation_folded": deviation.tolist(),
+    }
+    files.write(json.dumps(facts, indent=1).encode(), path / "t2i.json", overwrite=True)

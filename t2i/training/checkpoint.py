@@ -1,0 +1,128 @@
+"""Checkpoints: folders of safetensors and JSON that are whole or not there.
+
+A checkpoint is written to a temporary folder, its manifest (size and sha256 of each file) last, synced, and renamed.
+Whatever ends the process in between leaves a folder that is named and passed over. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from t2i.errors import CheckpointError
+
+FORMAT = 1
+PARTS = ("model", "ema", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `state["images_seen"]` images.
+
+    tensors: {"model" | "ema" | "optimizer": {name: tensor}}.  state: plain JSON values.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    Raises CheckpointError when it cannot be written (disk full, no permission) with the space it needs.
+    """
+    partial = final.with_name(final.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_parts(partial, checkpoint)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(final.parent)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        need = sum(t.nbytes for part in checkpoint.tensors.values() for t in part.values())
+        raise CheckpointError(
+            f"cannot save checkpoint {final}: {e.strerror or e}; it needs {need / 1e6:.0f} MB",
+            "free some space and run the same command again: it resumes from the checkpoint before",
+        ) from e
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint after checking every file against the manifest.
+
+    Raises CheckpointError naming the file that is missing, cut short or changed.
+    """
+    from safetensors.torch import load_file
+
+    manifest = _read_json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"format {manifest.get('format')!r}; this version of t2i reads {FORMAT}")
+    files = manifest.get("files", {})
+    for name in [*(f"{part}.safetensors" for part in PARTS), "state.json"]:
+        if name not in files or not (folder / name).is_file():
+            raise CheckpointError(f"{name} is missing")
+        size = (folder / name).stat().st_size
+        if size != files[name]["size"]:
+            raise CheckpointError(f"{name} has {size} bytes of {files[name]['size']}: cut short")
+        if file_hash(folder / name) != files[name]["sha256"]:
+            raise CheckpointError(f"checksum mismatch: {name}")
+    tensors = {part: load_file(folder / f"{part}.safetensors") for part in PARTS}
+    return Checkpoint(tensors, _read_json(folder / "state.json"))
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, shapes, types and bytes: equal exactly when all tensors are equal bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save_file
+
+    for part in PARTS:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors[part].items()}
+        save_file(tensors, folder / f"{part}.safetensors")
+    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
+    files = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
+    for name in files:
+        _sync(folder / name)
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    _sync(folder / "manifest.json")
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder entry to the disk, so that a rename never overtakes the bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path.name} is missing or damaged ({type(e).__name__})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is damaged")
+    return value

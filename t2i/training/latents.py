@@ -1,0 +1,85 @@
+"""Cached latents: every training image encoded once, as it is and mirrored.
+
+latents.safetensors    {"latents": (2, N, C, h, w) float16}; [1] is of the mirrored images
+manifest.json          what they were made from: hash of the autoencoder, hash of the data, size; written last
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from t2i import files, images
+from t2i.data.sources import ImageTable
+from t2i.errors import DataError
+from t2i.training.checkpoint import tensors_hash
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+FORMAT = 1
+BATCH = 64
+
+
+def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precision: str, progress: bool) -> Tensor:
+    """(2, N, C, h, w) float16 on the CPU: the scaled posterior means of all images, read from `folder` or made there.
+
+    precision: "no", "bf16" or "fp16", of the encoder's forward pass.
+    Raises DataError when the folder holds latents of another autoencoder, other data or another size.
+    """
+    from safetensors.torch import load_file, save
+
+    wanted: dict[str, Any] = {
+        "format": FORMAT,
+        "autoencoder": tensors_hash(vae.state_dict().items()),
+        "scaling_factor": vae.config.scaling_factor,
+        "data": table.hash,
+        "size": table.pixels.shape[-1],
+        "precision": precision,
+    }
+    manifest, file = folder / "manifest.json", folder / "latents.safetensors"
+    if manifest.exists():
+        _check(manifest, wanted)
+        return load_file(file)["latents"]
+    latents = encode(vae, table, precision, progress)
+    files.write(save({"latents": latents}), file, overwrite=True)
+    files.write(json.dumps(wanted, indent=1).encode(), manifest, overwrite=True)
+    return latents
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, table: ImageTable, precision: str, progress: bool) -> Tensor:
+    """Encode all images and their mirror images: (2, N, C, h, w) float16, z = scaling_factor * posterior mean."""
+    device = next(vae.parameters()).device
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    n, halves = len(table.pixels), []
+    with tqdm(total=2 * n, desc="encoding images", unit="img", unit_scale=True, disable=not progress) as bar:
+        for mirrored in (False, True):
+            parts = []
+            for some in table.pixels.split(BATCH):
+                x = images.from_uint8(some.flip(3) if mirrored else some).to(device)
+                with torch.autocast(device.type, dtype, enabled=precision != "no"):
+                    z = vae.encode(x).latent_dist.mode()
+                parts.append((z * vae.config.scaling_factor).half().cpu())
+                bar.update(len(some))
+            halves.append(torch.cat(parts))
+    return torch.stack(halves)
+
+
+def _check(manifest: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = json.loads(manifest.read_text())
+    except ValueError:
+        found = {}
+    stale = [key for key, value in wanted.items() if found.get(key) != value]
+    if stale:
+        lines = "; ".join(f"{key} is {str(found.get(key))[:12]}, now {str(wanted[key])[:12]}" for key in stale)
+        raise DataError(
+            f"the latents in {manifest.parent} are stale: {lines}",
+            f"remove the folder to encode again, or --set latents=ANOTHER_FOLDER ({manifest.parent} stays as it is)",
+        )

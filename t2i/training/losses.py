@@ -1,0 +1,44 @@
+"""Reconstruction losses between images, each a mean over the batch; float32, images (B, C, H, W) in [-1, 1]."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gradient_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 between the differences of neighbouring pixels, across and down: edges count apart from brightness."""
+    across = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
+    down = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
+    return across + down
+
+
+def ssim(x: Tensor, y: Tensor, window: int = 7) -> Tensor:
+    """Structural similarity in [-1, 1], 1 for equal images, with a uniform window (Wang et al. 2004, eq. 13).
+
+    Its constants are for a dynamic range of 2: C1 = (0.01 * 2)^2, C2 = (0.03 * 2)^2.
+    """
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+    def mean(z: Tensor) -> Tensor:
+        return F.avg_pool2d(z, window, stride=1)
+
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return (luminance * structure).mean()
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats, summed over a latent, averaged over the batch.
+
+    Kingma & Welling 2014, appendix B.
+    """
+    return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean()
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, peak 2, from the mean squared error over the whole batch."""
+    return 10 * (4 / F.mse_loss(x, y)).log10()

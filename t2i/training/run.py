@@ -1,0 +1,128 @@
+"""The run folder: one place for everything a training run reads and writes about itself.
+
+config.yaml                     the whole config, defaults included
+log.csv                         one row every `log_every` images
+samples/000000020000.png        pictures drawn along the way, named by images seen
+checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
+export/                         what the run is for, in diffusers' own format
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from t2i import files
+from t2i.config import Run, config_difference, dump_config, parse_yaml
+from t2i.errors import CheckpointError
+from t2i.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+Start = Literal["auto", "resume", "fresh"]
+# What may change between two starts of one run without making it another run.
+FREE = {"log_every", "sample_every", "save_every", "keep", "latents"}
+
+
+def say(message: str) -> None:
+    """A word to the user, on stderr: stdout carries results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class RunFolder:
+    """Paths, log and checkpoints of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.log = path / "log.csv"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+
+    def begin(self, config: Run, start: Start, force: bool = False) -> None:
+        """Make the folder ready for this config.
+
+        start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
+        force: accept a changed config.
+        Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
+        """
+        if start == "fresh" and self.path.exists():
+            aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self.path.rename(aside)
+            say(f"moved the old run to {aside}")
+        if start == "resume" and not self.saved():
+            raise CheckpointError(f"no checkpoint in {self.checkpoints}", "leave --resume out to start a new run")
+        if self.config.exists() and self.saved() and not force:
+            self._compare(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.write(dump_config(config).encode(), self.config, overwrite=True)
+
+    def _compare(self, config: Run) -> None:
+        old = parse_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+        changes = config_difference(old, config.model_dump(mode="json"))
+        longer = config.optimizer.decay == "none" and config.images > old.get("images", 0)
+        changes = {k: v for k, v in changes.items() if k not in FREE and not (k == "images" and longer)}
+        if changes:
+            lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in changes.items()]
+            raise CheckpointError(
+                f"{self.path} was started with another config:\n" + "\n".join(lines),
+                "--force goes on with the new one, --fresh starts over, --run DIR takes another folder",
+            )
+
+    def saved(self) -> list[Path]:
+        """Checkpoint folders, newest first, whole or not; stray files and temporary folders are not among them."""
+        found = [p for p in self.checkpoints.glob("*") if p.name.isdigit() and p.is_dir()]
+        return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+    def save(self, checkpoint: Checkpoint, keep: int) -> None:
+        """Write a checkpoint, then remove all but the newest `keep`.  Raises CheckpointError; the old ones stay."""
+        save_checkpoint(self.checkpoints / f"{checkpoint.state['images_seen']:012d}", checkpoint)
+        for old in self.saved()[keep:]:
+            shutil.rmtree(old)
+
+    def newest(self, warn: Callable[[str], None] = say) -> Checkpoint | None:
+        """The newest whole checkpoint, or None when the run has none yet.
+
+        Damaged and unfinished ones are named through `warn` and passed over.
+        Raises CheckpointError when all are damaged: a run that was there never starts afresh in silence.
+        """
+        for partial in self.checkpoints.glob("*.partial"):
+            warn(f"passed over {partial}: it was not finished")
+        damaged = False
+        for folder in self.saved():
+            try:
+                return load_checkpoint(folder)
+            except CheckpointError as e:
+                damaged = True
+                warn(f"passed over {folder}: {e.message}")
+        if damaged:
+            raise CheckpointError(f"no whole checkpoint is left in {self.checkpoints}", "--fresh starts over")
+        return None
+
+    def rewind_log(self, images_seen: int) -> None:
+        """Drop the rows of the log that a resumed run will write again."""
+        if not self.log.exists():
+            return
+        with self.log.open(newline="") as f:
+            reader = csv.DictReader(f)
+            rows = [row for row in reader if None not in row.values() and int(row["images"]) <= images_seen]
+        partial = self.log.with_suffix(".partial")
+        with partial.open("w", newline="") as f:
+            writer = csv.DictWriter(f, reader.fieldnames or [])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.log)
+
+    def write_log(self, row: dict[str, Any]) -> None:
+        """Append one row; the first row gives the columns."""
+        new = not self.log.exists()
+        with self.log.open("a", newline="") as f:
+            writer = csv.DictWriter(f, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
