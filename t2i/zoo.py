@@ -104,7 +104,7 @@ class ResolvedModel:
 def resolve(model: str) -> ResolvedModel:
     """Find out what `model` means: a name of the zoo, else something on disk, else a Hub id.
 
-    A folder is a diffusers pipeline, or holds one in `pipeline/` (a training run). Names win: to use a folder called
+    A folder is a diffusers pipeline, or holds one in `export/` (a training run). Names win: to use a folder called
     `mini`, say `./mini`.
     Raises ModelUnavailable (no such name or path, with near misses) and ModelError (neither pipeline nor safetensors).
     """
@@ -191,7 +191,7 @@ def _resolve_mini() -> ResolvedModel:
 
 def _resolve_folder(path: Path) -> ResolvedModel:
     name = path.resolve().name
-    for folder in (path, path / "pipeline"):
+    for folder in (path, path / "export"):
         if (folder / "model_index.json").is_file():
             return ResolvedModel("folder", str(folder), name, model_defaults(folder, Defaults()))
     raise ModelError(

@@ -45,9 +45,9 @@ def test_a_folder_is_known_by_its_name_and_never_by_its_path(tiny_pipeline: Path
 def test_a_training_run_is_drawn_with_by_its_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
     run = tmp_path / "my-run"
     run.mkdir()
-    (run / "pipeline").symlink_to(tiny_pipeline)
+    (run / "export").symlink_to(tiny_pipeline)
     resolved = zoo.resolve(str(run))
-    assert (resolved.name, Path(resolved.location).name) == ("my-run", "pipeline")
+    assert (resolved.name, Path(resolved.location).name) == ("my-run", "export")
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("sd51", "sd15"), ("flux-schnel", "flux-schnell"), ("minni", "mini")])

@@ -116,10 +116,11 @@ def _parquet_rows(path: Path, image: str) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    unreadable = (OSError, pa.ArrowException)  # bound here: a generator left half-way may outlive the module's names
     try:
         with pq.ParquetFile(path) as file:
             schema, count = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException) as e:
+    except unreadable as e:
         raise DataError(f"cannot read {path} as parquet: {_line(e)}") from None
     _check_image_column(str(path), image, schema)
     if not count:
@@ -134,7 +135,7 @@ def _parquet_rows(path: Path, image: str) -> Rows:
                     for i, values in enumerate(batch.to_pylist(), start):
                         yield _row(f"{path} row {i}", values, image, readers)
                     start += len(batch)
-        except (OSError, pa.ArrowException) as e:
+        except unreadable as e:
             raise DataError(f"cannot read {path} after row {start}: {_line(e)}") from None
 
     return Rows(count, rows())

@@ -172,4 +172,4 @@ def export(engine: Engine, config: AutoencoderConfig, table: ImageTable, path: P
         "latent_mean_folded": mean.tolist(),
         "latent_deviation_folded": deviation.tolist(),
     }
-    files.write(json.dumps(facts, indent=1).encode(), path / "t2i.json", overwrite=True)
+    files.write(json.dumps(facts, indent=1).encode(), path / "latent_scale.json", overwrite=True)

@@ -1,0 +1,261 @@
+"""Pack a finished run of `t2i train text2image` as the embedded model: a plain Stable Diffusion folder with a card.
+
+    python scripts/package_mini.py --run runs/mini-text2image --out t2i/mini
+
+Weights in float16 safetensors; settings in t2i.json; a sheet of what it draws, and of what it learned from that is
+nearest to what it draws, both looked up here; the card README.md, whose numbers come from the run's own files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL.Image import Image
+
+from t2i import config, images
+from t2i.data.sources import ImageTable, load_table
+from t2i.pipelines.text_to_image import Job, TextToImage
+from t2i.recipe import Mark
+
+LIMIT = 40_000_000  # bytes of the folder
+OBJECTS = ("horse", "dog", "elephant", "giraffe", "house", "guitar", "person")
+STYLES = {
+    "photo": "a photo of {}",
+    "painting": "a painting of {}",
+    "cartoon": "a cartoon of {}",
+    "sketch": "a sketch of {}",
+    "Van Gogh": "{} in Van Gogh style",
+}
+COMPARED = 8  # pictures whose nearest training images are shown
+SEED = 1
+
+
+@click.command()
+@click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs/mini-text2image")
+@click.option("--autoencoder-run", type=click.Path(path_type=Path), default="runs/mini-autoencoder")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="t2i/mini")
+@click.option("--machine", required=True, help="Where it was trained, for the card.")
+@click.option("--date", required=True, help="When it was trained, for the card.")
+@click.option("--steps", default=20)
+@click.option("--guidance", default=3.0)
+def main(
+    run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, steps: int, guidance: float
+) -> None:
+    """Pack a finished text2image run as the embedded model."""
+    settings = config.load_config(run / "config.yaml", "text2image")
+    assert isinstance(settings, config.Text2ImageConfig)
+    with tempfile.TemporaryDirectory() as workshop:
+        folder = Path(workshop) / "mini"
+        parameters = write_weights(run / "export", folder)
+        own = {"name": "mini", "steps": steps, "guidance": guidance, "size": settings.data.size}
+        own |= {"scheduler": "dpm++2m", "license": "research data, see the card"}
+        (folder / "t2i.json").write_text(json.dumps(own, indent=1) + "\n")
+        model = TextToImage.load(str(folder))
+        images.save(draw_grid(model), folder / "grid.png", recipe=Mark())
+        table = load_table(settings.data)
+        sheet, distances = neighbours(model, table)
+        images.save(sheet, folder / "neighbours.png", recipe=Mark())
+        facts = {
+            "parameters": parameters,
+            "autoencoder": spent(autoencoder_run),
+            "text2image": spent(run),
+            "machine": machine,
+            "date": date,
+            "distances": distances,
+            "table": table,
+            "settings": settings,
+            "own": own,
+        }
+        (folder / "README.md").write_text(card(facts))
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if size > LIMIT:
+            raise click.ClickException(f"{size / 1e6:.1f} MB; the embedded model has at most {LIMIT / 1e6:.0f} MB")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(folder, out)
+    click.echo(f"{out}  {size / 1e6:.1f} MB")
+
+
+def write_weights(export: Path, folder: Path) -> int:
+    """The run's pipeline in float16, so written that plain diffusers loads it in float32.  Returns its parameters."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(export, safety_checker=None)
+    parts = [pipe.vae, pipe.text_encoder, pipe.unet]
+    for part in parts:
+        part.half()
+    pipe.save_pretrained(folder)
+    path = folder / "text_encoder" / "config.json"
+    # transformers loads in the stored dtype, diffusers in float32: without this the parts would not fit together.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    return sum(p.numel() for part in parts for p in part.parameters())
+
+
+def prompts() -> list[str]:
+    """Every object in every style, a row a style."""
+    articles = {name: f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in OBJECTS}
+    return [template.format(articles[name]) for template in STYLES.values() for name in OBJECTS]
+
+
+def draw_grid(model: TextToImage) -> Image:
+    """Objects across, styles down, one seed for all: nothing is picked."""
+    results = model(prompts(), seeds=[SEED])
+    return images.grid([result.image for result in results], row_labels=list(STYLES), column_labels=OBJECTS)
+
+
+def neighbours(model: TextToImage, table: ImageTable) -> tuple[Image, list[tuple[float, float]]]:
+    """Eight pictures above the training images nearest to them.
+
+    Distance is the root mean square over pixel values in [0, 255], mirrored images included. Returns the sheet, and
+    for each picture (distance to the nearest image, median over that image's own nearest other image) -- how near two
+    different training images come to each other is the measure of what near means.
+    """
+    chosen = prompts()[:: len(prompts()) // COMPARED][:COMPARED]
+    jobs = [Job(prompt, SEED + 100 + k) for k, prompt in enumerate(chosen)]
+    drawn = [result.image for result in model.draw(jobs, model.settings())]
+    queries = torch.stack([images.pixels(image) for image in drawn])
+    distance, nearest = closest(queries, table.pixels)
+    theirs, _ = closest(table.pixels[nearest], table.pixels, but=nearest)
+    below = images.from_tensor(images.from_uint8(table.pixels[nearest]))
+    pairs = list(zip(distance.tolist(), theirs.tolist(), strict=True))
+    return images.grid([*drawn, *below], columns=COMPARED, row_labels=["drawn", "nearest"]), pairs
+
+
+def closest(
+    queries: torch.Tensor, pixels: torch.Tensor, but: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Root-mean-square distance to, and index of, the image in `pixels` nearest to each query, mirrored or not.
+
+    queries: (Q, 3, S, S), pixels: (N, 3, S, S), uint8.  but: (Q,) an index that does not count for each query.
+    """
+    wanted = queries.flatten(1).float()
+    best = torch.full((len(queries),), torch.inf)
+    index = torch.zeros(len(queries), dtype=torch.int64)
+    for first in range(0, len(pixels), 1024):
+        some = pixels[first : first + 1024]
+        for view in (some, some.flip(3)):
+            distances = torch.cdist(wanted, view.flatten(1).float(), compute_mode="donot_use_mm_for_euclid_dist")
+            if but is not None:
+                own = but[:, None] == torch.arange(first, first + len(some))
+                distances = distances.masked_fill(own, torch.inf)
+            value, place = distances.min(1)
+            index = torch.where(value < best, first + place, index)
+            best = torch.minimum(best, value)
+    return best / wanted.shape[1] ** 0.5, index
+
+
+def spent(run: Path) -> dict[str, Any]:
+    """Images seen, hours of training and the last row of the log of a run."""
+    with (run / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    images_seen = [int(row["images"]) for row in rows]
+    gaps = [b - a for a, b in zip([0, *images_seen], images_seen, strict=False)]
+    seconds = sum(gap / float(row["images_per_second"]) for gap, row in zip(gaps, rows, strict=True))
+    return {"images": images_seen[-1], "hours": seconds / 3600, "last": rows[-1]}
+
+
+def card(facts: dict[str, Any]) -> str:
+    """The model card as Markdown."""
+    settings, table, own = facts["settings"], facts["table"], facts["own"]
+    first, second = facts["autoencoder"], facts["text2image"]
+    styles = {name: table.columns["style"].count(name) for name in dict.fromkeys(table.columns["style"])}
+    near = "\n".join(
+        f"| {k + 1} | {mine:.1f} | {theirs:.1f} |" for k, (mine, theirs) in enumerate(facts["distances"])
+    )
+    return CARD.format(
+        parameters=facts["parameters"] / 1e6,
+        size=settings.data.size,
+        machine=facts["machine"],
+        date=facts["date"],
+        ae_images=first["images"],
+        ae_hours=first["hours"],
+        psnr=float(first["last"]["psnr"]),
+        images=second["images"],
+        hours=second["hours"],
+        counts=", ".join(f"{count:,} {name}" for name, count in styles.items()),
+        steps=own["steps"],
+        guidance=own["guidance"],
+        near=near,
+        seed=SEED,
+    )
+
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+license: other
+---
+# mini v0
+
+The model that `t2i generate` draws with when nothing else is named: text to pictures of {size} x {size} pixels, {parameters:.1f}M
+parameters in all, trained from nothing by t2i itself. It is there so that the whole road, from data to picture, works
+offline in the first minute, and so that it can be studied. It is no substitute for a large model.
+
+![Objects across, styles down](grid.png)
+
+Every object in every style, seed {seed}, {steps} steps, guidance {guidance}; drawn once, nothing picked. Again, one at a time:
+`t2i generate "a cartoon of a giraffe" -s {seed}`. With plain diffusers, without t2i:
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("t2i/mini")
+pipe("a horse in Van Gogh style", num_inference_steps={steps}, guidance_scale={guidance}).images[0]
+```
+
+## How it was trained
+
+| part | images seen | hours | command |
+| --- | --- | --- | --- |
+| autoencoder (AutoencoderKL, f4, 4 channels) | {ae_images:,} | {ae_hours:.1f} | `t2i train autoencoder configs/mini-autoencoder.yaml` |
+| text encoder and U-Net (flow matching) | {images:,} | {hours:.1f} | `t2i train text2image configs/mini-text2image.yaml` |
+
+{date}, {machine}. Hours are of training steps alone. Training PSNR of the autoencoder over the last thousand images: {psnr:.1f} dB. Its latents have
+mean 0 and deviation 1 per channel, measured and folded into its 1x1 convolutions, so `scaling_factor` is 1. Packed by
+`scripts/package_mini.py`, float16.
+
+## What it learned from
+
+{counts} images, prepared by `scripts/prepare_mini.py` from the training files of:
+
+| data | what of it | terms |
+| --- | --- | --- |
+| PACS (Li et al. 2017) | dog, elephant, giraffe, guitar, horse, house, person as photo, painting, cartoon, sketch | web images, research use |
+| Weizmann horses and other public sets of horse photographs | photographs of horses | research use |
+| Tiny ImageNet (Stanford CS231n) | photographs of 83 everyday nouns | ImageNet's terms: research |
+| paintings by Vincent van Gogh (d. 1890) | square crops of 72 paintings at several scales | public domain |
+| **stylised copies, not paintings** | PACS photographs, paintings and cartoons, and horse photographs, recoloured and stroked by an algorithm (`scripts/stylise.py`) after a random Van Gogh painting; captioned as Van Gogh's manner | as their sources |
+
+Van Gogh painted no giraffe. The manner comes from his paintings, the composition of "a giraffe in Van Gogh style" from the
+stylised copies, a third of which are made of PACS paintings and cartoons (of horses less). No validation or test image was used.
+
+The weights learned from images whose terms are research use; treat them so. The code is Apache-2.0.
+
+## What it cannot do
+
+Anything outside those words: two objects, counting, colours, actions, text, faces that hold up to a second look. It draws
+{size} pixels and no more. Limbs get lost, people are mostly heads, and the 83 nouns are seen once or twice each, so most of them
+come out as a mood rather than a thing. A word it never saw is read by its letters and does nothing of use.
+
+## Memorisation
+
+Eight pictures above the nearest of all its training images (root mean square over pixel values 0..255, mirror images included):
+
+![Drawn above nearest](neighbours.png)
+
+| picture | to its nearest training image | that image to its own nearest other |
+| --- | --- | --- |
+{near}
+
+A first number far below the second would mean a copy.
+"""
+
+
+if __name__ == "__main__":
+    main()
