@@ -45,9 +45,7 @@ SEED = 1
 @click.option("--date", required=True, help="When it was trained, for the card.")
 @click.option("--steps", default=20)
 @click.option("--guidance", default=3.0)
-def main(
-    run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, steps: int, guidance: float
-) -> None:
+def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, steps: int, guidance: float) -> None:
     """Pack a finished text2image run as the embedded model."""
     settings = config.load_config(run / "config.yaml", "text2image")
     assert isinstance(settings, config.Text2ImageConfig)
@@ -161,100 +159,32 @@ def spent(run: Path) -> dict[str, Any]:
 
 
 def card(facts: dict[str, Any]) -> str:
-    """The model card as Markdown."""
+    """The model card: mini_card.md, filled in."""
     settings, table, own = facts["settings"], facts["table"], facts["own"]
     first, second = facts["autoencoder"], facts["text2image"]
     styles = {name: table.columns["style"].count(name) for name in dict.fromkeys(table.columns["style"])}
-    near = "\n".join(
-        f"| {k + 1} | {mine:.1f} | {theirs:.1f} |" for k, (mine, theirs) in enumerate(facts["distances"])
+    near = "\n".join(f"| {k + 1} | {mine:.1f} | {theirs:.1f} |" for k, (mine, theirs) in enumerate(facts["distances"]))
+    return (
+        Path(__file__)
+        .with_name("mini_card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            parameters=facts["parameters"] / 1e6,
+            size=settings.data.size,
+            machine=facts["machine"],
+            date=facts["date"],
+            ae_images=first["images"],
+            ae_hours=first["hours"],
+            psnr=float(first["last"]["psnr"]),
+            images=second["images"],
+            hours=second["hours"],
+            counts=", ".join(f"{count:,} {name}" for name, count in styles.items()),
+            steps=own["steps"],
+            guidance=own["guidance"],
+            near=near,
+            seed=SEED,
+        )
     )
-    return CARD.format(
-        parameters=facts["parameters"] / 1e6,
-        size=settings.data.size,
-        machine=facts["machine"],
-        date=facts["date"],
-        ae_images=first["images"],
-        ae_hours=first["hours"],
-        psnr=float(first["last"]["psnr"]),
-        images=second["images"],
-        hours=second["hours"],
-        counts=", ".join(f"{count:,} {name}" for name, count in styles.items()),
-        steps=own["steps"],
-        guidance=own["guidance"],
-        near=near,
-        seed=SEED,
-    )
-
-
-CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
-license: other
----
-# mini v0
-
-The model that `t2i generate` draws with when nothing else is named: text to pictures of {size} x {size} pixels, {parameters:.1f}M
-parameters in all, trained from nothing by t2i itself. It is there so that the whole road, from data to picture, works
-offline in the first minute, and so that it can be studied. It is no substitute for a large model.
-
-![Objects across, styles down](grid.png)
-
-Every object in every style, seed {seed}, {steps} steps, guidance {guidance}; drawn once, nothing picked. Again, one at a time:
-`t2i generate "a cartoon of a giraffe" -s {seed}`. With plain diffusers, without t2i:
-
-```python
-from diffusers import StableDiffusionPipeline
-
-pipe = StableDiffusionPipeline.from_pretrained("t2i/mini")
-pipe("a horse in Van Gogh style", num_inference_steps={steps}, guidance_scale={guidance}).images[0]
-```
-
-## How it was trained
-
-| part | images seen | hours | command |
-| --- | --- | --- | --- |
-| autoencoder (AutoencoderKL, f4, 4 channels) | {ae_images:,} | {ae_hours:.1f} | `t2i train autoencoder configs/mini-autoencoder.yaml` |
-| text encoder and U-Net (flow matching) | {images:,} | {hours:.1f} | `t2i train text2image configs/mini-text2image.yaml` |
-
-{date}, {machine}. Hours are of training steps alone. Training PSNR of the autoencoder over the last thousand images: {psnr:.1f} dB. Its latents have
-mean 0 and deviation 1 per channel, measured and folded into its 1x1 convolutions, so `scaling_factor` is 1. Packed by
-`scripts/package_mini.py`, float16.
-
-## What it learned from
-
-{counts} images, prepared by `scripts/prepare_mini.py` from the training files of:
-
-| data | what of it | terms |
-| --- | --- | --- |
-| PACS (Li et al. 2017) | dog, elephant, giraffe, guitar, horse, house, person as photo, painting, cartoon, sketch | web images, research use |
-| Weizmann horses and other public sets of horse photographs | photographs of horses | research use |
-| Tiny ImageNet (Stanford CS231n) | photographs of 83 everyday nouns | ImageNet's terms: research |
-| paintings by Vincent van Gogh (d. 1890) | square crops of 72 paintings at several scales | public domain |
-| **stylised copies, not paintings** | PACS photographs, paintings and cartoons, and horse photographs, recoloured and stroked by an algorithm (`scripts/stylise.py`) after a random Van Gogh painting; captioned as Van Gogh's manner | as their sources |
-
-Van Gogh painted no giraffe. The manner comes from his paintings, the composition of "a giraffe in Van Gogh style" from the
-stylised copies, a third of which are made of PACS paintings and cartoons (of horses less). No validation or test image was used.
-
-The weights learned from images whose terms are research use; treat them so. The code is Apache-2.0.
-
-## What it cannot do
-
-Anything outside those words: two objects, counting, colours, actions, text, faces that hold up to a second look. It draws
-{size} pixels and no more. Limbs get lost, people are mostly heads, and the 83 nouns are seen once or twice each, so most of them
-come out as a mood rather than a thing. A word it never saw is read by its letters and does nothing of use.
-
-## Memorisation
-
-Eight pictures above the nearest of all its training images (root mean square over pixel values 0..255, mirror images included):
-
-![Drawn above nearest](neighbours.png)
-
-| picture | to its nearest training image | that image to its own nearest other |
-| --- | --- | --- |
-{near}
-
-A first number far below the second would mean a copy.
-"""
 
 
 if __name__ == "__main__":

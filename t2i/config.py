@@ -81,7 +81,7 @@ class Run(Strict):
     seed: int = Field(0, ge=0, lt=2**63)
     images: int = Field(gt=0)  # duration, in images seen
     batch: int = Field(gt=0)  # global batch, over all processes
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     optimizer: Optimizer
     ema: int = Field(50_000, ge=0)  # half-life in images; 0 keeps no average
     log_every: int = Field(1_000, gt=0)
@@ -135,6 +135,7 @@ class UNet(Strict):
     attention: tuple[bool, ...] = (False, True, True)
     layers: int = Field(1, ge=1)
     head_size: int = Field(32, ge=8)
+    groups: int = Field(32, ge=1)  # of the group norms; divides every entry of channels
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:

@@ -27,7 +27,11 @@ def _family(name: str, summary: str) -> click.Command:
     """The command of one family; all families take the same options."""
 
     def body(**options: Any) -> None:
-        click.echo(_train(name, **options))
+        from t2i.processes import is_main
+
+        result = _train(name, **options)
+        if is_main():
+            click.echo(result)
 
     parameters: list[Callable[[Any], Any]] = [
         click.argument("config", type=click.Path(dir_okay=False, path_type=Path), required=False),
@@ -59,18 +63,24 @@ def _train(
     """Run one family; returns what goes to stdout: the exported folder, or the plan."""
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
-    import t2i.training as training
     from t2i.config import load_config, shipped_config
-    from t2i.training.plan import describe
+    from t2i.pipelines.quiet import prepare_libraries
+    from t2i.pipelines.quiet import quiet as silence
 
+    prepare_libraries()
     path = config or shipped_config(f"mini-{family}")
     settings = load_config(path, family, overrides)
     run = run or Path("runs") / path.stem
     if dry_run:
+        from t2i.training.plan import describe
+
         return describe(settings, run)
-    start = "resume" if resume else "fresh" if fresh else "auto"
+    import t2i.training as training
+
     loop = getattr(training, training.TRAINERS[family])
-    return str(loop(settings, run, start=start, force=force, progress=not quiet))
+    start = "resume" if resume else "fresh" if fresh else "auto"
+    with silence():
+        return str(loop(settings, run, start=start, force=force, progress=not quiet))
 
 
 for _name, _summary in FAMILIES.items():

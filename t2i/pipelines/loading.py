@@ -153,27 +153,30 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
     kind = pipeline_class(files.kind)
     options = {"torch_dtype": getattr(torch, dtype), "local_files_only": files.path.is_dir() or files.offline}
     name = files.model.name
-    try:
-        with quiet() as said:
+    with quiet() as said:
+        try:
             if files.path.is_dir():
                 pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **(components or {}))
             else:
                 pipe = _from_single_file(kind, files, options)
             pipe = pipe.to(device)
-    except (T2IError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as e:
-        reason = " ".join(str(e).split())[:300]
-        raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", "get the model again") from e
-    unset = [line for line in said if "newly initialized" in line]
-    if unset:  # the library goes on with random numbers in their place
-        where = unset[0].split()[0 if "LOAD REPORT" in unset[0] else 3]
-        raise ModelError(f"cannot load {name}: weights are missing from its {_plain(where)}", "get the model again")
+        except (T2IError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            _refuse_missing_weights(name, said)
+            reason = " ".join(str(e).split())[:300]
+            raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", "get the model again") from e
+    _refuse_missing_weights(name, said)
     return pipe
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+def _refuse_missing_weights(name: str, said: list[str]) -> None:
+    """What a file lacks, the libraries fill with random numbers, and only warn."""
+    for line in said:
+        if "newly initialized" in line:
+            words = re.sub(r"\x1b\[[0-9;]*m", "", line).split()
+            part = words[0] if "LOAD REPORT" in line else words[3]
+            raise ModelError(f"cannot load {name}: weights are missing from its {part}", "get the model again")
 
 
 def pipeline_class(name: str) -> Any:

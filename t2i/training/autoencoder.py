@@ -17,6 +17,7 @@ from t2i import files, images
 from t2i.config import AutoencoderConfig, AutoencoderModel
 from t2i.data.batches import flips, visit_order
 from t2i.data.sources import ImageTable, load_table
+from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
@@ -72,6 +73,7 @@ def train_autoencoder(
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
+    progress = progress and is_main()
     folder = RunFolder(run)
     folder.begin(config, start, force)
     table = load_table(config.data, progress)

@@ -29,7 +29,7 @@ BATCH = 64
 def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precision: str, progress: bool) -> Tensor:
     """(2, N, C, h, w) float16 on the CPU: the scaled posterior means of all images, read from `folder` or made there.
 
-    precision: "no", "bf16" or "fp16", of the encoder's forward pass.
+    precision: "no" or "bf16", of the encoder's forward pass.
     Raises DataError when the folder holds latents of another autoencoder, other data or another size.
     """
     from safetensors.torch import load_file, save
@@ -56,14 +56,13 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
 def encode(vae: AutoencoderKL, table: ImageTable, precision: str, progress: bool) -> Tensor:
     """Encode all images and their mirror images: (2, N, C, h, w) float16, z = scaling_factor * posterior mean."""
     device = next(vae.parameters()).device
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     n, halves = len(table.pixels), []
     with tqdm(total=2 * n, desc="encoding images", unit="img", unit_scale=True, disable=not progress) as bar:
         for mirrored in (False, True):
             parts = []
             for some in table.pixels.split(BATCH):
                 x = images.from_uint8(some.flip(3) if mirrored else some).to(device)
-                with torch.autocast(device.type, dtype, enabled=precision != "no"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     z = vae.encode(x).latent_dist.mode()
                 parts.append((z * vae.config.scaling_factor).half().cpu())
                 bar.update(len(some))

@@ -45,12 +45,20 @@ class RunFolder:
         self.export = path / "export"
 
     def begin(self, config: Run, start: Start, force: bool = False) -> None:
-        """Make the folder ready for this config.
+        """Make the folder ready for this config; the main process does, the others wait.
 
         start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
         force: accept a changed config.
         Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
         """
+        from accelerate import PartialState
+
+        state = PartialState()
+        if state.is_main_process:
+            self._begin(config, start, force)
+        state.wait_for_everyone()
+
+    def _begin(self, config: Run, start: Start, force: bool) -> None:
         if start == "fresh" and self.path.exists():
             aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.path.rename(aside)

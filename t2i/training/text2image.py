@@ -21,8 +21,9 @@ from t2i.data.captions import all_captions, caption
 from t2i.data.sources import ImageTable, load_table
 from t2i.diffusion.objective import TARGETS, TIMES, add_noise
 from t2i.diffusion.schedule import SCHEDULES
-from t2i.errors import ModelError
+from t2i.errors import CheckpointError, ModelError
 from t2i.pipelines.text_to_image import Job, TextToImage
+from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
@@ -70,6 +71,7 @@ class Denoiser(nn.Module):
             out_channels=vae.config.latent_channels,
             block_out_channels=net.channels,
             layers_per_block=net.layers,
+            norm_num_groups=net.groups,
             down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in net.attention),
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(net.attention)),
             cross_attention_dim=words.width,
@@ -99,6 +101,7 @@ def train_text2image(
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
+    progress = progress and is_main()
     vae = load_autoencoder(config.autoencoder)
     folder = RunFolder(run)
     folder.begin(config, start, force)
@@ -166,13 +169,17 @@ def load_autoencoder(name: str) -> AutoencoderKL:
 
 def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder: RunFolder) -> CLIPTokenizer:
     """The run's tokenizer: trained at the first start on every caption the data can get, and kept in the run folder."""
+    from accelerate import PartialState
     from transformers import CLIPTokenizer
 
     path = folder.path / "tokenizer"
-    if not folder.saved():
+    if is_main() and not folder.saved():
         captions = all_captions(table.columns, config.captions)
         tokenizer = train_tokenizer(captions, config.text_encoder.vocabulary, config.text_encoder.tokens)
         tokenizer.save_pretrained(path)
+    PartialState().wait_for_everyone()
+    if not path.is_dir():
+        raise CheckpointError(f"{folder.path} has checkpoints, but {path} is missing", "--fresh starts over")
     return CLIPTokenizer.from_pretrained(path)
 
 

@@ -1,0 +1,97 @@
+"""The embedded model: a plain Stable Diffusion folder, small, safe, described, and drawn with by t2i and without it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i.pipelines.text_to_image import TextToImage
+from t2i.zoo import MINI
+
+PROMPT = "a horse in Van Gogh style"
+PLAIN = """
+import sys
+sys.modules["t2i"] = None  # any import of it fails
+from diffusers import StableDiffusionPipeline
+import torch
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+assert {p.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()} == {torch.float32}
+generator = torch.Generator("cpu").manual_seed(7)
+pipe(sys.argv[2], num_inference_steps=20, guidance_scale=3.0, generator=generator).images[0].save(sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def mini() -> TextToImage:
+    return TextToImage.load("mini")
+
+
+def files() -> list[Path]:
+    return [path for path in MINI.rglob("*") if path.is_file()]
+
+
+def test_is_small_and_holds_no_pickle() -> None:
+    assert sum(path.stat().st_size for path in files()) < 40_000_000
+    assert {path.suffix for path in files()} <= {".safetensors", ".json", ".txt", ".md", ".png"}
+
+
+def test_weights_are_float16() -> None:
+    from safetensors import safe_open
+
+    for path in MINI.rglob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}, path  # noqa: SIM118
+
+
+def test_card_says_what_it_must() -> None:
+    card = (MINI / "README.md").read_text()
+    for word in ("PACS", "Tiny ImageNet", "Van Gogh", "research", "images seen", "cannot", "t2i train", "stylised"):
+        assert word in card, word
+    assert "{" not in card, "a field was not filled in"
+    for picture in ("grid.png", "neighbours.png"):
+        assert f"({picture})" in card
+        Image.open(MINI / picture).verify()
+
+
+def test_settings_fit_the_model(mini: TextToImage) -> None:
+    own = json.loads((MINI / "t2i.json").read_text())
+    settings = mini.settings()
+    assert (settings.steps, settings.guidance) == (own["steps"], own["guidance"])
+    assert settings.width == settings.height == own["size"] >= 64
+
+
+def test_plain_diffusers_draws_the_same_picture(mini: TextToImage, tmp_path: Path) -> None:
+    theirs = tmp_path / "plain.png"
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(MINI), PROMPT, str(theirs)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (ours,) = mini(PROMPT, seeds=[7], steps=20, guidance=3.0)
+    difference = np.asarray(Image.open(theirs), np.int16) - np.asarray(ours.image, np.int16)
+    assert np.abs(difference).max() <= 1
+
+
+def test_same_picture_alone_and_among_eight(mini: TextToImage) -> None:
+    (alone,) = mini(PROMPT, seeds=[9])
+    among = list(mini(PROMPT, seeds=range(4, 12), batch_size=8))[5]
+    assert among.recipe.seed == 9
+    difference = np.asarray(alone.image, np.int16) - np.asarray(among.image, np.int16)
+    assert np.abs(difference).max() <= 1
+
+
+def test_words_matter(mini: TextToImage) -> None:
+    """Style and object each change the picture, by far more than rounding does."""
+    horse, sketch, house = (
+        np.asarray(next(iter(mini(prompt, seeds=[3]))).image, np.float64)
+        for prompt in ("a photo of a horse", "a sketch of a horse", "a photo of a house")
+    )
+    assert np.abs(horse - sketch).mean() > 10
+    assert np.abs(horse - house).mean() > 10
+    # A sketch is grey: its channels agree as those of a photo of grass and horses do not.
+    assert np.ptp(sketch, axis=2).mean() < np.ptp(horse, axis=2).mean()
