@@ -39,6 +39,8 @@ def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
 
     Raises CheckpointError when it cannot be written (disk full, no permission) with the space it needs.
     """
+    from safetensors import SafetensorError
+
     partial = final.with_name(final.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -47,11 +49,12 @@ def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(final.parent)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:  # safetensors wraps what the disk says
         shutil.rmtree(partial, ignore_errors=True)
         need = sum(t.nbytes for part in checkpoint.tensors.values() for t in part.values())
+        reason = getattr(e, "strerror", None) or e
         raise CheckpointError(
-            f"cannot save checkpoint {final}: {e.strerror or e}; it needs {need / 1e6:.0f} MB",
+            f"cannot save checkpoint {final}: {reason}; it needs {need / 1e6:.1f} MB",
             "free some space and run the same command again: it resumes from the checkpoint before",
         ) from e
 
@@ -59,23 +62,24 @@ def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint after checking every file against the manifest.
 
-    Raises CheckpointError naming the file that is missing, cut short or changed.
+    Raises CheckpointError naming the file that is missing, empty, cut short or changed.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     manifest = _read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"format {manifest.get('format')!r}; this version of t2i reads {FORMAT}")
-    files = manifest.get("files", {})
+    if manifest.pop("sha256", None) not in (None, _json_hash(manifest)):
+        raise CheckpointError("checksum mismatch: manifest.json")
     for name in [*(f"{part}.safetensors" for part in PARTS), "state.json"]:
-        if name not in files or not (folder / name).is_file():
+        if name not in manifest["files"]:
             raise CheckpointError(f"{name} is missing")
-        size = (folder / name).stat().st_size
-        if size != files[name]["size"]:
-            raise CheckpointError(f"{name} has {size} bytes of {files[name]['size']}: cut short")
-        if file_hash(folder / name) != files[name]["sha256"]:
-            raise CheckpointError(f"checksum mismatch: {name}")
-    tensors = {part: load_file(folder / f"{part}.safetensors") for part in PARTS}
+        _check(folder / name, **manifest["files"][name])
+    try:
+        tensors = {part: load_file(folder / f"{part}.safetensors") for part in PARTS}
+    except SafetensorError as e:
+        raise CheckpointError(f"not the safetensors files of a checkpoint: {e}") from None
     return Checkpoint(tensors, _read_json(folder / "state.json"))
 
 
@@ -94,6 +98,23 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def _check(path: Path, size: int, sha256: str) -> None:
+    """Raises CheckpointError unless the file is what the manifest says."""
+    name = path.name
+    if not path.is_file():
+        raise CheckpointError(f"{name} is missing")
+    found = path.stat().st_size
+    if not found:
+        raise CheckpointError(f"{name} is empty, of {size} bytes")
+    with path.open("rb") as f:
+        if f.read(64).startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{name} is a git-lfs pointer, not the file itself")
+    if found < size:
+        raise CheckpointError(f"{name} has {found} bytes of {size}: cut short")
+    if file_hash(path) != sha256:
+        raise CheckpointError(f"checksum mismatch: {name}")
+
+
 def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save_file
 
@@ -104,9 +125,15 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     files = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
     for name in files:
         _sync(folder / name)
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    manifest: dict[str, Any] = {"format": FORMAT, "files": files}
+    manifest["sha256"] = _json_hash(manifest)  # its own, so that no damage to it reads as damage to another file
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     _sync(folder / "manifest.json")
     _sync(folder)
+
+
+def _json_hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -73,8 +74,10 @@ class _Meter:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
         self.steps += 1
 
-    def means(self) -> dict[str, float]:
-        return {name: (total / self.steps).item() for name, total in self.sums.items()}
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Over the steps and all processes; every process must ask."""
+        totals = torch.stack(list(self.sums.values())).to(accelerator.device) / self.steps
+        return dict(zip(self.sums, accelerator.reduce(totals, "mean").tolist(), strict=True))
 
 
 class Engine:
@@ -113,7 +116,7 @@ class Engine:
         self.images_seen = 0
         self.data_hash = data_hash
         self._meter = _Meter()
-        self._stop: int | None = None
+        self._stop = 0  # the signal that asked this process to stop
         self._resume(force)
 
     def steps(self) -> Iterator[Step]:
@@ -129,9 +132,10 @@ class Engine:
                     raise AssertionError("the loop must call update() once per step")
                 bar.update(config.batch)
                 self._log(bar)
-                if self.crossed(config.save_every) or self._stop is not None or self.images_seen >= config.images:
+                stop = self._agreed_stop()
+                if self.crossed(config.save_every) or stop or self.images_seen >= config.images:
                     self.save()
-                self._leave_if_asked()
+                self._leave_if_asked(stop)
 
     def update(self, step: Step, loss: Tensor, **terms: Tensor) -> None:
         """Backward, clip, one optimiser step, averaged weights.
@@ -172,8 +176,11 @@ class Engine:
         self.folder.save(Checkpoint(tensors, state), self.config.keep)
 
     def _resume(self, force: bool) -> None:
-        checkpoint = self.folder.newest()
+        main = self.accelerator.is_main_process
+        checkpoint = self.folder.newest(say if main else lambda _: None)
         if checkpoint is None:
+            if main:  # a run that ended before its first checkpoint may have logged
+                self.folder.rewind_log(0)
             return
         state = checkpoint.state
         if state["data_hash"] != self.data_hash and not force:
@@ -185,7 +192,7 @@ class Engine:
         self.ema.load(checkpoint.tensors["ema"])
         self._load_optimizer(checkpoint.tensors["optimizer"])
         self.images_seen = int(state["images_seen"])
-        if self.accelerator.is_main_process:
+        if main:
             self.folder.rewind_log(self.images_seen)
             say(f"resuming {self.folder.path} at {self.images_seen:,} images")
 
@@ -199,7 +206,8 @@ class Engine:
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 if f"{name}.{key}" not in tensors:
                     raise CheckpointError(f"the checkpoint's optimizer part has no {name}.{key}", "--fresh starts over")
-                self.optimizer.state[p][key] = tensors[f"{name}.{key}"].to(p.device)
+                # a copy: what was read is still mapped from a file that will be pruned
+                self.optimizer.state[p][key] = tensors[f"{name}.{key}"].to(p.device, copy=True)
 
     def _check_finite(self, step: Step, loss: Tensor, norm: Tensor) -> None:
         bad = torch.tensor([float(not (loss.isfinite() and norm.isfinite()))], device=self.device)
@@ -226,7 +234,7 @@ class Engine:
     def _log(self, bar: Any) -> None:
         if not (self.crossed(self.config.log_every) or self.images_seen >= self.config.images):
             return
-        means, meter = self._meter.means(), self._meter
+        means, meter = self._meter.means(self.accelerator), self._meter
         self._meter = _Meter()
         if self.accelerator.is_main_process:
             seconds = self._meter.since - meter.since
@@ -236,10 +244,19 @@ class Engine:
             self.folder.write_log({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
             bar.set_postfix(loss=f"{means['loss']:.4f}")
 
-    def _leave_if_asked(self) -> None:
-        if self._stop == signal.SIGINT:
+    def _agreed_stop(self) -> int:
+        """The signal that ends the run, the same on all processes: one that left alone would keep the others waiting."""
+        if self.accelerator.num_processes == 1:
+            return self._stop
+        return int(self.accelerator.gather(torch.tensor([self._stop], device=self.device)).max())
+
+    def _leave_if_asked(self, stop: int) -> None:
+        if not stop:
+            return
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one is gone
+        if stop == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._stop == signal.SIGTERM:
+        if stop == signal.SIGTERM:
             raise Terminated(
                 f"terminated at {self.images_seen:,} images; the state is saved", "the same command again resumes"
             )
@@ -253,6 +270,8 @@ class _Signals(AbstractContextManager[None]):
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals are the host program's business there
         for number in (signal.SIGINT, signal.SIGTERM):
             self.before[number] = signal.signal(number, self._ask)
 
@@ -264,4 +283,5 @@ class _Signals(AbstractContextManager[None]):
         if self.engine._stop == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.engine._stop = number
-        say("\nstopping after this step; the state will be saved")
+        with suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping after this step; the state will be saved\n")

@@ -32,6 +32,7 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
     precision: "no" or "bf16", of the encoder's forward pass.
     Raises DataError when the folder holds latents of another autoencoder, other data or another size.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 
     wanted: dict[str, Any] = {
@@ -45,7 +46,10 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
     manifest, file = folder / "manifest.json", folder / "latents.safetensors"
     if manifest.exists():
         _check(manifest, wanted)
-        return load_file(file)["latents"]
+        try:
+            return load_file(file)["latents"]
+        except (OSError, SafetensorError, KeyError) as e:
+            raise DataError(f"cannot read {file}: {e}", "remove its folder to encode again") from None
     latents = encode(vae, table, precision, progress)
     files.write(save({"latents": latents}), file, overwrite=True)
     files.write(json.dumps(wanted, indent=1).encode(), manifest, overwrite=True)

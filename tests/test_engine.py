@@ -1,0 +1,387 @@
+"""The engine with the smallest of networks: rates, log, checkpoints, non-finite numbers, signals."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_kit import read_log
+
+from t2i.config import Optimizer, Run
+from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
+from t2i.training import engine as module
+from t2i.training.checkpoint import load_checkpoint, tensors_hash
+from t2i.training.ema import ema_decay
+from t2i.training.engine import Engine, Step, choose_precision, learning_rate
+from t2i.training.run import RunFolder
+
+ROOT = Path(__file__).parents[1]
+TARGET = torch.tensor([[1.0, -2.0, 0.5]])
+
+
+def config(**changes: Any) -> Run:
+    base: dict[str, Any] = {"images": 40, "batch": 4, "precision": "no", "ema": 8, "log_every": 4, "save_every": 12}
+    base["optimizer"] = Optimizer(**{"lr": 0.1, **changes.pop("optimizer", {})})
+    return Run(**(base | {"keep": 9} | changes))
+
+
+def data(step: Step) -> Tensor:
+    """(B, 3): a function of the global image index."""
+    index = torch.arange(step.first, step.first + step.batch, dtype=torch.float32)
+    return torch.stack([index.sin(), index.cos(), (3 * index).sin()], 1)
+
+
+def start(settings: Run, path: Path, **options: Any) -> Engine:
+    """An engine over a linear layer, as a loop makes it."""
+    folder = RunFolder(path)
+    folder.begin(settings, "auto")
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    return Engine(settings, folder, net, options.pop("data_hash", "data"), progress=False, **options)
+
+
+def loop(engine: Engine, before_update: Callable[[Step], object] = lambda _: None) -> Iterator[tuple[Step, Tensor]]:
+    """Linear regression; yields each step and its loss after the update."""
+    for step in engine.steps():
+        x = data(step)[step.share]
+        loss = (engine.module(x) - x @ TARGET.T).square().mean()
+        before_update(step)
+        engine.update(step, loss)
+        yield step, loss.detach()
+
+
+def run_all(engine: Engine, before_update: Callable[[Step], object] = lambda _: None) -> list[float]:
+    return [loss.item() for _, loss in loop(engine, before_update)]
+
+
+def weights(engine: Engine) -> str:
+    return tensors_hash([*engine.raw.state_dict().items(), *((f"ema.{k}", v) for k, v in engine.ema.values.items())])
+
+
+# The rate
+
+
+def test_warm_up_is_linear_in_images() -> None:
+    o = Optimizer(lr=2.0, warmup=100)
+    assert [learning_rate(o, seen, 10**6) for seen in (0, 49, 99, 100, 5000)] == [0.02, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_cosine_ends_at_zero() -> None:
+    o = Optimizer(lr=2.0, decay="cosine")
+    rates = [learning_rate(o, seen, 1000) for seen in (0, 250, 500, 750, 1000, 1200)]
+    expected = [2.0, 1 + math.cos(math.pi / 4), 1.0, 1 - math.cos(math.pi / 4), 0.0, 0.0]
+    assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_decay_and_no_warm_up_is_constant() -> None:
+    o = Optimizer(lr=0.3)
+    assert {learning_rate(o, seen, 1000) for seen in (0, 1, 999, 5000)} == {0.3}
+
+
+def test_rate_follows_images_not_steps(tmp_path: Path) -> None:
+    """The optimiser really uses it, and at the same image it is the same for every batch."""
+    used: dict[int, dict[int, float]] = {}
+    for batch in (2, 4, 8):
+        settings = config(images=32, batch=batch, optimizer={"lr": 0.1, "warmup": 16, "decay": "cosine"})
+        engine = start(settings, tmp_path / str(batch))
+        used[batch] = {step.first: engine.optimizer.param_groups[0]["lr"] for step, _ in loop(engine)}
+    for first in (0, 8, 16, 24):
+        expected = 0.1 * min(1, (first + 1) / 16) * 0.5 * (1 + math.cos(math.pi * first / 32))
+        assert [used[batch][first] for batch in used] == pytest.approx([expected] * 3, rel=1e-12)
+
+
+# Steps, update, log
+
+
+def test_steps_cover_the_images(tmp_path: Path) -> None:
+    engine = start(config(images=10, batch=4), tmp_path / "run")
+    steps = [step for step, _ in loop(engine)]
+    assert [(s.index, s.first, s.batch, s.share) for s in steps] == [(k, 4 * k, 4, slice(0, 4)) for k in range(3)]
+    assert engine.images_seen == 12
+
+
+def test_update_is_clipped_adamw_and_average(tmp_path: Path) -> None:
+    """Against torch written out by hand."""
+    settings = config(optimizer={"lr": 0.05, "clip": 0.5, "weight_decay": 0.1, "warmup": 8})
+    engine = start(settings, tmp_path / "run")
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.05, (0.9, 0.99), weight_decay=0.1)
+    average = {name: value.clone() for name, value in net.state_dict().items()}
+    for step, loss in loop(engine):
+        optimizer.param_groups[0]["lr"] = 0.05 * min(1, (step.first + 1) / 8)
+        optimizer.zero_grad()
+        x = data(step)
+        expected = (net(x) - x @ TARGET.T).square().mean()
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        optimizer.step()
+        beta = ema_decay(4, step.first + 4, 8)
+        for name, value in net.state_dict().items():
+            average[name] = beta * average[name] + (1 - beta) * value
+            assert (engine.raw.state_dict()[name] - value).abs().max() < 1e-6
+            assert (engine.ema.values[name] - average[name]).abs().max() < 1e-6
+        assert abs(loss - expected.detach()) < 1e-6
+
+
+def test_log_rows_are_means_over_their_images(tmp_path: Path) -> None:
+    engine = start(config(log_every=8), tmp_path / "run")
+    losses = run_all(engine)
+    rows = read_log(tmp_path / "run")
+    assert [row["images"] for row in rows] == [8, 16, 24, 32, 40]
+    assert [row["loss"] for row in rows] == pytest.approx(
+        [sum(losses[k : k + 2]) / 2 for k in range(0, 10, 2)], rel=1e-5
+    )
+    assert set(rows[0]) == {"images", "loss", "gradient_norm", "lr"}
+
+
+def test_loop_must_update_each_step(tmp_path: Path) -> None:
+    engine = start(config(), tmp_path / "run")
+    with pytest.raises(AssertionError, match="update"):
+        for _ in engine.steps():
+            pass
+
+
+def test_saves_when_an_interval_is_crossed_and_at_the_end(tmp_path: Path) -> None:
+    run_all(start(config(images=38, batch=4, save_every=10), tmp_path / "run"))
+    assert [int(p.name) for p in RunFolder(tmp_path / "run").saved()] == [40, 32, 20, 12]
+
+
+def test_state_says_what_the_run_was(tmp_path: Path) -> None:
+    run_all(start(config(), tmp_path / "run"))
+    state = load_checkpoint(RunFolder(tmp_path / "run").saved()[0]).state
+    assert state["images_seen"] == 40
+    assert state["data_hash"] == "data"
+    assert (state["batch"], state["processes"], state["precision"]) == (4, 1, "no")
+    assert state["torch"] == torch.__version__
+
+
+def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("no") == "no"
+    assert choose_precision("bf16") == "bf16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for supported, chosen in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda s=supported: s, raising=False)
+        assert choose_precision("auto") == chosen
+
+
+def test_batch_must_divide_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Accelerator, "num_processes", property(lambda _: 3))
+    with pytest.raises(T2IError, match="batch 4 does not divide over 3 processes") as caught:
+        start(config(batch=4), tmp_path / "run")
+    assert caught.value.hint == "--set batch=3"
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(("at", "resumed"), [(8, 0), (20, 12), (28, 24)])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, at: int, resumed: int) -> None:
+    """Left before the first checkpoint or between two; model, average, optimiser and log are equal bit for bit."""
+    straight = start(config(), tmp_path / "straight")
+    run_all(straight)
+    first = start(config(), tmp_path / "stopped")
+    for _ in loop(first):  # leaves as a killed process does: nothing is saved beyond the last checkpoint
+        if first.images_seen == at:
+            break
+    second = start(config(), tmp_path / "stopped")
+    assert second.images_seen == resumed
+    run_all(second)
+    assert weights(second) == weights(straight)
+    a, b = (load_checkpoint(RunFolder(tmp_path / name).saved()[0]) for name in ("straight", "stopped"))
+    assert tensors_hash(a.tensors["optimizer"].items()) == tensors_hash(b.tensors["optimizer"].items())
+    assert a.state == b.state
+    assert read_log(tmp_path / "stopped") == read_log(tmp_path / "straight")
+
+
+def test_log_of_a_run_that_never_saved_is_begun_anew(tmp_path: Path) -> None:
+    engine = start(config(save_every=1000), tmp_path / "run")
+    for _ in loop(engine):
+        if engine.images_seen == 20:
+            break
+    assert len(read_log(tmp_path / "run")) == 4
+    run_all(start(config(save_every=1000), tmp_path / "run"))
+    assert [row["images"] for row in read_log(tmp_path / "run")] == list(range(4, 41, 4))
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    """FAULTS 8."""
+    run_all(start(config(images=12), tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="trained on other data: data, now changed") as caught:
+        start(config(), tmp_path / "run", data_hash="changed")
+    assert "--force" in str(caught.value.hint)
+    assert start(config(), tmp_path / "run", data_hash="changed", force=True).images_seen == 12
+
+
+def test_optimizer_state_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
+    """FAULTS 7: a whole checkpoint, but of a writer that forgot a moment."""
+    engine = start(config(images=12), tmp_path / "run")
+    run_all(engine)
+    full = engine._optimizer_tensors
+    engine._optimizer_tensors = lambda: {k: v for k, v in full().items() if k != "weight.exp_avg"}  # type: ignore[method-assign]
+    engine.save()
+    with pytest.raises(CheckpointError, match=r"optimizer part has no weight\.exp_avg"):
+        start(config(), tmp_path / "run")
+
+
+# Non-finite numbers
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_non_finite_stops_before_the_update(tmp_path: Path, kind: str) -> None:
+    """FAULTS 11: step and images named; weights, moments and the last checkpoint stay as they were."""
+    engine = start(config(), tmp_path / "run")
+    before = ""
+    with pytest.raises(NonFinite) as caught:
+        for step in engine.steps():
+            x = data(step)
+            loss = (engine.module(x) - x @ TARGET.T).square().mean()
+            if step.index == 4:
+                before = weights(engine) + str(engine._optimizer_tensors())
+                if kind == "loss":
+                    loss = loss * math.nan
+                else:  # finite here, infinite slope
+                    loss = loss + (engine.raw.weight.sum() * 0).sqrt()
+                    assert loss.isfinite()
+            engine.update(step, loss)
+    assert "step 4" in caught.value.message
+    assert "images 16..19" in caught.value.message
+    assert "process [0]" in caught.value.message
+    assert "optimizer.lr" in str(caught.value.hint)
+    assert weights(engine) + str(engine._optimizer_tensors()) == before
+    assert [int(p.name) for p in RunFolder(tmp_path / "run").saved()] == [12]
+    assert start(config(), tmp_path / "run").images_seen == 12
+
+
+# Signals
+
+
+def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
+    """FAULTS 3: in the first step too; between checkpoints; the resumed run is the uninterrupted one."""
+    straight = start(config(), tmp_path / "straight")
+    run_all(straight)
+
+    def terminate_at(index: int) -> Callable[[Step], None]:
+        return lambda step: os.kill(os.getpid(), signal.SIGTERM) if step.index == index else None
+
+    before = signal.getsignal(signal.SIGTERM)
+    for index in (0, 4):
+        with pytest.raises(Terminated, match=f"terminated at {4 * index + 4} images") as caught:
+            run_all(start(config(), tmp_path / "stopped"), terminate_at(index))
+        assert caught.value.exit_code == 143
+        assert RunFolder(tmp_path / "stopped").saved()[0].name == f"{4 * index + 4:012d}"
+    del caught  # it holds the loop, whose end restores the handler
+    assert signal.getsignal(signal.SIGTERM) == before
+    last = start(config(), tmp_path / "stopped")
+    run_all(last)
+    assert weights(last) == weights(straight)
+    assert read_log(tmp_path / "stopped") == read_log(tmp_path / "straight")
+
+
+def test_first_interrupt_saves(tmp_path: Path) -> None:
+    engine = start(config(), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_all(engine, lambda step: os.kill(os.getpid(), signal.SIGINT) if step.index == 4 else None)
+    assert RunFolder(tmp_path / "run").saved()[0].name == f"{20:012d}"
+
+
+def test_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
+    """FAULTS 3: and the last complete checkpoint is whole."""
+
+    def twice(step: Step) -> None:
+        if step.index == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = start(config(), tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run_all(engine, twice)
+    assert engine.images_seen == 16
+    assert start(config(), tmp_path / "run").images_seen == 12
+
+
+def test_trains_outside_the_main_thread(tmp_path: Path) -> None:
+    """There signals cannot be caught; that must not keep a server or a notebook from training."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run_all(start(config(images=8), tmp_path / "run"))
+        except BaseException as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+    assert RunFolder(tmp_path / "run").saved()
+
+
+# Two processes
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from test_engine import TARGET, config, data, start
+from t2i.errors import NonFinite
+
+run, fault = Path(sys.argv[1]), int(sys.argv[2])
+engine = start(config(batch=4, log_every=8), run)
+try:
+    for step in engine.steps():
+        x = data(step)[step.share]
+        loss = (engine.module(x) - x @ TARGET.T).square().mean()
+        if step.index == fault and engine.rank == 1:
+            loss = loss * float("nan")
+        engine.update(step, loss)
+except NonFinite as e:
+    (run / f"rank{{engine.rank}}.txt").write_text(e.message)
+torch.distributed.destroy_process_group()
+"""
+
+
+def launch_two(tmp_path: Path, *arguments: str) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver)]
+    env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_log_what_one_does_and_stop_together(tmp_path: Path) -> None:
+    """The log is of the global batch; a NaN on one of two processes stops both, with its images named (FAULTS 11)."""
+    launch_two(tmp_path, str(tmp_path / "two"), "6")
+    one = start(config(batch=4, log_every=8), tmp_path / "one")
+    run_all(one)
+    ours, theirs = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert [row["images"] for row in theirs] == [8, 16, 24]
+    for a, b in zip(ours, theirs, strict=False):
+        assert b == pytest.approx(a, rel=1e-4)
+    said = [(tmp_path / "two" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "step 6, process [1], images 26..27" in said[0]
+    assert [int(p.name) for p in RunFolder(tmp_path / "two").saved()] == [24, 12]
+
+
+def test_log_file_is_plain_csv(tmp_path: Path) -> None:
+    run_all(start(config(images=8), tmp_path / "run"))
+    with (tmp_path / "run" / "log.csv").open(newline="") as f:
+        header, *rows = csv.reader(f)
+    assert header == ["images", "loss", "gradient_norm", "lr", "images_per_second"]
+    assert [row[0] for row in rows] == ["4", "8"]

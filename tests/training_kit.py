@@ -1,0 +1,215 @@
+"""Tiny data, configs and child processes for the tests of training: a run of eight steps takes about a second."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from t2i.config import FAMILIES, AutoencoderConfig, Text2ImageConfig, build_config, dump_config
+
+SIZE = 16
+ROWS = [(style, object_) for style in ("photo", "sketch") for object_ in ("horse", "elephant", "house", "dog", "")]
+COMMON: dict[str, Any] = {
+    "seed": 7,
+    "images": 32,  # eight steps; an epoch has ten visits, so steps cross epochs
+    "batch": 4,
+    "precision": "no",
+    "ema": 8,
+    "log_every": 4,
+    "sample_every": 16,
+    "save_every": 12,
+    "keep": 9,
+}
+AUTOENCODER: dict[str, Any] = {
+    "model": {"channels": [8, 16], "groups": 4},
+    "optimizer": {"lr": 1e-3, "warmup": 8},
+    "loss": {"gradient": 0.5, "ssim": 0.1},
+}
+TEXT2IMAGE: dict[str, Any] = {
+    "captions": {
+        "by": "style",
+        "templates": {
+            "photo": ["a photo of {a object}", "{a object}, photo", "a photo"],
+            "sketch": ["a sketch of {a object}", "a sketch"],
+        },
+        "drop": 0.2,
+    },
+    "text_encoder": {"vocabulary": 620, "tokens": 8, "width": 16, "layers": 1, "heads": 2},
+    "unet": {"channels": [32, 32], "attention": [False, True], "head_size": 16, "groups": 8},
+    "optimizer": {"lr": 1e-3, "warmup": 8},
+    "samples": {"prompts": ["a photo of a horse", "a sketch"], "steps": 1, "guidance": 2.0, "columns": 2},
+}
+
+
+def make_images(folder: Path, count: int = len(ROWS)) -> Path:
+    """An image folder: smooth pictures that differ, not symmetric, with columns style and object."""
+    folder.mkdir(parents=True)
+    lines = []
+    for k in range(count):
+        image = Image.new("RGB", (SIZE, SIZE))
+        image.putdata([_colour(k, x, y) for y in range(SIZE) for x in range(SIZE)])
+        image.save(folder / f"{k:02d}.png")
+        style, object_ = ROWS[k % len(ROWS)]
+        lines.append(json.dumps({"file_name": f"{k:02d}.png", "style": style, "object": object_}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _colour(k: int, x: int, y: int) -> tuple[int, int, int]:
+    return (16 * x * (k % 3 + 1) // 3 % 256, (16 * y + 25 * k) % 256, (255 if (x - k) ** 2 + (y - 8) ** 2 < 16 else 40))
+
+
+def autoencoder_config(data: Path, **changes: Any) -> AutoencoderConfig:
+    """changes: {dotted_key_with_two_underscores: value}."""
+    config = _build("autoencoder", AUTOENCODER | {"data": _data(data)}, changes)
+    assert isinstance(config, AutoencoderConfig)
+    return config
+
+
+def text2image_config(data: Path, autoencoder: Path, **changes: Any) -> Text2ImageConfig:
+    config = _build("text2image", TEXT2IMAGE | {"data": _data(data), "autoencoder": str(autoencoder)}, changes)
+    assert isinstance(config, Text2ImageConfig)
+    return config
+
+
+def save_autoencoder(folder: Path, seed: int = 0) -> Path:
+    """An untrained autoencoder in diffusers' format: all that training in its latents needs."""
+    from t2i.config import AutoencoderModel
+    from t2i.training.autoencoder import build_autoencoder
+
+    build_autoencoder(AutoencoderModel(**AUTOENCODER["model"]), SIZE, seed).save_pretrained(folder)
+    return folder
+
+
+def train(config: Any, run: Path, **options: Any) -> Path:
+    """The loop of the config's family, without bars."""
+    import t2i.training
+
+    loop = getattr(t2i.training, t2i.training.TRAINERS[config.family])
+    return Path(loop(config, run, progress=False, **options))
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's log, without the only number that may differ between equal runs."""
+    with (run / "log.csv").open(newline="") as f:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]
+    for row in rows:
+        del row["images_per_second"]
+    return rows
+
+
+def fingerprint(run: Path) -> dict[str, Any]:
+    """What two equal runs must share bit for bit: newest checkpoint, log, exported weights."""
+    from t2i.training.checkpoint import file_hash, load_checkpoint, tensors_hash
+    from t2i.training.run import RunFolder
+
+    checkpoint = load_checkpoint(RunFolder(run).saved()[0])
+    assert all(len(part) > 10 for part in checkpoint.tensors.values())
+    exported = sorted((run / "export").rglob("*.safetensors"))
+    assert exported
+    return {
+        **{part: tensors_hash(tensors.items()) for part, tensors in checkpoint.tensors.items()},
+        "state": checkpoint.state,
+        "log": read_log(run),
+        "export": {str(path.relative_to(run)): file_hash(path) for path in exported},
+    }
+
+
+def _data(folder: Path) -> dict[str, Any]:
+    return {"size": SIZE, "sources": [{"path": str(folder)}]}
+
+
+def _build(family: str, special: dict[str, Any], changes: dict[str, Any]) -> Any:
+    plain: dict[str, Any] = json.loads(json.dumps(COMMON | special))
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = plain
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return build_config(FAMILIES[family], plain)
+
+
+# Child processes that die or run into limits. They are forked from a server that has the libraries imported already, so
+# that each starts in a blink; each function below runs in a child.
+
+
+PRELOADED = [
+    "t2i.training.autoencoder",
+    "t2i.training.text2image",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "diffusers.schedulers.scheduling_dpmsolver_multistep",
+    "transformers.models.clip.modeling_clip",
+]
+
+
+@lru_cache(maxsize=1)
+def _server() -> Any:
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def in_child(function: Callable[..., None], *args: Any) -> int:
+    """Run a function of this module in a child process.  Returns its exit code, or minus the signal that killed it."""
+    child = _server().Process(target=function, args=args)
+    child.start()
+    child.join(500)
+    assert child.exitcode is not None, "the child hangs"
+    return int(child.exitcode)
+
+
+def child_killed_at_sync(config: Any, run: Path, checkpoint: str, point: str) -> None:
+    """Train, and die by SIGKILL when `point`, a path in the run folder, is synced and `checkpoint` has been begun."""
+    from t2i.training import checkpoint as module
+
+    sync = module._sync
+
+    def die(path: Path) -> None:
+        if path == run / point and [*run.glob(f"checkpoints/{checkpoint}*")]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(path)
+
+    module._sync = die
+    train(config, run)
+
+
+def child_killed_at_prune(config: Any, run: Path) -> None:
+    """Train, and die by SIGKILL when an old checkpoint is to be removed."""
+    from types import SimpleNamespace
+
+    from t2i.training import run as module
+
+    module.shutil = SimpleNamespace(rmtree=lambda _: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[assignment]
+    train(config, run)
+
+
+def child_with_small_disk(config: Any, run: Path, file_size: int, said: Path) -> None:
+    """Go on with a run where no file may grow beyond `file_size` bytes; what is raised goes to the file `said`."""
+    import resource
+
+    from t2i.errors import T2IError
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    try:
+        train(config, run)
+    except T2IError as e:
+        said.write_text(f"{type(e).__name__}\n{e}")
+
+
+def write_config(config: Any, path: Path) -> Path:
+    """A config as the file a user has."""
+    path.write_text(dump_config(config), encoding="utf-8")
+    return path
