@@ -25,14 +25,9 @@ from t2i.pipelines.text_to_image import Job, TextToImage
 from t2i.recipe import Mark
 
 LIMIT = 40_000_000  # bytes of the folder
+PROMPTS = Path(__file__).parents[1] / "configs" / "mini-grid.txt"  # objects across, styles down
 OBJECTS = ("horse", "dog", "elephant", "giraffe", "house", "guitar", "person")
-STYLES = {
-    "photo": "a photo of {}",
-    "painting": "a painting of {}",
-    "cartoon": "a cartoon of {}",
-    "sketch": "a sketch of {}",
-    "Van Gogh": "{} in Van Gogh style",
-}
+STYLES = ("photo", "painting", "cartoon", "sketch", "Van Gogh")
 COMPARED = 8  # pictures whose nearest training images are shown
 SEED = 1
 
@@ -97,14 +92,14 @@ def write_weights(export: Path, folder: Path) -> int:
 
 def prompts() -> list[str]:
     """Every object in every style, a row a style."""
-    articles = {name: f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in OBJECTS}
-    return [template.format(articles[name]) for template in STYLES.values() for name in OBJECTS]
+    return PROMPTS.read_text(encoding="utf-8").splitlines()
 
 
 def draw_grid(model: TextToImage) -> Image:
-    """Objects across, styles down, one seed for all: nothing is picked."""
-    results = model(prompts(), seeds=[SEED])
-    return images.grid([result.image for result in results], row_labels=list(STYLES), column_labels=OBJECTS)
+    """Objects across, styles down; seeds count up from SEED, as `t2i generate --prompts` does: nothing is picked."""
+    jobs = [Job(prompt, SEED + row) for row, prompt in enumerate(prompts())]
+    results = model.draw(jobs, model.settings())
+    return images.grid([result.image for result in results], row_labels=STYLES, column_labels=OBJECTS)
 
 
 def neighbours(model: TextToImage, table: ImageTable) -> tuple[Image, list[tuple[float, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,9 @@ def test_an_unknown_scheduler_names_the_known() -> None:
 def test_a_models_own_scheduler_is_called_by_name(flow: TextToImage, epsilon: TextToImage) -> None:
     from diffusers import DPMSolverMultistepScheduler, KDPM2DiscreteScheduler
 
-    assert (flow.scheduler, epsilon.scheduler) == ("dpm++2m", "pndm")
+    for painter, name in ((flow, "dpm++2m"), (epsilon, "pndm")):
+        painter.settings()
+        assert painter.scheduler == name
     assert describe(DPMSolverMultistepScheduler(use_karras_sigmas=True)) == ("dpm++2m-karras", "DPM++ 2M", "Karras")
     assert describe(KDPM2DiscreteScheduler()) == ("KDPM2DiscreteScheduler", "KDPM2Discrete", None)
 
@@ -261,7 +264,7 @@ def test_defaults_come_from_the_model_then_from_its_pipeline(flow: TextToImage) 
 def test_what_is_out_of_range_is_refused_before_drawing(flow: TextToImage, wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         flow(**{"prompts": "a horse", "seeds": [1], "steps": 1} | wrong)
-    assert __import__("re").search(said, str(caught.value))
+    assert re.search(said, str(caught.value))
 
 
 def test_the_largest_seed_draws(flow: TextToImage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -88,7 +89,7 @@ def generate(**given: Any) -> None:
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
     arguments, size = given.pop("arguments"), given.pop("size")
-    prompts = read_prompts(arguments, given.pop("options"), given.pop("file"), click.get_binary_stream("stdin"))
+    prompts = read_prompts(arguments, given.pop("options"), given.pop("file"), sys.stdin.buffer)
     hint = quote_hint(arguments)
     if hint:
         say(f"hint: {hint}")

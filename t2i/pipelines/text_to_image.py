@@ -116,7 +116,7 @@ class TextToImage:
 
     @property
     def scheduler(self) -> str:
-        """Our name of the scheduler it draws with."""
+        """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
         return describe(self.pipe.scheduler)[0]
 
     def __call__(
@@ -162,8 +162,9 @@ class TextToImage:
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
-        size = batch_size or default_batch_size(self.pipe, settings.width, settings.height)
-        return self._batches(list(jobs), settings, limits.check_batch_size(size), progress)
+        if batch_size is None:
+            batch_size = default_batch_size(self.pipe, settings.width, settings.height)
+        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
     def uses_negative(self, guidance: float) -> bool:
         """Whether a negative prompt does anything."""
