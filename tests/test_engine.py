@@ -51,17 +51,20 @@ def start(settings: Run, path: Path, **options: Any) -> Engine:
     return Engine(settings, folder, net, options.pop("data_hash", "data"), progress=False, **options)
 
 
-def loop(engine: Engine, before_update: Callable[[Step], object] = lambda _: None) -> Iterator[tuple[Step, Tensor]]:
+Hook = Callable[[Step, Tensor], Tensor | None]  # may give another loss
+
+
+def loop(engine: Engine, before_update: Hook = lambda *_: None) -> Iterator[tuple[Step, Tensor]]:
     """Linear regression; yields each step and its loss after the update."""
     for step in engine.steps():
         x = data(step)[step.share]
         loss = (engine.module(x) - x @ TARGET.T).square().mean()
-        before_update(step)
-        engine.update(step, loss)
+        other = before_update(step, loss)
+        engine.update(step, loss if other is None else other)
         yield step, loss.detach()
 
 
-def run_all(engine: Engine, before_update: Callable[[Step], object] = lambda _: None) -> list[float]:
+def run_all(engine: Engine, before_update: Hook = lambda *_: None) -> list[float]:
     return [loss.item() for _, loss in loop(engine, before_update)]
 
 
@@ -243,18 +246,20 @@ def test_non_finite_stops_before_the_update(tmp_path: Path, kind: str) -> None:
     """FAULTS 11: step and images named; weights, moments and the last checkpoint stay as they were."""
     engine = start(config(), tmp_path / "run")
     before = ""
+
+    def spoil(step: Step, loss: Tensor) -> Tensor:
+        nonlocal before
+        if step.index < 4:
+            return loss
+        before = weights(engine) + str(engine._optimizer_tensors())
+        if kind == "loss":
+            return loss * math.nan
+        loss = loss + (next(engine.raw.parameters()).sum() * 0).sqrt()  # finite here, infinite slope
+        assert loss.isfinite()
+        return loss
+
     with pytest.raises(NonFinite) as caught:
-        for step in engine.steps():
-            x = data(step)
-            loss = (engine.module(x) - x @ TARGET.T).square().mean()
-            if step.index == 4:
-                before = weights(engine) + str(engine._optimizer_tensors())
-                if kind == "loss":
-                    loss = loss * math.nan
-                else:  # finite here, infinite slope
-                    loss = loss + (engine.raw.weight.sum() * 0).sqrt()
-                    assert loss.isfinite()
-            engine.update(step, loss)
+        run_all(engine, spoil)
     assert "step 4" in caught.value.message
     assert "images 16..19" in caught.value.message
     assert "process [0]" in caught.value.message
@@ -272,8 +277,8 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
     straight = start(config(), tmp_path / "straight")
     run_all(straight)
 
-    def terminate_at(index: int) -> Callable[[Step], None]:
-        return lambda step: os.kill(os.getpid(), signal.SIGTERM) if step.index == index else None
+    def terminate_at(index: int) -> Hook:
+        return lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step.index == index else None
 
     before = signal.getsignal(signal.SIGTERM)
     for index in (0, 4):
@@ -292,14 +297,14 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
 def test_first_interrupt_saves(tmp_path: Path) -> None:
     engine = start(config(), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run_all(engine, lambda step: os.kill(os.getpid(), signal.SIGINT) if step.index == 4 else None)
+        run_all(engine, lambda step, _: os.kill(os.getpid(), signal.SIGINT) if step.index == 4 else None)
     assert RunFolder(tmp_path / "run").saved()[0].name == f"{20:012d}"
 
 
 def test_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
     """FAULTS 3: and the last complete checkpoint is whole."""
 
-    def twice(step: Step) -> None:
+    def twice(step: Step, _: Tensor) -> None:
         if step.index == 4:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

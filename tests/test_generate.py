@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,11 @@ class Ran(NamedTuple):
 
 
 Run = Callable[..., Ran]
+OPTIONS = """
+--prompt --prompts --negative-prompt --model --steps --num-inference-steps --guidance --cfg-scale --guidance-scale
+--seed --batch-count --num-images --batch-size --width --height --size --scheduler --sampler --output --overwrite
+--grid --format --json --device --dtype --revision --offline --quiet --debug T2I_MODEL
+"""
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_a_prompt_becomes_a_file_and_stdout_its_path(t2i: Run, here: Path) -> No
     ran = t2i("a horse", "-s", "7")
     assert ran.code == 0
     assert len(ran.lines) == 1
-    assert ran.lines[0].startswith("outputs/") and ran.lines[0].endswith("/00001-7.png")
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/00001-7\.png", ran.lines[0])
     assert files(here) == ran.lines
     with Image.open(ran.lines[0]) as image:
         assert image.size == (32, 32)
@@ -188,7 +194,7 @@ def test_any_prompt_names_a_file_inside_the_folder(t2i: Run, here: Path, prompt:
     ran = t2i("-p", prompt, "-o", "out/{prompt}.png")
     assert ran.code == 0
     assert files(here) == ran.lines
-    assert ran.lines[0].startswith("out/") and ran.lines[0].count("/") == 1
+    assert re.fullmatch(r"out/[^/]+\.png", ran.lines[0])
     assert recipe.read(Path(ran.lines[0])).recipe.prompt == prompt  # type: ignore[union-attr]
 
 
@@ -307,7 +313,7 @@ def test_a_model_that_cannot_be_had_is_exit_4(t2i: Run, tmp_path: Path, monkeypa
     ran = t2i("a horse", "-m", model, "--offline")
     assert (ran.code, ran.out) == (4, "")
     assert model in ran.err
-    assert "hf download" in ran.err or "did you mean sd15" in ran.err
+    assert "gets it" in ran.err or "did you mean sd15" in ran.err
 
 
 def test_a_token_stays_secret(t2i: Run, tmp_path: Path, monkeypatch: Any) -> None:
@@ -378,9 +384,5 @@ def test_a_picture_blanked_by_a_safety_checker_is_no_success(t2i: Run, here: Pat
 def test_help_names_every_option_and_its_other_spellings(t2i: Run) -> None:
     ran = t2i("--help", steps="")
     assert ran.code == 0
-    for name in (
-        "--prompt --prompts --negative-prompt --model --steps --num-inference-steps --guidance --cfg-scale "
-        "--guidance-scale --seed --batch-count --num-images --batch-size --width --height --size --scheduler --sampler "
-        "--output --overwrite --grid --format --json --device --dtype --revision --offline --quiet --debug T2I_MODEL"
-    ).split():
+    for name in OPTIONS.split():
         assert name in ran.out

@@ -27,7 +27,9 @@ def test_seed_is_63_bits_of_sha256(seed: int, purpose: str, index: int) -> None:
 
 
 def test_seeds_differ_by_seed_purpose_and_index() -> None:
-    keys = [(seed, purpose, index) for seed in range(20) for purpose in ("order", "noise", "flip") for index in range(20)]
+    keys = [
+        (seed, purpose, index) for seed in range(20) for purpose in ("order", "noise", "flip") for index in range(20)
+    ]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
 
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from t2i.errors import ModelError, NonFinite, UsageError
-from t2i.pipelines.schedulers import SCHEDULERS, describe, make_scheduler, scheduler_name, step_in_float32, usable
+from t2i.pipelines.noise import step_in_float32
+from t2i.pipelines.schedulers import SCHEDULERS, describe, make_scheduler, scheduler_name, usable
 from t2i.pipelines.text_to_image import TextToImage
 from t2i.zoo import Defaults
 

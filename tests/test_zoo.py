@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def test_near_misses_are_suggested(wrong: str, right: str) -> None:
     assert right in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("path", ["./nothing", "/nowhere/model", "models/x.safetensors", "~/nothing/here", "model.ckpt"])
+@pytest.mark.parametrize(
+    "path", ["./nothing", "/nowhere/model", "models/x.safetensors", "~/nothing/here", "model.ckpt"]
+)
 def test_what_looks_like_a_path_is_called_a_missing_file(path: str) -> None:
     with pytest.raises(ModelUnavailable, match="no such file"):
         zoo.resolve(path)
@@ -94,7 +97,5 @@ def test_a_damaged_defaults_file_is_an_error(pipeline_copy: Path, text: str) -> 
 
 @given(st.text())
 def test_any_text_resolves_or_is_explained(text: str) -> None:
-    try:
+    with contextlib.suppress(T2IError):  # and no other exception
         zoo.resolve(text)
-    except T2IError as e:
-        assert len(e.message) < 20_000

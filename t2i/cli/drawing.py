@@ -47,6 +47,7 @@ class Request:
     format: str | None = None
     overwrite: bool = False
     grid: bool = False
+    columns: int | None = None
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
@@ -186,11 +187,12 @@ def _save(result: Result, outputs: Outputs) -> Path:
 
 
 def _save_grid(images: Sequence[Image], path: Path, request: Request) -> Path:
-    """All images on one sheet, a row per prompt."""
+    """All images on one sheet: a row per prompt, or as square as can be where each prompt has one image."""
     from t2i.images import grid, save
     from t2i.recipe import Mark
 
-    columns = len(request.seeds) * request.count if len(request.prompts) > 1 else None
+    each = len(request.seeds) * request.count
+    columns = request.columns or (each if each > 1 and len(request.prompts) > 1 else None)
     return save(grid(images, columns), path, recipe=Mark(), overwrite=request.overwrite)
 
 

@@ -67,6 +67,7 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Allow --output to replace files.")
 @click.option("--grid", is_flag=True, help="Also save all images on one sheet.")
+@click.option("--columns", type=click.IntRange(1, 1000), help="Images per row of --grid. Default: a row per prompt.")
 @click.option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")

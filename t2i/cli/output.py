@@ -96,7 +96,7 @@ class Outputs:
     def check(self, images: Sequence[tuple[str, int]], grid: bool = False) -> None:
         """Before anything is drawn: raises UsageError if the file of one of these (prompt, seed) exists already."""
         if self.counted:
-            self._path({name: "0" for name in (*FIELDS, "number")} | self._constant)
+            self._path(dict.fromkeys((*FIELDS, "number"), "0") | self._constant)
         else:
             paths = [next(self.candidates(prompt, seed)) for prompt, seed in images]
             for path in [*paths, self.grid_path(paths[0])] if grid else paths:

@@ -39,6 +39,17 @@ def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = Fal
     return _download(model, info.sha or revision)
 
 
+def is_reachable(id: str) -> bool:
+    """Whether the Hub answers for this model, asked once; its library alone would try for half a minute."""
+    from huggingface_hub import model_info
+
+    try:
+        model_info(id, timeout=TIMEOUT)
+    except Exception:  # offline by setting, no network, no such model: all the same here
+        return False
+    return True
+
+
 def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -57,7 +68,7 @@ def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
 def not_cached(model: ResolvedModel, revision: str | None, why: str) -> ModelUnavailable:
     """What is said where a model would have to be downloaded and cannot be; names the command that gets it."""
     at = f" at revision {revision}" if revision else ""
-    command = f"hf download {model.location}" + (f" --revision {revision}" if revision else "")
+    command = f't2i generate --model {model.name}{f" --revision {revision}" if revision else ""} "a horse"'
     return ModelUnavailable(
         f"model {model.name!r}{at} is not in the cache, and {why}",
         f"with a network, `{command}` gets it; the embedded model needs none: --model mini",
@@ -102,8 +113,7 @@ def _explain(e: Exception, model: ResolvedModel, revision: str | None) -> NoRetu
 
     status: Any = getattr(getattr(e, "response", None), "status_code", None)
     if isinstance(e, GatedRepoError):
-        page = f"https://huggingface.co/{model.location}"
-        hint = f"accept its licence at {page}, then `hf auth login` (or set HF_TOKEN)"
+        hint = f"accept its licence on the Hub's page of {model.location}, then `hf auth login` (or set HF_TOKEN)"
         raise ModelUnavailable(f"model {model.name!r} is gated", hint) from None
     if isinstance(e, RevisionNotFoundError):
         raise ModelUnavailable(f"model {model.name!r} has no revision {revision!r}", "leave --revision out") from None

@@ -209,14 +209,18 @@ def pipeline_class(name: str) -> Any:
 
 
 def _from_single_file(kind: Any, files: ModelFiles, options: dict[str, Any]) -> Any:
-    """A single file holds weights only; configs and tokenizers come from the cache of the model it belongs to."""
+    """A single file holds weights only; configs and tokenizers are those of the model it was made from.
+
+    Raises ModelUnavailable where these are not cached and cannot be fetched.
+    """
+    base = next(base for _, name, base in SINGLE_FILES if name == files.kind)
     try:
-        return kind.from_single_file(str(files.path), **options)
+        return kind.from_single_file(str(files.path), **options | {"local_files_only": True})
     except (OSError, ValueError) as e:  # what the Hub library raises for a file that is not cached
-        if isinstance(e, ValueError) and "local" not in str(e) and "cache" not in str(e):
-            raise
-        base = next(base for _, name, base in SINGLE_FILES if name == kind.__name__)
-        raise ModelUnavailable(
-            f"{files.model.name} holds weights only; its configs and tokenizer are those of {base}, not cached here",
-            f"with a network, `hf download {base} --include '*.json' '*.txt'` gets them (small files)",
-        ) from e
+        if files.offline or not hub.is_reachable(base):
+            raise ModelUnavailable(
+                f"{files.model.name} holds weights only; the configs and tokenizer of {base} belong to it and are not"
+                " in the cache",
+                f"with a network, `hf download {base} --include '*.json' --include '*.txt'` gets them (small files)",
+            ) from e
+    return kind.from_single_file(str(files.path), **options)

@@ -8,7 +8,6 @@ with x0 = x - s v, eps = x + (1 - s) v, the step (1 - t) x0 + t eps equals x + (
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,22 +160,3 @@ def describe(scheduler: Any) -> tuple[str, str, str | None]:
 
 
 _SIGNIFICANT = ("solver_order", "algorithm_type", *_PLAIN)
-
-
-def step_in_float32(scheduler: Any) -> Any:
-    """Let the scheduler compute, and draw its noise, in float32 whatever dtype the networks have.
-
-    Noise drawn in half precision is another noise: the same seed would give another picture. Returns the scheduler.
-    """
-    step = scheduler.step
-
-    @functools.wraps(step)  # keeps the signature, by which pipelines decide whether to pass their generators
-    def step_float32(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        result = step(model_output.float(), timestep, sample.float(), *args, **kwargs)
-        if isinstance(result, tuple):
-            return tuple(part.to(sample.dtype) if hasattr(part, "to") else part for part in result)
-        result.prev_sample = result.prev_sample.to(sample.dtype)
-        return result
-
-    scheduler.step = step_float32
-    return scheduler

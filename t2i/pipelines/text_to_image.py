@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import ModelError, NonFinite, T2IError
 from t2i.pipelines import limits
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
+from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.records import make_recipe
-from t2i.pipelines.schedulers import describe, make_scheduler, step_in_float32
+from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
 from t2i.recipe import Recipe
 from t2i.zoo import Defaults
@@ -227,9 +228,7 @@ class TextToImage:
 
     def _options(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> dict[str, Any]:
         """The pipeline's keyword arguments for one batch, as far as it knows them."""
-        import torch
-
-        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in batch]
+        generators = make_generators([job.seed for job in batch])
         options: dict[str, Any] = {
             "prompt": [job.prompt for job in batch],
             "width": settings.width,
@@ -243,20 +242,8 @@ class TextToImage:
         if self.uses_negative(settings.guidance) and settings.negative:
             options["negative_prompt"] = [settings.negative] * len(batch)
         if hasattr(self.pipe, "unet") and self.dtype != "float32":
-            options["latents"] = self._first_noise(generators, settings)
+            options["latents"] = first_noise(self.pipe, generators, settings)
         return {name: value for name, value in options.items() if name in self._parameters}
-
-    def _first_noise(self, generators: Sequence[torch.Generator], settings: Settings) -> torch.Tensor:
-        """(B, C, h, w) standard normal noise in the pipeline's dtype, drawn in float32.
-
-        torch draws other numbers in half precision where their count is no multiple of 16.
-        """
-        import torch
-
-        scale = self.pipe.vae_scale_factor
-        shape = (1, self.pipe.unet.config.in_channels, settings.height // scale, settings.width // scale)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        return noise.to(device=self.pipe.device, dtype=self.pipe.dtype)
 
     def _watch(self, report: Callable[[float], None]) -> Callable[..., dict[str, Any]]:
         """What the pipeline calls after each step: reports progress, and stops when no image has a future."""

@@ -99,8 +99,8 @@ def _is_safe_library(library: Any) -> bool:
     if library in ("diffusers", "transformers"):
         return True
     spec = find_spec("diffusers")  # without importing it
-    places = spec.submodule_search_locations if spec else None
-    return str(library).isidentifier() and bool(places) and (Path(places[0]) / "pipelines" / str(library)).is_dir()
+    places = (spec.submodule_search_locations if spec else None) or ()
+    return str(library).isidentifier() and any((Path(p) / "pipelines" / str(library)).is_dir() for p in places)
 
 
 def _check_component(folder: Path, component: str) -> list[Path]:

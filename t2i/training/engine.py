@@ -245,7 +245,7 @@ class Engine:
             bar.set_postfix(loss=f"{means['loss']:.4f}")
 
     def _agreed_stop(self) -> int:
-        """The signal that ends the run, the same on all processes: one that left alone would keep the others waiting."""
+        """The signal that ends the run, the same on all processes: one alone would keep the others waiting."""
         if self.accelerator.num_processes == 1:
             return self._stop
         return int(self.accelerator.gather(torch.tensor([self._stop], device=self.device)).max())

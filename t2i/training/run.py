@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,9 @@ class RunFolder:
 
     def _begin(self, config: Run, start: Start, force: bool) -> None:
         if start == "fresh" and self.path.exists():
-            aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            names = chain([stem], (f"{stem}-{k}" for k in count(2)))
+            aside = next(path for path in map(self.path.with_name, names) if not path.exists())
             self.path.rename(aside)
             say(f"moved the old run to {aside}")
         if start == "resume" and not self.saved():

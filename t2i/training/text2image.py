@@ -76,6 +76,11 @@ class Denoiser(nn.Module):
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(net.attention)),
             cross_attention_dim=words.width,
             attention_head_dim=tuple(c // net.head_size for c in net.channels),  # diffusers' name for the head count
+            # The caption, pooled, also joins the time embedding, which scales and shifts every block. Through
+            # cross-attention alone the objects were not there yet after 40,000 images, only the styles.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=words.heads,
+            resnet_time_scale_shift="scale_shift",
         )
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:

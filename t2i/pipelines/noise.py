@@ -1,0 +1,51 @@
+"""The noise of one image: from its own CPU generator, in float32, whatever device and dtype the networks have.
+
+torch draws other numbers in half precision (where their count is no multiple of 16), and other ones on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from t2i.pipelines.settings import Settings
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per image, for its first noise and all later noise."""
+    import torch
+
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def first_noise(pipe: Any, generators: Sequence[torch.Generator], settings: Settings) -> torch.Tensor:
+    """(B, C, h, w) standard normal noise, on the device and in the dtype of a pipeline with a U-Net."""
+    import torch
+
+    scale = pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, settings.height // scale, settings.width // scale)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    return noise.to(device=pipe.device, dtype=pipe.dtype)
+
+
+def step_in_float32(scheduler: Any) -> Any:
+    """Let the scheduler compute, and draw its noise, in float32 whatever dtype the networks have.
+
+    Returns the scheduler.
+    """
+    step = scheduler.step
+
+    @functools.wraps(step)  # keeps the signature, by which pipelines decide whether to pass their generators
+    def step_float32(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        result = step(model_output.float(), timestep, sample.float(), *args, **kwargs)
+        if isinstance(result, tuple):
+            return tuple(part.to(sample.dtype) if hasattr(part, "to") else part for part in result)
+        result.prev_sample = result.prev_sample.to(sample.dtype)
+        return result
+
+    scheduler.step = step_float32
+    return scheduler
