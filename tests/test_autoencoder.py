@@ -67,7 +67,7 @@ def test_one_batch_is_learned(trained: tuple[AutoencoderConfig, Path]) -> None:
     assert last["l1"] < 0.35 * first["l1"]
     assert last["gradient"] < 0.7 * first["gradient"]
     assert last["ssim"] > first["ssim"] + 0.3
-    assert last["psnr"] > first["psnr"] + 6
+    assert last["psnr"] > first["psnr"] + 4
     x = images.from_uint8(load_table(config.data, False).pixels)
     flat = x.mean((2, 3), keepdim=True)
     vae = AutoencoderKL.from_pretrained(run / "export")
@@ -115,9 +115,9 @@ def test_exported_latents_are_standard(trained: tuple[AutoencoderConfig, Path]) 
 def test_samples_are_pictures_above_reconstructions(trained: tuple[AutoencoderConfig, Path]) -> None:
     _, run = trained
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000160.png", "000000000320.png"]
-    sheet = Image.open(run / "samples" / "000000000320.png")
-    assert sheet.width > module.SHOWN * SIZE
-    assert 2 * SIZE <= sheet.height < 3 * SIZE
+    with Image.open(run / "samples" / "000000000320.png") as sheet:
+        assert sheet.width > module.SHOWN * SIZE
+        assert 2 * SIZE <= sheet.height < 3 * SIZE
 
 
 @pytest.mark.parametrize("seed", [0, 1])

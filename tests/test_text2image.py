@@ -41,13 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Text2ImageConfig, Path]:
-    """One batch of four images, seen 100 times."""
+    """One batch of four images, seen 60 times."""
     config = text2image_config(
         make_images(folder / "four", 4),
         folder / "vae",
-        images=400,
+        images=240,
         log_every=40,
-        sample_every=200,
+        sample_every=120,
         save_every=1000,
         data__flip=False,
         optimizer={"lr": 4e-3, "warmup": 20},
@@ -66,11 +66,12 @@ def setup(folder: Path) -> Setup:
 
 
 def test_one_batch_is_learned(trained: tuple[Text2ImageConfig, Path]) -> None:
-    """Without knowing the images the error is 1 + their variance; the noise of x_t alone says more."""
+    """Whoever knows nothing is wrong by the variance of noise and image, more than 1."""
     rows = read_log(trained[1])
-    assert rows[-1]["images"] == 400
-    assert rows[0]["loss"] > 0.9
-    assert sum(row["loss"] for row in rows[-3:]) / 3 < 0.6 * rows[0]["loss"]
+    assert rows[-1]["images"] == 240
+    last = sum(row["loss"] for row in rows[-2:]) / 2
+    assert last < 0.4
+    assert last < 0.5 * rows[0]["loss"]
 
 
 def test_exported_networks_are_the_average(trained: tuple[Text2ImageConfig, Path]) -> None:
@@ -142,14 +143,14 @@ def test_a_run_folder_is_a_model(trained: tuple[Text2ImageConfig, Path]) -> None
     from t2i.pipelines.text_to_image import TextToImage
 
     config, run = trained
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000200.png", "000000000400.png"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000120.png", "000000000240.png"]
     model, wanted = TextToImage.load(str(run / "export")), config.samples
     results = [
         next(iter(model(prompt, seeds=[config.seed + k], steps=wanted.steps, guidance=wanted.guidance)))
         for k, prompt in enumerate(wanted.prompts)
     ]
     sheet = images.grid([result.image for result in results], columns=wanted.columns)
-    drawn = Image.open(run / "samples" / "000000000400.png")
+    drawn = Image.open(run / "samples" / "000000000240.png")
     assert drawn.size == sheet.size
     pair = torch.tensor([list(i.convert("RGB").tobytes()) for i in (sheet, drawn)])
     assert pair.diff(dim=0).abs().max() <= 1

@@ -219,13 +219,13 @@ def test_an_unknown_scheduler_names_the_known() -> None:
 
 
 def test_a_models_own_scheduler_is_called_by_name(flow: TextToImage, epsilon: TextToImage) -> None:
-    from diffusers import DPMSolverMultistepScheduler, KDPM2DiscreteScheduler
+    from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler
 
     for painter, name in ((flow, "dpm++2m"), (epsilon, "pndm")):
         painter.settings()
         assert painter.scheduler == name
     assert describe(DPMSolverMultistepScheduler(use_karras_sigmas=True)) == ("dpm++2m-karras", "DPM++ 2M", "Karras")
-    assert describe(KDPM2DiscreteScheduler()) == ("KDPM2DiscreteScheduler", "KDPM2Discrete", None)
+    assert describe(DEISMultistepScheduler()) == ("DEISMultistepScheduler", "DEISMultistep", None)
 
 
 # --- settings, errors, records ---

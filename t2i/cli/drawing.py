@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i.cli.output import Outputs
 from t2i.cli.prompts import Prompt, make_jobs
@@ -105,14 +105,15 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
-    with _progress(bar) as progress:
+    with _progress(bar) as steps:
         try:
-            for result in painter.draw(request.jobs, settings, batch_size=request.batch_size, progress=progress):
+            for result in painter.draw(request.jobs, settings, batch_size=request.batch_size, progress=steps.show):
                 if result.blanked:
                     blanked.append(result.recipe.seed)
                     continue
                 paths.append(_save(result, outputs))
                 images += [result.image] if request.grid else []
+                steps.clear()  # the caller may print to the same terminal
                 yield paths[-1], result.recipe
         except NonFinite as e:
             if not paths:
@@ -196,18 +197,29 @@ def _save_grid(images: Sequence[Image], path: Path, request: Request) -> Path:
     return save(grid(images, columns), path, recipe=Mark(), overwrite=request.overwrite)
 
 
+class _Steps:
+    """A progress bar on stderr, in denoising steps of single images."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def show(self, done: int, total: int) -> None:
+        """Move to `done` of `total`."""
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def clear(self) -> None:
+        """Take the bar from the screen until it moves again."""
+        self.bar.clear()
+
+
 @contextmanager
-def _progress(bar: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, in denoising steps of single images; none where stderr is no terminal."""
+def _progress(bar: bool) -> Iterator[_Steps]:
+    """A bar where stderr is a terminal; nothing in a pipe or a log, where each path is a sign of life."""
     from tqdm import tqdm
 
     with tqdm(desc="drawing", unit="step", leave=False, file=sys.stderr, disable=None if bar else True) as steps:
-
-        def progress(done: int, total: int) -> None:
-            steps.total = total
-            steps.update(done - steps.n)
-
-        yield progress
+        yield _Steps(steps)
 
 
 def to_json(path: Path, recipe: Recipe | None) -> str:

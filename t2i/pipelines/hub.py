@@ -25,7 +25,7 @@ def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = Fal
     from huggingface_hub.constants import is_offline_mode
 
     if offline or is_offline_mode():
-        return _from_cache(model, revision, "offline")
+        return _from_cache(model, revision, "the network is off (--offline or HF_HUB_OFFLINE)")
     from huggingface_hub import model_info
     from huggingface_hub.errors import HfHubHTTPError
 
