@@ -72,6 +72,8 @@ def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, s
             raise click.ClickException(f"{size / 1e6:.1f} MB; the embedded model has at most {LIMIT / 1e6:.0f} MB")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder, out)
+        for file in out.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
     click.echo(f"{out}  {size / 1e6:.1f} MB")
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from t2i import recipe
+from t2i.cli import output
 from t2i.cli.main import main
 from t2i.cli.prompts import Prompt, make_jobs
 
@@ -163,6 +164,14 @@ def test_default_names_count_on(t2i: Run, here: Path) -> None:
     for _ in range(2):
         t2i("a horse", "-b", "2", "-s", "1")
     assert [Path(name).name for name in files(here)] == ["00001-1.png", "00002-2.png", "00003-1.png", "00004-2.png"]
+
+
+def test_two_jobs_in_one_folder_never_clobber(t2i: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t2i("a horse", "-s", "1", "-o", "both/")
+    before = (here / "both" / "00001-1.png").read_bytes()
+    monkeypatch.setattr(output, "_first_free", lambda *_: 1)  # as if the other had not written yet when we looked
+    assert t2i("a dog", "-s", "1", "-o", "both/").lines == ["both/00002-1.png"]
+    assert (here / "both" / "00001-1.png").read_bytes() == before
 
 
 # --- what goes in ---

@@ -197,7 +197,7 @@ def averaged_pipeline(engine: Engine, config: Text2ImageConfig, setup: Setup) ->
     net.to(engine.device).eval()
     # The multistep solver knows flows and fits StableDiffusionPipeline; FlowMatchEuler does not (no init_noise_sigma).
     scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
+        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1
     )
     return StableDiffusionPipeline(
         vae=setup.vae,
