@@ -152,14 +152,19 @@ def spent(run: Path) -> dict[str, Any]:
     images_seen = [int(row["images"]) for row in rows]
     gaps = [b - a for a, b in zip([0, *images_seen], images_seen, strict=False)]
     seconds = sum(gap / float(row["images_per_second"]) for gap, row in zip(gaps, rows, strict=True))
-    return {"images": images_seen[-1], "hours": seconds / 3600, "last": rows[-1]}
+    finished = config.parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))
+    return {"images": finished["images"], "hours": seconds / 3600, "last": rows[-1]}
 
 
 def card(facts: dict[str, Any]) -> str:
     """The model card: mini_card.md, filled in."""
     settings, table, own = facts["settings"], facts["table"], facts["own"]
     first, second = facts["autoencoder"], facts["text2image"]
-    styles = {name: table.columns["style"].count(name) for name in dict.fromkeys(table.columns["style"])}
+    kinds = [
+        "stylised" if "stylised after" in source else style
+        for style, source in zip(table.columns["style"], table.columns["source"], strict=True)
+    ]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     near = "\n".join(f"| {k + 1} | {mine:.1f} | {theirs:.1f} |" for k, (mine, theirs) in enumerate(facts["distances"]))
     return (
         Path(__file__)
@@ -175,7 +180,7 @@ def card(facts: dict[str, Any]) -> str:
             psnr=float(first["last"]["psnr"]),
             images=second["images"],
             hours=second["hours"],
-            counts=", ".join(f"{count:,} {name}" for name, count in styles.items()),
+            counts=", ".join(f"{count:,} {kind}" for kind, count in counts.items()),
             steps=own["steps"],
             guidance=own["guidance"],
             near=near,

@@ -75,6 +75,9 @@ def _train(
         from t2i.training.plan import describe
 
         return describe(settings, run)
+    import diffusers  # noqa: F401  both are imported first, so that `silence` reaches them
+    import transformers  # noqa: F401
+
     import t2i.training as training
 
     loop = getattr(training, training.TRAINERS[family])

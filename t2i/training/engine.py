@@ -71,7 +71,7 @@ class _Meter:
 
     def add(self, numbers: dict[str, Tensor]) -> None:
         for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.steps += 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
