@@ -1,10 +1,30 @@
-"""Which of several processes am I: read from the environment that a launcher sets, without importing Accelerate."""
+"""Which of several processes am I, and the door to Accelerate's view of them."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints, saves and draws: the only one, or number 0 of a launcher's."""
+    """Whether this process is the one that prints, saves and draws: the only one, or number 0 of a launcher's.
+
+    Read from the environment that a launcher sets, without importing Accelerate.
+    """
     return os.environ.get("RANK", "0") == "0"
+
+
+def processes() -> PartialState:
+    """All processes of this program, joined at the first call.  Ask for them here before anything else of Accelerate.
+
+    Without an accelerator, or where it shall not be used, Accelerate must be told so: it would take each of several
+    processes for the only one, and all of them would write the same run.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

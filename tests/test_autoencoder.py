@@ -39,10 +39,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AutoencoderConfig, Path]:
-    """One batch, seen 80 times."""
+    """One batch, seen 160 times."""
     small = make_images(data.parent / "four", 4)
     config = autoencoder_config(
-        small, images=320, data__flip=False, optimizer={"lr": 1e-2}, sample_every=160, save_every=1000, ema=4
+        small,
+        images=640,
+        ema=4,
+        sample_every=320,
+        save_every=1000,
+        data__flip=False,
+        optimizer={"lr": 5e-3, "warmup": 32},
     )
     run = tmp_path_factory.mktemp("trained") / "run"
     train(config, run)
@@ -62,18 +68,18 @@ def test_one_batch_is_learned(trained: tuple[AutoencoderConfig, Path]) -> None:
     config, run = trained
     rows = read_log(run)
     first, last = rows[0], rows[-1]
-    assert last["images"] == 320
-    assert last["loss"] < 0.35 * first["loss"]
-    assert last["l1"] < 0.35 * first["l1"]
-    assert last["gradient"] < 0.7 * first["gradient"]
-    assert last["ssim"] > first["ssim"] + 0.3
-    assert last["psnr"] > first["psnr"] + 4
+    assert last["images"] == 640
+    assert last["loss"] < 0.25 * first["loss"]
+    assert last["l1"] < 0.25 * first["l1"]
+    assert last["gradient"] < 0.3 * first["gradient"]
+    assert last["ssim"] > first["ssim"] + 0.5
+    assert last["psnr"] > first["psnr"] + 5
     x = images.from_uint8(load_table(config.data, False).pixels)
     flat = x.mean((2, 3), keepdim=True)
     vae = AutoencoderKL.from_pretrained(run / "export")
     with torch.no_grad():
         x_hat = vae.decode(vae.encode(x).latent_dist.mode()).sample
-    assert (x_hat - x).square().mean() < 0.3 * (flat - x).square().mean()
+    assert (x_hat - x).square().mean() < 0.5 * (flat - x).square().mean()
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(data: Path, tmp_path: Path) -> None:
@@ -108,14 +114,14 @@ def test_exported_latents_are_standard(trained: tuple[AutoencoderConfig, Path]) 
     assert mean.abs().max() < 1e-4
     assert (deviation - 1).abs().max() < 1e-4
     facts = json.loads((run / "export" / "latent_scale.json").read_text())
-    assert facts["images_seen"] == 320
+    assert facts["images_seen"] == 640
     assert len(facts["latent_mean_folded"]) == len(facts["latent_deviation_folded"]) == 4
 
 
 def test_samples_are_pictures_above_reconstructions(trained: tuple[AutoencoderConfig, Path]) -> None:
     _, run = trained
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000160.png", "000000000320.png"]
-    with Image.open(run / "samples" / "000000000320.png") as sheet:
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000320.png", "000000000640.png"]
+    with Image.open(run / "samples" / "000000000640.png") as sheet:
         assert sheet.width > module.SHOWN * SIZE
         assert 2 * SIZE <= sheet.height < 3 * SIZE
 

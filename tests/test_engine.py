@@ -179,6 +179,20 @@ def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPa
         assert choose_precision("auto") == chosen
 
 
+def test_one_program_trains_in_one_precision_after_the_other(tmp_path: Path) -> None:
+    """As a notebook does; bf16 rounds what the network computes, and its weights stay float32."""
+    losses = {}
+    for k, precision in enumerate(("no", "bf16", "no")):
+        engine = start(config(precision=precision), tmp_path / str(k))
+        losses[k] = run_all(engine)
+        assert engine.precision == precision
+        assert {p.dtype for p in engine.raw.parameters()} == {torch.float32}
+        assert all(t.dtype == torch.float32 for t in engine._optimizer_tensors().values())
+    assert losses[0] == losses[2]
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05, abs=0.05)
+
+
 def test_batch_must_divide_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.Accelerator, "num_processes", property(lambda _: 3))
     with pytest.raises(T2IError, match="batch 4 does not divide over 3 processes") as caught:

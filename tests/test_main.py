@@ -229,7 +229,8 @@ sys.exit(main(["try"]))
 
 
 def start(body: str) -> subprocess.Popen[str]:
-    code = IN_A_PROCESS.format(body=body)
+    # A shell starts its background jobs with SIGINT ignored, and a child would inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + IN_A_PROCESS.format(body=body)
     return subprocess.Popen(
         [sys.executable, "-c", code], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -97,6 +97,17 @@ def test_a_run_made_longer_equals_one_that_was_long_from_the_start(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_resumes_bit_for_bit_in_bf16(family: str, makers: dict[str, Make], tmp_path: Path) -> None:
+    """As the published runs train where the hardware computes in it."""
+    train(makers[family](precision="bf16", images=20), tmp_path / "straight")
+    train(makers[family](precision="bf16", images=12), tmp_path / "stopped")
+    train(makers[family](precision="bf16", images=20), tmp_path / "stopped")
+    assert fingerprint(tmp_path / "stopped") == fingerprint(tmp_path / "straight")
+    state = fingerprint(tmp_path / "straight")["state"]
+    assert state["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_terminated_and_resumed(
     family: str,
     makers: dict[str, Make],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from t2i.training.tokenizer import END, END_OF_WORD, START, train_tokenizer
+from t2i.training.tokenizer import END, END_OF_WORD, START, learn_merges, train_tokenizer
 
 WORDS = ("horse", "elephant", "giraffe", "guitar", "house", "person", "dog")
 CAPTIONS = [
@@ -138,3 +140,32 @@ def test_no_captions_at_all_still_encode() -> None:
     empty = train_tokenizer([], VOCABULARY, TOKENS)
     assert len(empty) == 514
     assert words(empty, "dog") == "dog"
+
+
+def naive_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
+    """Count all pairs anew before every merge."""
+    spelled = {word: [*word[:-1], word[-1] + END_OF_WORD] for word in words}
+    merges: list[tuple[str, str]] = []
+    for _ in range(count):
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in spelled.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, symbols in spelled.items():
+            k = 0
+            while k + 1 < len(symbols):
+                if (symbols[k], symbols[k + 1]) == best:
+                    symbols[k : k + 2] = [best[0] + best[1]]
+                k += 1
+            spelled[word] = symbols
+    return merges
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=8), st.integers(1, 20), max_size=12), st.integers(0, 30))
+@settings(max_examples=300, deadline=None)
+def test_merges_are_those_of_the_naive_algorithm(words: dict[str, int], count: int) -> None:
+    assert learn_merges(Counter(words), count) == naive_merges(Counter(words), count)

@@ -24,11 +24,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i.config import Optimizer, Run
 from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
+from t2i.processes import processes
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.ema import Ema
 from t2i.training.run import RunFolder, say
@@ -100,13 +102,16 @@ class Engine:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.precision = choose_precision(config.precision)
+        processes()
+        if AcceleratorState._shared_state.get("_mixed_precision", self.precision) != self.precision:
+            AcceleratorState._reset_state()  # one program may train twice, each time in another precision
         self.accelerator = Accelerator(mixed_precision=self.precision)
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
-        processes = self.accelerator.num_processes
-        if config.batch % processes:
+        n = self.accelerator.num_processes
+        if config.batch % n:
             raise T2IError(
-                f"batch {config.batch} does not divide over {processes} processes",
-                f"--set batch={config.batch - config.batch % processes or processes}",
+                f"batch {config.batch} does not divide over {n} processes",
+                f"--set batch={config.batch - config.batch % n or n}",
             )
         self.raw = module.to(self.device)
         self.ema = Ema(self.raw, config.ema)
@@ -210,8 +215,10 @@ class Engine:
                 self.optimizer.state[p][key] = tensors[f"{name}.{key}"].to(p.device, copy=True)
 
     def _check_finite(self, step: Step, loss: Tensor, norm: Tensor) -> None:
-        bad = torch.tensor([float(not (loss.isfinite() and norm.isfinite()))], device=self.device)
-        where = self.accelerator.gather(bad).nonzero().flatten().tolist()
+        bad = torch.tensor([[not loss.isfinite(), not norm.isfinite()]], device=self.device).float()
+        of_loss, of_gradient = self.accelerator.gather(bad).T
+        # Gradients are means over all processes: one bad loss makes all of them bad, and is the one to name.
+        where = (of_loss if of_loss.any() else of_gradient).nonzero().flatten().tolist()
         if where:
             size = step.share.stop - step.share.start
             samples = ", ".join(f"{step.first + r * size}..{step.first + (r + 1) * size - 1}" for r in where)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from t2i import files
 from t2i.config import Run, config_difference, dump_config, parse_yaml
 from t2i.errors import CheckpointError
+from t2i.processes import processes
 from t2i.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 Start = Literal["auto", "resume", "fresh"]
@@ -52,9 +53,7 @@ class RunFolder:
         force: accept a changed config.
         Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
         """
-        from accelerate import PartialState
-
-        state = PartialState()
+        state = processes()
         if state.is_main_process:
             self._begin(config, start, force)
         state.wait_for_everyone()

@@ -23,7 +23,7 @@ from t2i.diffusion.objective import TARGETS, TIMES, add_noise
 from t2i.diffusion.schedule import SCHEDULES
 from t2i.errors import CheckpointError, ModelError
 from t2i.pipelines.text_to_image import Job, TextToImage
-from t2i.processes import is_main
+from t2i.processes import is_main, processes
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
@@ -174,7 +174,6 @@ def load_autoencoder(name: str) -> AutoencoderKL:
 
 def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder: RunFolder) -> CLIPTokenizer:
     """The run's tokenizer: trained at the first start on every caption the data can get, and kept in the run folder."""
-    from accelerate import PartialState
     from transformers import CLIPTokenizer
 
     path = folder.path / "tokenizer"
@@ -182,7 +181,7 @@ def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder:
         captions = all_captions(table.columns, config.captions)
         tokenizer = train_tokenizer(captions, config.text_encoder.vocabulary, config.text_encoder.tokens)
         tokenizer.save_pretrained(path)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     if not path.is_dir():
         raise CheckpointError(f"{folder.path} has checkpoints, but {path} is missing", "--fresh starts over")
     return CLIPTokenizer.from_pretrained(path)

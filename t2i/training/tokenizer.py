@@ -2,11 +2,17 @@
 
 The vocabulary is laid out as CLIP's: 256 byte symbols, the same at the end of a word, the merges in the order they were
 learned, then the two markers. Any text can be encoded; words of the captions are one token, or few.
+
+The merges are learned here, not by `tokenizers`: its trainer breaks ties by the order of a hash table, so that two runs
+of one config would not have the same words.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,25 +27,63 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, tokens: int) -> CL
 
     vocabulary: most entries, markers included.  tokens: length every text is padded or cut to.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     rules = CLIPTokenizer().backend_tokenizer  # an empty one, for its normaliser and its splitting into words
-    learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    learner.normalizer, learner.pre_tokenizer = rules.normalizer, rules.pre_tokenizer
+    words: Counter[str] = Counter()
+    for caption in captions:
+        pieces = rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(caption))
+        words.update(piece for piece, _ in pieces)
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=symbols, end_of_word_suffix=END_OF_WORD, show_progress=False
-    )
-    learner.train_from_iterator(captions, trainer)
-    merges = _merges(learner)[: vocabulary - 2 * len(symbols) - 2]
-    words = [*symbols, *(s + END_OF_WORD for s in symbols), *(a + b for a, b in merges), START, END]
-    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    merges = learn_merges(words, vocabulary - 2 * len(symbols) - 2)
+    entries = [*symbols, *(s + END_OF_WORD for s in symbols), *(a + b for a, b in merges), START, END]
+    vocab = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokens)
 
 
-def _merges(tokenizer: object) -> list[tuple[str, str]]:
-    """The merges a tokenizer has learned, first learned first."""
-    import json
+def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
+    """The `count` merges of the most frequent neighbours, one after the other; ties go to the first in the alphabet.
 
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]  # type: ignore[attr-defined]
+    words: how often each word occurs, in byte symbols.  Sennrich et al. 2016, algorithm 1.
+    """
+    spelled = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
+    frequency = list(words.values())
+    pairs: Counter[tuple[str, str]] = Counter()
+    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # the words that hold a pair, or once did
+    for i, symbols in enumerate(spelled):
+        for pair in pairwise(symbols):
+            pairs[pair] += frequency[i]
+            where[pair].add(i)
+    heap = [(-n, pair) for pair, n in pairs.items()]
+    heapq.heapify(heap)
+    merges: list[tuple[str, str]] = []
+    while heap and len(merges) < count:
+        n, best = heapq.heappop(heap)
+        if not n or -n != pairs[best]:  # an entry of before a merge took some of its occurrences
+            continue
+        merges.append(best)
+        changed: set[tuple[str, str]] = set()
+        for i in where.pop(best):
+            for pair in pairwise(spelled[i]):
+                pairs[pair] -= frequency[i]
+                changed.add(pair)
+            spelled[i] = _merge(spelled[i], best)
+            for pair in pairwise(spelled[i]):
+                pairs[pair] += frequency[i]
+                where[pair].add(i)
+                changed.add(pair)
+        for pair in changed - {best}:
+            heapq.heappush(heap, (-pairs[pair], pair))
+    return merges
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The word with every occurrence of the pair made one symbol, from the left."""
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
