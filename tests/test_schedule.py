@@ -36,12 +36,10 @@ def test_flow_is_the_straight_line() -> None:
 
 
 def exported_scheduler(steps: int) -> DPMSolverMultistepScheduler:
-    """As t2i/training/text2image.py exports it."""
-    from t2i.training.text2image import TIMESTEPS
+    """As a text-to-image run exports it, ready for so many steps."""
+    from t2i.training.text2image import export_scheduler
 
-    scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
-    )
+    scheduler = export_scheduler()
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -31,7 +31,7 @@ from t2i.training.run import RunFolder, Start
 from t2i.training.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
 # The scheduler of the export has 1000 integer timesteps; the U-Net sees time in those units, t = 1 being 1000.
@@ -189,24 +189,32 @@ def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder:
 
 def averaged_pipeline(engine: Engine, config: Text2ImageConfig, setup: Setup) -> StableDiffusionPipeline:
     """The averaged weights as a Stable Diffusion pipeline."""
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     net = Denoiser(config, len(setup.tokenizer), setup.vae)
     net.load_state_dict(engine.ema.values)
     net.to(engine.device).eval()
-    # The multistep solver knows flows and fits StableDiffusionPipeline; FlowMatchEuler does not (no init_noise_sigma).
-    scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1
-    )
     return StableDiffusionPipeline(
         vae=setup.vae,
         text_encoder=net.text_encoder,
         tokenizer=setup.tokenizer,
         unet=net.unet,
-        scheduler=scheduler,
+        scheduler=export_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def export_scheduler() -> DPMSolverMultistepScheduler:
+    """The multistep solver, which knows flows and fits StableDiffusionPipeline.
+
+    diffusers' FlowMatchEulerDiscreteScheduler does not: it has no init_noise_sigma.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, steps_offset=1
     )
 
 
