@@ -126,6 +126,7 @@ class TextEncoder(Strict):
     width: int = Field(192, ge=8)
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
+    rate: float = Field(1.0, gt=0)  # factor of the learning rate
 
 
 class UNet(Strict):

@@ -104,6 +104,28 @@ def test_rate_follows_images_not_steps(tmp_path: Path) -> None:
         assert [used[batch][first] for batch in used] == pytest.approx([expected] * 3, rel=1e-12)
 
 
+def test_parameters_named_by_their_beginning_learn_at_a_factor_of_the_rate(tmp_path: Path) -> None:
+    """And the others at the rate itself; the factor changes how far a step goes, not what is clipped."""
+    moved = {}
+    for factor in (1.0, 0.25):
+        engine = start(config(images=4), tmp_path / str(factor), rates={"bias": factor})
+        before = {name: p.detach().clone() for name, p in engine.raw.named_parameters()}
+        run_all(engine)
+        moved[factor] = {name: p.detach() - before[name] for name, p in engine.raw.named_parameters()}
+    assert torch.equal(moved[1.0]["weight"], moved[0.25]["weight"])
+    assert (0.25 * moved[1.0]["bias"] - moved[0.25]["bias"]).abs().max() < 1e-7
+
+
+def test_a_run_with_factors_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = start(config(), tmp_path / "whole", rates={"bias": 0.25})
+    run_all(whole)
+    run_all(start(config(images=24), tmp_path / "parts", rates={"bias": 0.25}))
+    rest = start(config(), tmp_path / "parts", rates={"bias": 0.25})
+    assert rest.images_seen == 24
+    run_all(rest)
+    assert weights(rest) == weights(whole)
+
+
 # Steps, update, log
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from t2i.training.checkpoint import tensors_hash
 from t2i.training.latents import cached_latents, encode
 
 
-def make_table(size: int = SIZE, name: str = "data", count: int = 5) -> ImageTable:
-    pixels = torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageTable(pixels, {}, torch.arange(count), name)
+def make_table(size: int = SIZE, seed: int = 0, count: int = 5) -> ImageTable:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, 3, size, size), generator=draw, dtype=torch.uint8)
+    return ImageTable(pixels, {}, torch.arange(count), "data")
 
 
 def make_vae(seed: int = 0, scaling_factor: float = 1.0) -> AutoencoderKL:
@@ -66,12 +68,13 @@ def test_encoded_once_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_manifest_says_what_they_are_of(tmp_path: Path) -> None:
     vae = make_vae(scaling_factor=0.5)
-    cached_latents(vae, make_table(), tmp_path, "no", False)
+    table = make_table()
+    cached_latents(vae, table, tmp_path, "no", False)
     assert json.loads((tmp_path / "manifest.json").read_text()) == {
         "format": 1,
         "autoencoder": tensors_hash(vae.state_dict().items()),
         "scaling_factor": 0.5,
-        "data": "data",
+        "data": tensors_hash([("pixels", table.pixels)]),
         "size": SIZE,
         "precision": "no",
     }
@@ -92,9 +95,16 @@ def test_half_written_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.Mo
 STALE: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
     "autoencoder": (lambda: (make_vae(seed=1), make_table()), "autoencoder is "),
     "scale": (lambda: (make_vae(scaling_factor=0.18215), make_table()), "scaling_factor is 1.0, now 0.18215"),
-    "data": (lambda: (make_vae(), make_table(name="others")), "data is data, now others"),
-    "size": (lambda: (make_vae(), make_table(size=32)), "size is 16, now 32"),
+    "data": (lambda: (make_vae(), make_table(seed=1)), "data is "),
+    "size": (lambda: (make_vae(), make_table(size=32)), "data is "),  # and the size
 }
+
+
+def test_captions_and_repeats_leave_latents_as_they_are(tmp_path: Path) -> None:
+    """Latents are of pixels: to visit an image more often, or to caption it anew, encodes nothing again."""
+    made = cached_latents(make_vae(), make_table(), tmp_path, "no", False)
+    changed = replace(make_table(), columns={"object": ["horse"] * 5}, visits=torch.arange(5).repeat(3), hash="others")
+    assert torch.equal(cached_latents(make_vae(), changed, tmp_path, "no", False), made)
 
 
 @pytest.mark.parametrize("kind", STALE)
@@ -106,7 +116,7 @@ def test_stale_latents_are_refused_with_the_reason(kind: str, tmp_path: Path) ->
     with pytest.raises(DataError) as caught:
         cached_latents(vae, table, tmp_path, "no", False)
     assert f"the latents in {tmp_path} are stale: {reason}" in caught.value.message
-    assert caught.value.message.count(" now ") == 1  # nothing else is blamed
+    assert caught.value.message.count(" now ") == (2 if kind == "size" else 1)  # nothing else is blamed
     assert "--set latents=" in str(caught.value.hint)
     assert (tmp_path / "latents.safetensors").read_bytes() == before
 

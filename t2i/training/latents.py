@@ -1,7 +1,7 @@
 """Cached latents: every training image encoded once, as it is and mirrored.
 
 latents.safetensors    {"latents": (2, N, C, h, w) float16}; [1] is of the mirrored images
-manifest.json          what they were made from: hash of the autoencoder, hash of the data, size; written last
+manifest.json          what they were made from: hash of the autoencoder, hash of the pixels, size; written last
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
         "format": FORMAT,
         "autoencoder": tensors_hash(vae.state_dict().items()),
         "scaling_factor": vae.config.scaling_factor,
-        "data": table.hash,
+        "data": tensors_hash([("pixels", table.pixels)]),  # captions and the number of visits may change
         "size": table.pixels.shape[-1],
         "precision": precision,
     }
