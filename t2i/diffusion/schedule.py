@@ -1,38 +1,109 @@
 """Noise schedules over real time.
 
-x_t = alpha(t) * x0 + sigma(t) * eps,  eps ~ N(0, I),  t in [0, T].
-t = 0 is the clean image: alpha(0) = 1, sigma(0) = 0.
+    x_t = alpha(t) * x0 + sigma(t) * eps,    eps ~ N(0, I),    t in [0, T]
+
+t = 0 is the clean image: alpha(0) = 1, sigma(0) = 0. `linear` and `cosine` are defined by T discrete steps; there t = k
+is step k of the paper (and timestep k - 1 of diffusers), and between the steps log-SNR is interpolated. They preserve
+variance, alpha^2 + sigma^2 = 1. `flow` is the straight line from image to noise.
+
+Everything here is computed in float64: 1 - alpha^2 loses digits near t = 0.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 class Schedule(Protocol):
-    """How much of the image (alpha) and of the noise (sigma) is left at time t."""
+    """How much of the image (alpha) and of the noise (sigma) is left at time t.
+
+    T: the last time.  steps: how many steps the schedule is defined by, None where time is continuous.
+    bend: 0 or 1. Divided by c = alpha + bend * sigma, the path of one pair (x0, eps) is a straight line in sigma / c;
+    solvers of the ODE work in these coordinates (samplers.py).
+    """
 
     T: float
+    steps: int | None
+    bend: int
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Factor of the clean image, decreasing from 1.  t: any shape, in [0, T]."""
+        """Factor of the clean image, decreasing from 1.  t: any shape, in [0, T].  Returns float64."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Factor of the noise, increasing from 0.  t: any shape, in [0, T]."""
+        """Factor of the noise, increasing from 0.  t: any shape, in [0, T].  Returns float64."""
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """The t at which sigma(t) / alpha(t) = ratio; the inverse.  ratio: any shape, >= 0.  Returns float64."""
 
 
 class Flow:
     """The straight line from image to noise: alpha = 1 - t, sigma = t, T = 1 (Lipman et al. 2023; Liu et al. 2023)."""
 
     T = 1.0
+    steps: int | None = None
+    bend = 1
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
+        return 1 - t.double()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return t
+        return t.double()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        return (ratio.double() / (1 + ratio.double())).nan_to_num(1.0)  # infinity / infinity is t = 1
 
 
-SCHEDULES: dict[str, type[Flow]] = {"flow": Flow}
+class VariancePreserving:
+    """A schedule of T discrete steps with variances beta_1 .. beta_T (Ho et al. 2020, eq. 2 and 4).
+
+    Between the steps -log(sigma / alpha), half the log-SNR, is linear in t. Before the first it would have to reach
+    infinity; there sigma / alpha grows linearly from 0.
+    """
+
+    bend = 0
+
+    def __init__(self, betas: Tensor) -> None:
+        """betas: (T,) in (0, 1)."""
+        self.betas = betas.double()
+        self.steps: int | None = len(betas)
+        self.T = float(len(betas))
+        log_abar = torch.log1p(-self.betas).cumsum(0)
+        self._log_ratio = 0.5 * (torch.log(-torch.expm1(log_abar)) - log_abar)  # log(sigma / alpha) at t = 1 .. T
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self._log_ratio_at(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self._log_ratio_at(t)).sqrt()
+
+    def time(self, ratio: Tensor) -> Tensor:
+        log_ratio, table = ratio.double().log(), self._log_ratio.to(ratio.device)
+        low = (torch.searchsorted(table, log_ratio.contiguous()) - 1).clamp(0, len(table) - 2)
+        t = 1 + low + (log_ratio - table[low]) / (table[low + 1] - table[low])
+        return torch.where(log_ratio < table[0], (log_ratio - table[0]).exp(), t)
+
+    def _log_ratio_at(self, t: Tensor) -> Tensor:
+        t, table = t.double(), self._log_ratio.to(t.device)
+        low = (t.floor().long() - 1).clamp(0, len(table) - 2)
+        between = torch.lerp(table[low], table[low + 1], t - 1 - low)
+        return torch.where(t < 1, table[0] + t.log(), between)
+
+
+def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VariancePreserving:
+    """Variances that grow linearly (Ho et al. 2020, section 4)."""
+    return VariancePreserving(torch.linspace(first, last, steps, dtype=torch.float64))
+
+
+def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> VariancePreserving:
+    """abar(t) proportional to cos^2 of (t / T + offset) / (1 + offset) * pi / 2 (Nichol and Dhariwal 2021, eq. 17)."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    abar = ((t + offset) / (1 + offset) * math.pi / 2).cos().square()
+    return VariancePreserving((1 - abar[1:] / abar[:-1]).clamp(max=largest))
+
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {"linear": linear, "cosine": cosine, "flow": Flow}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i import images
@@ -19,7 +18,7 @@ from t2i.config import Text2ImageConfig
 from t2i.data.batches import flips, visit_order
 from t2i.data.captions import all_captions, caption
 from t2i.data.sources import ImageTable, load_table
-from t2i.diffusion.objective import TARGETS, TIMES, add_noise
+from t2i.diffusion.objective import TIMES, add_noise, target
 from t2i.diffusion.schedule import SCHEDULES
 from t2i.errors import CheckpointError, ModelError
 from t2i.pipelines.text_to_image import Job, TextToImage
@@ -132,10 +131,10 @@ def train_text2image(
         # Drawn for the global batch, then sliced: the same numbers on any number of processes.
         draw = generator(config.seed, "noise", step.index)
         eps = torch.randn(step.batch, *x0.shape[1:], generator=draw)[step.share].to(engine.device)
-        t = schedule.T * TIMES[config.objective.time](step.batch, draw)[step.share].to(engine.device)
+        t = TIMES[config.objective.time](step.batch, schedule, draw)[step.share]
         x_t = add_noise(x0, eps, t, schedule)
-        prediction = engine.module(x_t, t, ids)
-        loss = F.mse_loss(prediction, TARGETS[config.objective.predict](x0, eps))
+        prediction = engine.module(x_t, t.to(engine.device, torch.float32), ids)
+        loss = (prediction - target(x0, eps, t, schedule, config.objective.predict)).square().mean()
         engine.update(step, loss)
         if engine.crossed(config.sample_every) and engine.accelerator.is_main_process:
             draw_samples(averaged_pipeline(engine, config, setup), config, folder, engine.images_seen)
