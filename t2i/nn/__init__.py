@@ -1,0 +1,1 @@
+"""The networks: torch, and diffusers' way of saving and loading. They know nothing of diffusion."""
