@@ -20,7 +20,7 @@ import torch
 from PIL.Image import Image
 
 from t2i import config, images
-from t2i.data.sources import ImageTable, load_table
+from t2i.data.memory import ImageTable, load_memory
 from t2i.pipelines.text_to_image import Job, TextToImage
 from t2i.recipe import Mark
 
@@ -52,7 +52,7 @@ def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, s
         (folder / "t2i.json").write_text(json.dumps(own, indent=1) + "\n")
         model = TextToImage.load(str(folder))
         images.save(draw_grid(model), folder / "grid.png", recipe=Mark())
-        table = load_table(settings.data)
+        table = load_memory(settings.data)
         sheet, distances = neighbours(model, table)
         images.save(sheet, folder / "neighbours.png", recipe=Mark())
         facts = {

@@ -27,21 +27,38 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """One place images come from: a parquet file or glob, an image folder, or a Hub data set (`hub:owner/name`)."""
+    """One place images come from.
+
+    path: a parquet file or glob, an image folder, a Hub data set (`hub:owner/name`), or a file of t2i (`t2i:NAME`).
+    """
 
     path: str
     split: str = "train"  # Hub data sets only
-    image: str = "image"  # the column that holds the images
+    image: str | None = None  # the column that holds the images; none: the only one that does
     repeat: int = Field(1, ge=1)  # how often each image is visited per epoch
 
 
 class Data(Strict):
-    """The table of images a run learns from."""
+    """The table of images a run learns from.
+
+    `path: PATH` stands for a single source, in place of `sources`.
+    """
 
     sources: tuple[Source, ...] = Field(min_length=1)
     size: int = Field(64, ge=8, le=2048)  # pixels per side, after a centre crop to a square
     flip: bool = True  # mirror left-right at random
     bad_images: Literal["stop", "skip"] = "stop"
+    # memory: decoded once; mapped: Arrow files on disk, exactly shuffled; stream: parquet files where they lie, roughly
+    # shuffled; auto: memory where the pixels take at most 4 GiB, else mapped
+    storage: Literal["auto", "memory", "mapped", "stream"] = "auto"
+    shuffle_buffer: int = Field(10_000, ge=1)  # stream only: images shuffled at a time, after the order of shards
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "path" not in given:
+            return given
+        return {key: value for key, value in given.items() if key != "path"} | {"sources": [{"path": given["path"]}]}
 
 
 class Captions(Strict):
@@ -65,14 +82,21 @@ class Captions(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW and its learning-rate curve: linear warm-up, then constant or cosine decay to zero."""
+    """AdamW and its learning rate: linear warm-up, then constant, or falling to zero over the run or at its end."""
 
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0)  # images
     decay: Literal["none", "cosine"] = "none"  # over the whole run
+    cooldown: int = Field(0, ge=0)  # images at the end over which the rate falls to zero; with decay none
     clip: float = Field(1.0, gt=0)  # global gradient norm
+
+    @model_validator(mode="after")
+    def _one_decay(self) -> Self:
+        if self.cooldown and self.decay != "none":
+            raise ValueError("give either `decay` or `cooldown`")
+        return self
 
 
 class Run(Strict):
@@ -81,13 +105,17 @@ class Run(Strict):
     seed: int = Field(0, ge=0, lt=2**63)
     images: int = Field(gt=0)  # duration, in images seen
     batch: int = Field(gt=0)  # global batch, over all processes
-    precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    accumulate: int = Field(1, ge=1)  # parts that a process takes its share of the batch in, to save memory
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     optimizer: Optimizer
     ema: int = Field(50_000, ge=0)  # half-life in images; 0 keeps no average
     log_every: int = Field(1_000, gt=0)
     sample_every: int = Field(20_000, gt=0)
     save_every: int = Field(20_000, gt=0)
     keep: int = Field(2, ge=1)  # checkpoints kept
+    compile: bool = False  # torch.compile the network
+    deterministic: bool = False  # only algorithms that are: bit-exact on a GPU too, and slower
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside the CSV log
 
 
 class AutoencoderModel(Strict):
@@ -145,12 +173,27 @@ class UNet(Strict):
         return self
 
 
-class Objective(Strict):
-    """What the network learns to predict, and at which noise levels."""
+class FlowObjective(Strict):
+    """Flow matching, and the noise levels at which the network learns it."""
 
     schedule: Literal["flow"] = "flow"
     predict: Literal["flow"] = "flow"
     time: Literal["uniform", "logit-normal"] = "logit-normal"
+
+
+class Objective(Strict):
+    """How images are noised, what the network learns to predict, and which noise levels count how much."""
+
+    schedule: Literal["linear", "cosine", "flow"] = "linear"
+    predict: Literal["eps", "x0", "v", "flow"] = "eps"
+    time: Literal["integers", "uniform", "logit-normal"] = "integers"
+    weight: Literal["plain", "min-snr"] = "plain"
+
+    @model_validator(mode="after")
+    def _flow_goes_with_flow(self) -> Self:
+        if (self.schedule == "flow") != (self.predict == "flow"):
+            raise ValueError("schedule flow goes with predict flow, and neither with another: diffusers could not draw")
+        return self
 
 
 class Samples(Strict):
@@ -173,11 +216,61 @@ class Text2ImageConfig(Run):
     latents: str | None = None  # where the latents are cached; default: in the run folder
     text_encoder: TextEncoder = TextEncoder()
     unet: UNet = UNet()
-    objective: Objective = Objective()
+    objective: FlowObjective = FlowObjective()
     samples: Samples
 
 
-FAMILIES: dict[str, type[Run]] = {"autoencoder": AutoencoderConfig, "text2image": Text2ImageConfig}
+class PixelUNet(Strict):
+    """Arguments of t2i.nn.unet.UNet2DModel that we vary; the defaults are the CIFAR-10 model of the DDPM paper."""
+
+    channels: tuple[int, ...] = (128, 256, 256, 256)
+    attention: tuple[bool, ...] = (False, True, False, False)
+    layers: int = Field(2, ge=1)
+    head_size: int | None = Field(None, ge=8)  # channels per attention head; none: one head
+    groups: int = Field(32, ge=1)  # of the group norms; divides every entry of channels
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.channels) != len(self.attention):
+            raise ValueError(f"channels has {len(self.channels)} levels, attention {len(self.attention)}")
+        for c in self.channels:
+            for divisor in (self.groups, self.head_size or c):
+                if c % divisor:
+                    raise ValueError(f"channels {c} is no multiple of {divisor} (groups, head_size)")
+        return self
+
+
+class ClassSamples(Strict):
+    """The grid of pictures drawn along training: fixed seeds, the classes in turn."""
+
+    count: int = Field(40, ge=1)
+    columns: int = Field(10, ge=1)
+    sampler: str | None = None  # a key of t2i.diffusion.samplers.SAMPLERS; none: the pipeline's own choice
+    steps: int = Field(20, ge=1)
+    guidance: float = 1.0
+
+
+class DDPMConfig(Run):
+    """`t2i train ddpm`"""
+
+    family: Literal["ddpm"] = "ddpm"
+    data: Data
+    label: str | None = None  # the column that holds the class; none: unconditional
+    label_drop: float = Field(0.1, ge=0, le=1)  # how often the class is left out, which is what guidance needs
+    model: PixelUNet = PixelUNet()
+    objective: Objective = Objective()
+    samples: ClassSamples = ClassSamples()
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        multiple = 2 ** (len(self.model.channels) - 1)
+        if self.data.size % multiple:
+            raise ValueError(f"data.size {self.data.size} is no multiple of {multiple}, the halvings of model.channels")
+        return self
+
+
+FAMILIES: dict[str, type[Run]] = {"autoencoder": AutoencoderConfig, "text2image": Text2ImageConfig, "ddpm": DDPMConfig}
 
 
 def shipped_config(name: str) -> Path:
@@ -190,6 +283,26 @@ def shipped_config(name: str) -> Path:
         if (path := folder / f"{name}.yaml").is_file():
             return path
     raise ConfigError(f"no config {name!r} comes with t2i")
+
+
+def find_config(given: str) -> Path:
+    """A config's path from what a user wrote: a file, or the name of one that comes with t2i.  Raises ConfigError."""
+    if Path(given).suffix in (".yaml", ".yml") or Path(given).exists():
+        return Path(given)  # reading it tells what is wrong with it
+    try:
+        return shipped_config(given)
+    except ConfigError:
+        known = [path.stem for path in shipped_config("ddpm-smoke").parent.glob("*.yaml")]
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "give the path of a .yaml file"
+        raise ConfigError(f"no config {given!r}: no such file, and none of that name comes with t2i", hint) from None
+
+
+def shipped_data(path: str) -> str:
+    """A source's path; `t2i:NAME` is the data file of that name that stands beside the configs that come with t2i."""
+    if not path.startswith("t2i:"):
+        return path
+    return str(shipped_config("ddpm-smoke").with_name(path.removeprefix("t2i:")))
 
 
 class _Loader(yaml.SafeLoader):

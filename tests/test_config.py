@@ -21,8 +21,11 @@ from t2i.config import (
     config_difference,
     config_hash,
     dump_config,
+    find_config,
     load_config,
     parse_yaml,
+    shipped_config,
+    shipped_data,
 )
 from t2i.errors import ConfigError
 
@@ -51,6 +54,7 @@ samples:
   prompts: ["a horse"]
 """
 )
+EXAMPLES = {"autoencoder": AUTOENCODER, "text2image": TEXT2IMAGE, "ddpm": AUTOENCODER.replace("autoencoder", "ddpm")}
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_numbers_that_yaml_takes_for_strings_are_numbers(write) -> None:  # type
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_dumped_and_read_back(family: str, write) -> None:  # type: ignore[no-untyped-def]
-    config = load_config(write(AUTOENCODER if family == "autoencoder" else TEXT2IMAGE), family)
+    config = load_config(write(EXAMPLES[family]), family)
     text = dump_config(config)
     assert "weight_decay" in text  # a default that the file does not name
     assert load_config(write(text), family) == config
@@ -98,6 +102,27 @@ def test_published_configs_are_valid_and_begin_with_their_promise(path: Path) ->
     head = path.read_text(encoding="utf-8").split("\nfamily:")[0]
     assert head.startswith("# ")
     assert f"t2i train {family} configs/{path.name}" in head  # the exact command
+
+
+def test_one_path_stands_for_a_single_source(write) -> None:  # type: ignore[no-untyped-def]
+    """In a file, and as an override of a file that has other sources."""
+    config = load_config(write(AUTOENCODER), "autoencoder", ("data.path=pictures/",))
+    assert [source.path for source in config.data.sources] == ["pictures/"]
+    short = AUTOENCODER.replace("  sources:\n    - path: photos\n", "  path: pictures/\n")
+    assert load_config(write(short), "autoencoder") == config
+    assert "sources" in dump_config(config)
+
+
+def test_configs_and_data_that_come_with_t2i_are_found_by_name() -> None:
+    assert find_config("ddpm-smoke") == shipped_config("ddpm-smoke")
+    assert find_config("some/file.yaml") == Path("some/file.yaml")  # reading it tells that it is not there
+    assert Path(shipped_data("t2i:shapes.parquet")).is_file()
+    assert shipped_data("photos/*.parquet") == "photos/*.parquet"
+
+
+def test_a_rate_falls_in_one_way(write) -> None:  # type: ignore[no-untyped-def]
+    said = refused(write(AUTOENCODER), "optimizer.cooldown=100", "optimizer.decay=cosine")
+    assert "give either `decay` or `cooldown`" in said
 
 
 positive = st.floats(min_value=1e-12, max_value=1e3)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from torch import Tensor, nn
 from training_kit import read_log
 
 from t2i.config import Optimizer, Run
-from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
+from t2i.errors import CheckpointError, NonFinite, OutOfMemory, T2IError, Terminated
 from t2i.training import engine as module
+from t2i.training import trackers
 from t2i.training.checkpoint import load_checkpoint, tensors_hash
 from t2i.training.ema import ema_decay
-from t2i.training.engine import Engine, Step, choose_precision, learning_rate
-from t2i.training.run import RunFolder
+from t2i.training.engine import Engine, Step, choose_precision
+from t2i.training.memory import advice
+from t2i.training.optimizer import learning_rate, state_tensors
+from t2i.training.run import Launch, RunFolder
 
 ROOT = Path(__file__).parents[1]
 TARGET = torch.tensor([[1.0, -2.0, 0.5]])
@@ -45,10 +49,12 @@ def data(step: Step) -> Tensor:
 def start(settings: Run, path: Path, **options: Any) -> Engine:
     """An engine over a linear layer, as a loop makes it."""
     folder = RunFolder(path)
-    folder.begin(settings, "auto")
+    data_hash, rates = options.pop("data_hash", "data"), options.pop("rates", None)
+    launch = Launch(progress=False, **options)
+    folder.begin(settings, launch)
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
-    return Engine(settings, folder, net, options.pop("data_hash", "data"), progress=False, **options)
+    return Engine(settings, folder, net, data_hash, launch, rates)
 
 
 Hook = Callable[[Step, Tensor], Tensor | None]  # may give another loss
@@ -85,6 +91,13 @@ def test_cosine_ends_at_zero() -> None:
     rates = [learning_rate(o, seen, 1000) for seen in (0, 250, 500, 750, 1000, 1200)]
     expected = [2.0, 1 + math.cos(math.pi / 4), 1.0, 1 - math.cos(math.pi / 4), 0.0, 0.0]
     assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_cooldown_falls_to_zero_at_the_end_and_leaves_the_rest() -> None:
+    optimizer = Optimizer(lr=0.1, cooldown=20)
+    rates = [learning_rate(optimizer, k, 100) for k in range(0, 101, 10)]
+    assert rates == pytest.approx([0.1] * 9 + [0.05, 0.0])
+    assert [learning_rate(optimizer, k, 200) for k in range(0, 181, 10)] == pytest.approx([0.1] * 19)
 
 
 def test_no_decay_and_no_warm_up_is_constant() -> None:
@@ -209,7 +222,7 @@ def test_one_program_trains_in_one_precision_after_the_other(tmp_path: Path) -> 
         losses[k] = run_all(engine)
         assert engine.precision == precision
         assert {p.dtype for p in engine.raw.parameters()} == {torch.float32}
-        assert all(t.dtype == torch.float32 for t in engine._optimizer_tensors().values())
+        assert all(t.dtype == torch.float32 for t in state_tensors(engine.optimizer, engine.raw).values())
     assert losses[0] == losses[2]
     assert losses[1] != losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=0.05, abs=0.05)
@@ -263,12 +276,15 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     assert start(config(), tmp_path / "run", data_hash="changed", force=True).images_seen == 12
 
 
-def test_optimizer_state_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
+def test_optimizer_state_that_lacks_a_parameter_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FAULTS 7: a whole checkpoint, but of a writer that forgot a moment."""
     engine = start(config(images=12), tmp_path / "run")
     run_all(engine)
-    full = engine._optimizer_tensors
-    engine._optimizer_tensors = lambda: {k: v for k, v in full().items() if k != "weight.exp_avg"}  # type: ignore[method-assign]
+    full = state_tensors(engine.optimizer, engine.raw)
+    del full["weight.exp_avg"]
+    monkeypatch.setattr(module, "state_tensors", lambda *_: full)
     engine.save()
     with pytest.raises(CheckpointError, match=r"optimizer part has no weight\.exp_avg"):
         start(config(), tmp_path / "run")
@@ -287,7 +303,7 @@ def test_non_finite_stops_before_the_update(tmp_path: Path, kind: str) -> None:
         nonlocal before
         if step.index < 4:
             return loss
-        before = weights(engine) + str(engine._optimizer_tensors())
+        before = weights(engine) + str(state_tensors(engine.optimizer, engine.raw))
         if kind == "loss":
             return loss * math.nan
         loss = loss + (next(engine.raw.parameters()).sum() * 0).sqrt()  # finite here, infinite slope
@@ -300,7 +316,7 @@ def test_non_finite_stops_before_the_update(tmp_path: Path, kind: str) -> None:
     assert "images 16..19" in caught.value.message
     assert "process [0]" in caught.value.message
     assert "optimizer.lr" in str(caught.value.hint)
-    assert weights(engine) + str(engine._optimizer_tensors()) == before
+    assert weights(engine) + str(state_tensors(engine.optimizer, engine.raw)) == before
     assert [int(p.name) for p in RunFolder(tmp_path / "run").saved()] == [12]
     assert start(config(), tmp_path / "run").images_seen == 12
 
@@ -367,6 +383,181 @@ def test_trains_outside_the_main_thread(tmp_path: Path) -> None:
     thread.join()
     assert not failures
     assert RunFolder(tmp_path / "run").saved()
+
+
+# Accumulation, pausing, fp16
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_the_same_run_to_rounding(tmp_path: Path, parts: int) -> None:
+    """In parts the global batch is the same: losses, weights, steps, intervals."""
+    whole = start(config(batch=8), tmp_path / "whole")
+    run_all(whole)
+    engine = start(config(batch=8, accumulate=parts), tmp_path / "parts")
+    crossed = []
+    for step, _ in loop(engine):
+        assert step.share == slice(*(8 // parts * (len(crossed) % parts + k) for k in (0, 1)))
+        crossed.append(engine.crossed(16))
+    assert crossed == [False] * (2 * parts - 1) + [True] + [False] * (2 * parts - 1) + [True] + [False] * parts
+    for a, b in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    for name, value in whole.raw.state_dict().items():
+        assert (engine.raw.state_dict()[name] - value).abs().max() < 1e-6
+
+
+def test_accumulated_run_resumes_bit_for_bit_and_may_change_its_parts(tmp_path: Path) -> None:
+    settings = config(batch=8, accumulate=2)
+    whole = start(settings, tmp_path / "whole")
+    run_all(whole)
+    run_all(start(settings, tmp_path / "run", until=16))
+    rest = start(settings, tmp_path / "run")
+    assert rest.images_seen == 16
+    run_all(rest)
+    assert weights(rest) == weights(whole)
+    run_all(start(settings, tmp_path / "other", until=16))
+    assert start(config(batch=8, accumulate=4), tmp_path / "other").images_seen == 16
+
+
+def test_parts_must_divide_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(T2IError, match="batch 8 does not divide over 1 processes, 3 parts each") as caught:
+        start(config(batch=8, accumulate=3), tmp_path / "run")
+    assert caught.value.hint == "--set batch=6"
+
+
+def test_until_pauses_with_the_state_saved_and_the_rate_of_the_whole_run(tmp_path: Path) -> None:
+    """Unlike a shorter `images`, which would end a cosine early."""
+    settings = config(save_every=1000, optimizer={"lr": 0.1, "decay": "cosine"})
+    whole = start(settings, tmp_path / "whole")
+    run_all(whole)
+    run_all(start(settings, tmp_path / "run", until=12))
+    assert [int(p.name) for p in RunFolder(tmp_path / "run").saved()] == [12]
+    rest = start(settings, tmp_path / "run")
+    run_all(rest)
+    assert weights(rest) == weights(whole)
+
+
+def test_non_finite_part_of_an_accumulated_step_is_named(tmp_path: Path) -> None:
+    engine = start(config(batch=8, accumulate=4), tmp_path / "run")
+    with pytest.raises(NonFinite, match=r"at step 2, process \[0\], images 20\.\.21\n"):
+        run_all(engine, lambda step, loss: loss * math.nan if (step.index, step.share.start) == (2, 4) else None)
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    with pytest.raises(T2IError, match="fp16 needs a GPU") as caught:
+        choose_precision("fp16")
+    assert "precision=auto" in str(caught.value.hint)
+
+
+class FakeScaler:
+    """Stands for fp16's scaler, which a CPU has not: it would skip the updates whose gradient overflows."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": 512.0}
+
+
+def overflow(engine: Engine, steps: range) -> Hook:
+    """Gradients of these steps are infinite, their losses are not."""
+
+    def before(step: Step, loss: Tensor) -> Tensor | None:
+        if step.index not in steps:
+            return None
+        # sqrt at 0: the value is finite, its derivative is not
+        return loss + (engine.raw.weight - engine.raw.weight.detach()).square().sum().sqrt()
+
+    return before
+
+
+@pytest.mark.parametrize(("skips", "stops"), [(9, False), (10, True)])
+def test_a_scaler_may_skip_nine_updates_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skips: int, stops: bool
+) -> None:
+    engine = start(config(images=80), tmp_path / "run")
+    engine.accelerator.scaler = FakeScaler()
+    monkeypatch.setattr(engine.accelerator, "backward", lambda loss: loss.backward())
+    update = engine.optimizer.step
+    monkeypatch.setattr(engine.optimizer, "step", lambda: None if engine._skips else update())
+    if stops:
+        with pytest.raises(NonFinite, match="for 10 updates in a row at step 11"):
+            run_all(engine, overflow(engine, range(2, 2 + skips)))
+    else:
+        run_all(engine, overflow(engine, range(2, 2 + skips)))
+        assert engine._skips == 0
+        assert all(p.isfinite().all() for p in engine.raw.parameters())
+        state = load_checkpoint(RunFolder(tmp_path / "run").saved()[0]).state
+        assert state["scaler"] == {"scale": 512.0}
+
+
+def test_without_a_scaler_one_infinite_gradient_stops(tmp_path: Path) -> None:
+    engine = start(config(), tmp_path / "run")
+    with pytest.raises(NonFinite, match="at step 2"):
+        run_all(engine, overflow(engine, range(2, 3)))
+
+
+# Compiled, deterministic, tracked, out of memory
+
+
+def test_compiled_network_is_the_same_run_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are saved under the network's own names, not the wrapper's. The backend does not matter here."""
+    monkeypatch.setattr(module.torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, plain = (start(config(compile=c), tmp_path / str(c)) for c in (True, False))
+    run_all(compiled)
+    run_all(plain)
+    saved = load_checkpoint(RunFolder(tmp_path / "True").saved()[0])
+    assert saved.tensors["model"].keys() == plain.raw.state_dict().keys()
+    assert saved.state["compiled"]
+    for name, value in plain.raw.state_dict().items():
+        assert (compiled.raw.state_dict()[name] - value).abs().max() < 1e-6
+
+
+def test_deterministic_is_said_to_torch_and_recorded(tmp_path: Path) -> None:
+    try:
+        run_all(start(config(deterministic=True, images=4), tmp_path / "run"))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert load_checkpoint(RunFolder(tmp_path / "run").saved()[0]).state["deterministic"]
+
+
+def test_tensorboard_has_the_rows_of_the_log(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run_all(start(config(trackers=("tensorboard",)), tmp_path / "run"))
+    folders = {path.parent for path in (tmp_path / "run").rglob("events.out*")}
+    events = [reader.EventAccumulator(str(folder)).Reload() for folder in folders]
+    (scalars,) = [e.Scalars("loss") for e in events if "loss" in e.Tags()["scalars"]]
+    found = [(e.step, e.value) for e in scalars]
+    expected = [(row["images"], row["loss"]) for row in read_log(tmp_path / "run")]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-5)
+
+
+def test_missing_tracker_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    with pytest.raises(T2IError, match="tracker 'wandb' is not installed") as caught:
+        start(config(trackers=("wandb",)), tmp_path / "run")
+    assert "pip install wandb" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_what_keeps_the_run(error: RuntimeError) -> None:
+    """FAULTS 12."""
+    with (
+        pytest.raises(OutOfMemory, match="out of memory at batch 8, taken in 2 parts") as caught,
+        advice(config(batch=8, accumulate=2)),
+    ):
+        raise error
+    assert "accumulate=4" in str(caught.value.hint)
+    assert caught.value.exit_code == 5
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), advice(config()):
+        raise RuntimeError("shapes differ")
 
 
 # Two processes

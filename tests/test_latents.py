@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from training_kit import AUTOENCODER, SIZE
 
 from t2i.config import AutoencoderModel
-from t2i.data.sources import ImageTable
+from t2i.data.memory import ImageTable
 from t2i.errors import DataError
 from t2i.training import latents as module
 from t2i.training.autoencoder import build_autoencoder

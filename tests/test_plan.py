@@ -9,7 +9,7 @@ from training_kit import autoencoder_config, make_images, save_autoencoder, text
 
 from t2i.errors import DataError, ModelError
 from t2i.training.checkpoint import load_checkpoint
-from t2i.training.plan import describe
+from t2i.training.plan import _duration, describe, flops
 from t2i.training.run import RunFolder
 
 
@@ -62,6 +62,43 @@ def test_plan_agrees_with_the_run(family: str, folder: Path, tmp_path: Path) -> 
     assert "3 checkpoints and one being written" in plan["disk"]
     assert megabytes == pytest.approx(4 * size, rel=0.05, abs=0.5)
     assert lines(describe(config, run))["begins"] == f"at 4 images, from {saved}"
+
+
+def test_plan_tells_batch_rate_work_and_time(folder: Path, tmp_path: Path) -> None:
+    rate = {"lr": 1e-3, "warmup": 16, "cooldown": 16}
+    config = autoencoder_config(folder / "images", images=64, accumulate=2, optimizer=rate)
+    plan = lines(describe(config, tmp_path / "run"))
+    assert plan["batch"] == "4 images = 1 processes x 2 parts x 2"
+    curve, _, highest = plan["rate"].partition("  up to ")
+    assert highest == "0.001"
+    assert len(curve) == 40
+    assert curve[0] == "▁"
+    assert curve[10:31] == "█" * 21
+    assert curve[31:] == "".join(sorted(curve[31:], reverse=True))
+    assert curve[-1] == "▁"
+    assert float(plan["work"].split()[0]) >= 0
+    assert "images/s, measured over 5 steps here" in plan["time"]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_flops_are_those_of_the_layers_by_hand() -> None:
+    """One level without attention: 3x3 convolutions at full size, counted as 2 * k^2 * c_in * c_out * pixels."""
+    from t2i.config import DDPMConfig, build_config
+
+    plain = {"images": 1, "batch": 1, "optimizer": {"lr": 1}, "data": {"path": "nowhere", "size": 8}}
+    model = {"channels": [8], "attention": [False], "layers": 1, "groups": 4}
+    config = build_config(DDPMConfig, plain | {"model": model})
+    pixels, c, emb = 64, 8, 32
+    convolutions = [(3, c)] + [(c, c)] * 2 + [(c, c)] * 4 + [(2 * c, c), (c, c)] * 2 + [(c, 3)]
+    by_hand = sum(2 * 9 * a * b * pixels for a, b in convolutions)
+    by_hand += 2 * sum(2 * 2 * c * c * pixels for _ in range(1))  # the shortcuts of the way up, 1x1
+    by_hand += 2 * (c * emb + emb * emb) + 5 * 2 * emb * c  # the time: two layers, and one into each of five blocks
+    attention = 4 * 2 * c * c * pixels + 2 * 2 * pixels * pixels * c  # of the middle: q, k, v, out; q k^T and its use
+    assert flops(config) == 3 * (by_hand + attention)
+
+
+def test_a_day_is_told_in_hours() -> None:
+    assert [_duration(s) for s in (30, 600, 7200, 400_000)] == ["30 seconds", "10.0 minutes", "2.0 hours", "4.6 days"]
 
 
 def test_plan_fails_where_the_run_would(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import prepare_mini
 import stylise
 
 from t2i.config import Data, Source
-from t2i.data.sources import load_table
+from t2i.data.memory import load_memory
 
 OBJECTS = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
 STYLES = ["art_painting", "cartoon", "photo", "sketch"]
@@ -105,7 +105,7 @@ def test_every_file_has_the_same_columns_and_loads_as_a_table(made):
         assert isinstance(features["image"], datasets.Image)
         assert (made / f"{name}.png").exists()
         assert not list(made.glob("*.part"))
-    table = load_table(Data(sources=(Source(path=str(made / "*.parquet")),), size=64), progress=False)
+    table = load_memory(Data(sources=(Source(path=str(made / "*.parquet")),), size=64), progress=False)
     assert len(table) == 28 + 2 + 1 + 2 * 16 + 7 * 6
     assert set(table.columns["style"]) == {"photo", "painting", "cartoon", "sketch", "vangogh"}
 

@@ -26,7 +26,7 @@ from training_kit import (
 from t2i.config import Run, load_config
 from t2i.errors import CheckpointError, Terminated
 from t2i.training.engine import Engine
-from t2i.training.run import RunFolder
+from t2i.training.run import Launch, RunFolder
 
 FAMILIES = ["autoencoder", "text2image"]
 Make = Callable[..., Any]  # changes -> config
@@ -63,7 +63,7 @@ def settings(makers: dict[str, Make]) -> Any:
 def begun(settings: Run, path: Path) -> RunFolder:
     """A run folder with a checkpoint, or what passes for one before it is opened."""
     folder = RunFolder(path)
-    folder.begin(settings, "auto")
+    folder.begin(settings, Launch("auto"))
     (folder.checkpoints / "000000000012").mkdir(parents=True)
     return folder
 
@@ -236,7 +236,7 @@ def test_changed_config_is_shown_and_refused(makers: dict[str, Make], tmp_path: 
     folder = begun(makers["autoencoder"](), tmp_path / "run")
     changed = makers["autoencoder"](batch=8, optimizer__lr=5e-4, model__channels=[8, 8])
     with pytest.raises(CheckpointError) as caught:
-        folder.begin(changed, "auto")
+        folder.begin(changed, Launch("auto"))
     lines = caught.value.message.splitlines()
     assert lines[1:] == [
         "  batch: 4 -> 8",
@@ -246,33 +246,33 @@ def test_changed_config_is_shown_and_refused(makers: dict[str, Make], tmp_path: 
     for way_out in ("--force", "--fresh", "--run"):
         assert way_out in str(caught.value.hint)
     assert load_config(folder.config, "autoencoder") == makers["autoencoder"]()
-    folder.begin(changed, "auto", force=True)
+    folder.begin(changed, Launch("auto", force=True))
     assert load_config(folder.config, "autoencoder") == changed
 
 
 def test_intervals_and_a_longer_duration_are_no_change(makers: dict[str, Make], tmp_path: Path) -> None:
     folder = begun(makers["text2image"](), tmp_path / "run")
     longer = makers["text2image"](images=64, log_every=1, sample_every=2, save_every=3, keep=1, latents="elsewhere")
-    folder.begin(longer, "resume")
+    folder.begin(longer, Launch("resume"))
     assert load_config(folder.config, "text2image") == longer
 
 
 def test_a_shorter_duration_is_a_change(makers: dict[str, Make], tmp_path: Path) -> None:
     folder = begun(makers["autoencoder"](), tmp_path / "run")
     with pytest.raises(CheckpointError, match="images: 32 -> 16"):
-        folder.begin(makers["autoencoder"](images=16), "auto")
+        folder.begin(makers["autoencoder"](images=16), Launch("auto"))
 
 
 def test_a_longer_duration_is_a_change_where_the_rate_depends_on_it(makers: dict[str, Make], tmp_path: Path) -> None:
     folder = begun(makers["autoencoder"](optimizer__decay="cosine"), tmp_path / "run")
     with pytest.raises(CheckpointError, match="images: 32 -> 64"):
-        folder.begin(makers["autoencoder"](optimizer__decay="cosine", images=64), "auto")
+        folder.begin(makers["autoencoder"](optimizer__decay="cosine", images=64), Launch("auto"))
 
 
 def test_config_may_change_before_the_first_checkpoint(makers: dict[str, Make], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.begin(makers["autoencoder"](), "auto")
-    folder.begin(makers["autoencoder"](batch=8), "auto")
+    folder.begin(makers["autoencoder"](), Launch("auto"))
+    folder.begin(makers["autoencoder"](batch=8), Launch("auto"))
     assert load_config(folder.config, "autoencoder") == makers["autoencoder"](batch=8)
 
 
@@ -298,7 +298,7 @@ def test_resume_with_nothing_there_is_an_error(settings: Run, tmp_path: Path) ->
     (folder.checkpoints / "notes").write_text("mine")
     (folder.checkpoints / "000000000012.partial").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint in") as caught:
-        folder.begin(settings, "resume")
+        folder.begin(settings, Launch("resume"))
     assert "--resume" in str(caught.value.hint)
     assert not folder.config.exists()
 
@@ -307,7 +307,7 @@ def test_fresh_moves_the_old_run_aside(
     makers: dict[str, Make], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = begun(makers["autoencoder"](), tmp_path / "run")
-    folder.begin(makers["autoencoder"](batch=8), "fresh")
+    folder.begin(makers["autoencoder"](batch=8), Launch("fresh"))
     (aside,) = tmp_path.glob("run.*")
     assert f"moved the old run to {aside}" in capfd.readouterr().err
     assert (aside / "checkpoints" / "000000000012").is_dir()
@@ -321,12 +321,12 @@ def test_fresh_twice_within_a_second_keeps_both(settings: Run, tmp_path: Path, m
     for k in range(3):
         folder = begun(settings, tmp_path / "run")
         (folder.path / "mark").write_text(str(k))
-        folder.begin(settings, "fresh")
+        folder.begin(settings, Launch("fresh"))
     assert sorted((p / "mark").read_text() for p in tmp_path.glob("run.*")) == ["0", "1", "2"]
 
 
 def test_fresh_with_nothing_there_is_a_start(settings: Run, tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run").begin(settings, "fresh")
+    RunFolder(tmp_path / "run").begin(settings, Launch("fresh"))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -9,64 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_kit import BAD, SIZE, encoded, expected, parquet, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from t2i import images
 from t2i.config import Data, Source
-from t2i.data.sources import load_table, open_source
+from t2i.data.memory import load_memory
+from t2i.data.sources import open_source
 from t2i.errors import DataError
 
-SIZE = 8
 needs_symlinks = pytest.mark.skipif(os.name == "nt", reason="symlinks need a privilege on Windows")
-
-
-def picture(value: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
-    """A gradient that depends on `value`, so that no two pictures are alike."""
-    image = Image.new("RGB", size)
-    image.putdata(
-        [((value * 7 + x) % 256, (value * 31 + y) % 256, value % 256) for y in range(size[1]) for x in range(size[0])]
-    )
-    return image
-
-
-def encoded(value: int, format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    picture(value).save(buffer, format)
-    return buffer.getvalue()
-
-
-def expected(value: int) -> torch.Tensor:
-    return images.pixels(images.fit(picture(value), SIZE))
-
-
-def save(path: Path, value: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(value).save(path)
-    return path
-
-
-def parquet(path: Path, cells: list, **columns: list) -> Path:
-    """A parquet file as `datasets` writes it: an Image column, class numbers with their names, other columns."""
-    features = {"image": datasets.Image()}
-    for name, values in columns.items():
-        features[name] = datasets.ClassLabel(names=["cat", "dog"]) if name == "label" else _type(values)
-    rows = {"image": [cell if cell is None else {"bytes": cell, "path": None} for cell in cells], **columns}
-    pq.write_table(pa.table(rows, schema=datasets.Features(features).arrow_schema), path)
-    return path
-
-
-def _type(values: list):
-    first = next(v for v in values if v is not None)
-    if isinstance(first, list):
-        return datasets.Sequence(datasets.Value("string"))
-    return datasets.Value({str: "string", int: "int64", float: "float64", bool: "bool"}[type(first)])
 
 
 def load(*paths, size=SIZE, bad="stop", **source):
     data = Data(sources=tuple(Source(path=str(path), **source) for path in paths), size=size, bad_images=bad)
-    return load_table(data, progress=False)
+    return load_memory(data, progress=False)
 
 
 def fails(*says: str, **how):
@@ -129,7 +85,7 @@ def test_repeat_makes_visits_of_the_same_rows(tmp_path):
     a = parquet(tmp_path / "a.parquet", [encoded(0), encoded(1)])
     b = parquet(tmp_path / "b.parquet", [encoded(2)])
     data = Data(sources=(Source(path=str(a)), Source(path=str(b), repeat=3)), size=SIZE)
-    table = load_table(data, progress=False)
+    table = load_memory(data, progress=False)
     assert table.visits.tolist() == [0, 1, 2, 2, 2]
     assert len(table) == 5
     assert len(table.pixels) == 3
@@ -177,14 +133,6 @@ def test_missing_empty_and_unknown_sources(tmp_path):
 
 
 # Bad images
-
-BAD = {
-    "truncated": encoded(1)[:60],
-    "empty": b"",
-    "text": b"this is no image",
-    "missing": None,
-    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -414,11 +362,11 @@ def test_what_is_no_hub_id_is_refused_before_asking(monkeypatch, name):
 def test_progress_goes_to_stderr_and_can_be_silent(tmp_path, capsys):
     path = parquet(tmp_path / "a.parquet", [encoded(0)])
     data = Data(sources=(Source(path=str(path)),), size=SIZE)
-    load_table(data, progress=True)
+    load_memory(data, progress=True)
     said = capsys.readouterr()
     assert said.out == ""
     assert "reading images" in said.err
-    load_table(data, progress=False)
+    load_memory(data, progress=False)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == ""

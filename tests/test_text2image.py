@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from t2i.config import Text2ImageConfig, load_config, shipped_config
 from t2i.data.batches import flips, visit_order
 from t2i.data.captions import all_captions, caption
-from t2i.data.sources import load_table
+from t2i.data.memory import load_memory
 from t2i.errors import CheckpointError, ModelError, NonFinite
 from t2i.training import text2image as module
 from t2i.training.checkpoint import load_checkpoint
@@ -60,7 +60,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tex
 @pytest.fixture(scope="module")
 def setup(folder: Path) -> Setup:
     config = text2image_config(folder / "images", folder / "vae")
-    table, vae = load_table(config.data, False), load_autoencoder(config.autoencoder)
+    table, vae = load_memory(config.data, False), load_autoencoder(config.autoencoder)
     tokenizer = train_tokenizer(all_captions(table.columns, config.captions), 620, 8)
     return Setup(table, encode(vae, table, "no", False), tokenizer, vae)
 

@@ -92,9 +92,10 @@ def save_autoencoder(folder: Path, seed: int = 0) -> Path:
 def train(config: Any, run: Path, **options: Any) -> Path:
     """The loop of the config's family, without bars."""
     import t2i.training
+    from t2i.training.run import Launch
 
     loop = getattr(t2i.training, t2i.training.TRAINERS[config.family])
-    return Path(loop(config, run, progress=False, **options))
+    return Path(loop(config, run, Launch(progress=False, **options)))
 
 
 def read_log(run: Path) -> list[dict[str, float]]:

@@ -60,9 +60,13 @@ def describe(path: Path) -> dict[str, Any]:
 
 def table(facts: dict[str, Any]) -> str:
     """The facts as lines for a human, safe to print on a terminal."""
-    rows = _model_rows(facts) if facts["kind"] == "model" else _image_rows(facts)
+    return aligned(facts["path"], _model_rows(facts) if facts["kind"] == "model" else _image_rows(facts))
+
+
+def aligned(head: str, rows: list[tuple[str, str]]) -> str:
+    """Names and values in two columns below a line, safe to print on a terminal."""
     width = max(len(name) for name, _ in rows) + 2
-    lines = [_printable(facts["path"])]
+    lines = [_printable(head)]
     for name, value in rows:
         first, *more = _printable(value).split("\n")
         lines += [

@@ -11,7 +11,10 @@ import click
 FAMILIES = {
     "autoencoder": "Train the KL autoencoder that latent diffusion works in.",
     "text2image": "Train text-conditioned latent diffusion from scratch.",
+    "ddpm": "Train diffusion in pixels from scratch.",
 }
+# the config of a family that is used without CONFIG
+DEFAULTS = {"autoencoder": "mini-autoencoder", "text2image": "mini-text2image", "ddpm": "ddpm-cifar10-10m"}
 
 
 @click.group()
@@ -34,56 +37,68 @@ def _family(name: str, summary: str) -> click.Command:
             click.echo(result)
 
     parameters: list[Callable[[Any], Any]] = [
-        click.argument("config", type=click.Path(dir_okay=False, path_type=Path), required=False),
+        click.argument("config", required=False),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the config."),
         click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run folder [runs/CONFIG NAME]."),
         click.option("--resume", is_flag=True, help="Insist on a checkpoint to go on from."),
         click.option("--fresh", is_flag=True, help="Move an old run aside and start over."),
         click.option("--force", is_flag=True, help="Go on although config or data have changed."),
         click.option("--dry-run", is_flag=True, help="Say what would be trained, for how long, and stop."),
+        click.option("--verify-resume", is_flag=True, help="Show that a resumed run equals an uninterrupted one."),
+        click.option("--compile", is_flag=True, help="Compile the network first (torch.compile)."),
+        click.option("--deterministic", is_flag=True, help="Bit-exact on a GPU too, and slower."),
         click.option("--quiet", is_flag=True, help="No progress bars."),
     ]
     for parameter in reversed(parameters):
         body = parameter(body)
-    example = f"\n\nWithout CONFIG the one behind `mini` is used: configs/mini-{name}.yaml."
+    example = f"\n\nCONFIG is a file, or the name of a config that comes with t2i. Default: {DEFAULTS[name]}."
     return click.command(name, help=summary + example, short_help=summary)(body)
 
 
 def _train(
     family: str,
-    config: Path | None,
+    config: str | None,
     overrides: tuple[str, ...],
     run: Path | None,
     resume: bool,
     fresh: bool,
     force: bool,
     dry_run: bool,
+    verify_resume: bool,
+    compile: bool,
+    deterministic: bool,
     quiet: bool,
 ) -> str:
-    """Run one family; returns what goes to stdout: the exported folder, or the plan."""
+    """Run one family; returns what goes to stdout: the exported folder, the plan, or what was verified."""
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
-    from t2i.config import load_config, shipped_config
+    from t2i.config import find_config, load_config
     from t2i.pipelines.quiet import prepare_libraries
     from t2i.pipelines.quiet import quiet as silence
 
     prepare_libraries()
-    path = config or shipped_config(f"mini-{family}")
-    settings = load_config(path, family, overrides)
+    path = find_config(config or DEFAULTS[family])
+    flags = [f"{name}=true" for name, on in (("compile", compile), ("deterministic", deterministic)) if on]
+    settings = load_config(path, family, (*overrides, *flags))
     run = run or Path("runs") / path.stem
-    if dry_run:
-        from t2i.training.plan import describe
-
-        return describe(settings, run)
     import diffusers  # noqa: F401  both are imported first, so that `silence` reaches them
     import transformers  # noqa: F401
 
     import t2i.training as training
+    from t2i.training import verify
 
     loop = getattr(training, training.TRAINERS[family])
-    start = "resume" if resume else "fresh" if fresh else "auto"
-    with silence():
-        return str(loop(settings, run, start=start, force=force, progress=not quiet))
+    from t2i.training.memory import advice
+    from t2i.training.plan import describe
+    from t2i.training.run import Launch
+
+    launch = Launch("resume" if resume else "fresh" if fresh else "auto", force, progress=not quiet)
+    with silence(), advice(settings):
+        if dry_run:
+            return describe(settings, run)
+        if verify_resume:
+            return verify.verify_resume(settings, run.with_name(f"{run.name}.verify"), progress=not quiet)
+        return str(loop(settings, run, launch))
 
 
 for _name, _summary in FAMILIES.items():

@@ -9,30 +9,32 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from t2i.data.order import permute
 from t2i.randomness import generator
 
 BLOCK = 4096  # per-image draws are made for this many indices at once; part of the contract, changing it changes runs
 
 
-def visit_order(seed: int, visits_per_epoch: int, first: int, count: int) -> Tensor:
-    """Which visit of the table each of the global images first..first+count-1 is.
+def visit_order(seed: int, size: int, first: int, count: int, purpose: str = "order") -> Tensor:
+    """Which visit of a table each of the global images first..first+count-1 is; size: visits of one epoch.
 
-    Returns (count,) int64 in [0, visits_per_epoch). Each epoch is its own permutation, so every visit comes once per
-    epoch; a range may cross epochs.
+    Returns (count,) int64 in [0, size). Each epoch is its own permutation, so every visit comes once per epoch; a range
+    may cross epochs. Computed for the asked images alone: nothing grows with size.
     """
-    assert visits_per_epoch > 0
+    assert size > 0
     assert first >= 0
     assert count >= 0
-    index = torch.arange(first, first + count)
-    epoch, place = index // visits_per_epoch, index % visits_per_epoch
-    order = torch.empty(count, dtype=torch.int64)
-    for e in range(int(epoch[0]), int(epoch[-1]) + 1) if count else ():
+    index = np.arange(first, first + count)
+    epoch, place = np.divmod(index, size)
+    order = np.empty(count, np.int64)
+    for e in np.unique(epoch).tolist():
         here = epoch == e
-        order[here] = _permutation(seed, e, visits_per_epoch)[place[here]]
-    return order
+        order[here] = permute(f"{seed}/{purpose}/{e}", place[here], size)
+    return torch.from_numpy(order)
 
 
 def flips(seed: int, first: int, count: int) -> Tensor:
@@ -47,14 +49,7 @@ def flips(seed: int, first: int, count: int) -> Tensor:
     return drawn[first - start * BLOCK :][:count].clone()
 
 
-# Both caches hold values of pure functions: they save time between steps and cannot change what is drawn.
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> Tensor:
-    return torch.randperm(size, generator=generator(seed, "order", epoch))
-
-
+# Holds values of a pure function: it saves time between steps and cannot change what is drawn.
 @lru_cache(maxsize=16)
 def _coins(seed: int, block: int) -> Tensor:
     return torch.randint(2, (BLOCK,), generator=generator(seed, "flip", block)).bool()

@@ -20,32 +20,53 @@ def folder_rows(root: Path) -> Rows:
 
     Columns: `label`, the name of the sub-folder an image lies in ("" in `root` itself); `text`, the content of
     `image.txt` beside `image.png`; and whatever a `metadata.jsonl` or `metadata.csv` in the folder or in a sub-folder
-    says of the `file_name`s it names, which wins.  Nothing may lead out of the folder, and no link may lead in circles.
+    says of the `file_name`s it names, which wins.  The values of `label` are its classes, sorted.
+    Nothing may lead out of the folder, and no link may lead in circles.  Listing takes as long as there are files; what
+    is held is the metadata, and the entries of one sub-folder at a time.
     Raises DataError.
     """
-    files = list(_walk(root, root.resolve(), ()))
-    suffixes = _suffixes()
-    found = [path for path in files if path.suffix.lower() in suffixes]
-    if not found:
-        tables = sorted(path for path in files if path.suffix.lower() == ".parquet")
-        hint = f"for its parquet files write {tables[0].parent}/*.parquet" if tables else None
-        raise DataError(f"{root}: no images in this folder (looked for {' '.join(sorted(suffixes))})", hint)
+    real, suffixes = root.resolve(), _suffixes()
     described: dict[Path, dict[str, str]] = {}
-    for path in files:
+    for path in _walk(root, real, ()):
         if path.name in METADATA:
             _add_metadata(path, root, described)
-    rows = []
-    for path in found:
-        columns = {"label": path.parent.name if path.parent != root else ""}
+    # Walked again, not remembered: the paths of a million files are larger than what is said of them.
+    count, named, labels = 0, 0, set()
+    for path in _walk(root, real, ()):
+        if path.suffix.lower() in suffixes:
+            columns = described.get(path)
+            labels.add((columns or {}).get("label", _label(path, root)))
+            named += columns is not None
+            count += 1
+    if not count:
+        raise _no_images(root, real, suffixes)
+    names = tuple(sorted(labels - {""}))
+    return Rows(count + len(described) - named, _rows(root, described), {"label": names} if names else {})
+
+
+def _rows(root: Path, described: dict[Path, dict[str, str]]) -> Iterator[Row]:
+    suffixes, missing = _suffixes(), dict.fromkeys(described)
+    for path in _walk(root, root.resolve(), ()):
+        if path.suffix.lower() not in suffixes:
+            continue
+        columns = {"label": _label(path, root)}
         beside = path.with_suffix(".txt")
         if beside.is_file():
             columns["text"] = _read_text(beside, root)
-        rows.append(Row(str(path), path, columns | described.pop(path, {})))
-    rows += [
-        Row(str(path), None, columns, "named in the metadata, but no image is there")
-        for path, columns in described.items()
-    ]
-    return Rows(len(rows), rows)
+        missing.pop(path, None)
+        yield Row(str(path), path, columns | described.get(path, {}))
+    for path in missing:
+        yield Row(str(path), None, described[path], "named in the metadata, but no image is there")
+
+
+def _label(path: Path, root: Path) -> str:
+    return path.parent.name if path.parent != root else ""
+
+
+def _no_images(root: Path, real: Path, suffixes: frozenset[str]) -> DataError:
+    tables = sorted(path for path in _walk(root, real, ()) if path.suffix.lower() == ".parquet")
+    hint = f"for its parquet files write {tables[0].parent}/*.parquet" if tables else None
+    return DataError(f"{root}: no images in this folder (looked for {' '.join(sorted(suffixes))})", hint)
 
 
 def _walk(folder: Path, root: Path, above: tuple[Path, ...]) -> Iterator[Path]:

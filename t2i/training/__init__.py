@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i.training.autoencoder import train_autoencoder
+    from t2i.training.ddpm import train_ddpm
     from t2i.training.text2image import train_text2image
 
-__all__ = ["TRAINERS", "train_autoencoder", "train_text2image"]
+__all__ = ["TRAINERS", "train_autoencoder", "train_ddpm", "train_text2image"]
 
-TRAINERS = {"autoencoder": "train_autoencoder", "text2image": "train_text2image"}
+TRAINERS = {"autoencoder": "train_autoencoder", "ddpm": "train_ddpm", "text2image": "train_text2image"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from t2i import files, images
 from t2i.config import AutoencoderConfig, AutoencoderModel
-from t2i.data.batches import flips, visit_order
-from t2i.data.sources import ImageTable, load_table
+from t2i.data.batches import flips
+from t2i.data.tables import Table, load_table, share_of
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
-from t2i.training.run import RunFolder, Start
+from t2i.training.run import Launch, RunFolder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-SHOWN = 14  # images of the sample grid, each above its reconstruction
+SHOWN = 14  # images of the sample grid, or all there are, each above its reconstruction
 MEASURED = 4096  # images whose latents give the mean and deviation
 
 
@@ -66,19 +66,18 @@ def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> Autoenc
     )
 
 
-def train_autoencoder(
-    config: AutoencoderConfig, run: Path, *, start: Start = "auto", force: bool = False, progress: bool = True
-) -> Path:
+def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Launch()) -> Path:
     """Train, or go on training, an autoencoder.  Returns the exported folder.
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
-    progress = progress and is_main()
+    progress = launch.progress and is_main()
     folder = RunFolder(run)
-    folder.begin(config, start, force)
+    folder.begin(config, launch)
     table = load_table(config.data, progress)
     codec = Codec(build_autoencoder(config.model, config.data.size, config.seed))
-    engine = Engine(config, folder, codec, table.hash, force=force, progress=progress)
+    engine = Engine(config, folder, codec, table.hash, launch)
+    table = table.to(engine.device)
     latent_shape = latent_size(config)
     weights = config.loss
     for step in engine.steps():
@@ -91,10 +90,14 @@ def train_autoencoder(
         kl = kl_to_standard_normal(mean, log_variance) / x[0].numel()
         loss = weights.l1 * l1 + weights.gradient * edges + weights.ssim * (1 - likeness) + weights.kl * kl
         engine.update(step, loss, l1=l1, gradient=edges, ssim=likeness, kl=kl, psnr=psnr(x_hat.detach(), x))
-        if engine.crossed(config.sample_every) and engine.accelerator.is_main_process:
-            draw_reconstructions(engine, config, table, folder)
-    if engine.accelerator.is_main_process:
-        export(engine, config, table, folder.export)
+        if engine.crossed(config.sample_every):
+            average = engine.average()
+            if is_main():
+                vae = autoencoder(engine, average, config)
+                draw_reconstructions(vae, table, folder.samples / f"{engine.images_seen:012d}.png")
+    average = engine.average()
+    if is_main():
+        export(autoencoder(engine, average, config), table, engine.images_seen, folder.export)
     return folder.export
 
 
@@ -104,43 +107,40 @@ def latent_size(config: AutoencoderConfig) -> tuple[int, int, int]:
     return config.model.latent_channels, side, side
 
 
-def pictures(table: ImageTable, config: AutoencoderConfig, step: Step) -> Tensor:
+def pictures(table: Table, config: AutoencoderConfig, step: Step) -> Tensor:
     """This process's images of a step, mirrored where the draw says so: (b, 3, S, S) in [-1, 1]."""
-    visits = visit_order(config.seed, len(table), step.first, step.batch)[step.share]
-    x = images.from_uint8(table.pixels[table.visits[visits]])
+    _, pixels = share_of(table, config.seed, step.first, step.batch, step.share)
+    x = images.from_uint8(pixels)
     if config.data.flip:
-        mirrored = flips(config.seed, step.first, step.batch)[step.share]
+        mirrored = flips(config.seed, step.first, step.batch)[step.share].to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x
 
 
-def averaged(engine: Engine, config: AutoencoderConfig) -> AutoencoderKL:
-    """A copy of the autoencoder with the averaged weights, for looking and for keeping."""
+def autoencoder(engine: Engine, weights: dict[str, Tensor], config: AutoencoderConfig) -> AutoencoderKL:
+    """Weights of a codec as an autoencoder on the engine's device, for looking and for keeping."""
     codec = Codec(build_autoencoder(config.model, config.data.size, config.seed))
-    codec.load_state_dict(engine.ema.values)
+    codec.load_state_dict(weights)
     return codec.vae.to(engine.device).eval()
 
 
 @torch.inference_mode()
-def draw_reconstructions(engine: Engine, config: AutoencoderConfig, table: ImageTable, folder: RunFolder) -> None:
-    """Save a grid of fixed training images, each above its reconstruction by the averaged weights."""
-    vae = averaged(engine, config)
-    rows = torch.linspace(0, len(table.pixels) - 1, SHOWN).long()
-    x = images.from_uint8(table.pixels[rows]).to(engine.device)
+def draw_reconstructions(vae: AutoencoderKL, table: Table, path: Path) -> None:
+    """Save a grid of fixed training images, each above its reconstruction."""
+    x = images.from_uint8(table.images(table.spread(SHOWN))).to(vae.device)
     x_hat = vae.decode(vae.encode(x).latent_dist.mode()).sample
     pairs = images.from_tensor(torch.cat([x, x_hat]).cpu().clamp(-1, 1))
-    path = folder.samples / f"{engine.images_seen:012d}.png"
-    images.save(images.grid(pairs, columns=SHOWN), path, overwrite=True)
+    images.save(images.grid(pairs, columns=len(x)), path, overwrite=True)
 
 
 @torch.inference_mode()
-def measure_latents(vae: AutoencoderKL, table: ImageTable) -> tuple[Tensor, Tensor]:
+def measure_latents(vae: AutoencoderKL, table: Table) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each latent channel over (at most MEASURED) training images: (C,), (C,) float64."""
-    rows = torch.linspace(0, len(table.pixels) - 1, min(MEASURED, len(table.pixels))).long()
+    rows = table.spread(MEASURED)
     device = next(vae.parameters()).device
     moments = torch.zeros(2, vae.config.latent_channels, dtype=torch.float64)
     for some in rows.split(64):
-        z = vae.encode(images.from_uint8(table.pixels[some]).to(device)).latent_dist.mode().cpu().double()
+        z = vae.encode(images.from_uint8(table.images(some)).to(device)).latent_dist.mode().cpu().double()
         moments += torch.stack([z.mean((2, 3)).sum(0), (z**2).mean((2, 3)).sum(0)])
     mean, square = moments / len(rows)
     return mean, (square - mean**2).sqrt()
@@ -163,14 +163,13 @@ def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> No
     into.bias[c:] -= 2 * deviation.log().to(into.bias)
 
 
-def export(engine: Engine, config: AutoencoderConfig, table: ImageTable, path: Path) -> None:
-    """Write the averaged autoencoder in diffusers' format, and beside it what was measured."""
-    vae = averaged(engine, config)
+def export(vae: AutoencoderKL, table: Table, images_seen: int, path: Path) -> None:
+    """Write the autoencoder in diffusers' format, its latents made standard, and beside it what was measured."""
     mean, deviation = measure_latents(vae, table)
     fold_latent_scale(vae, mean, deviation)
     vae.cpu().save_pretrained(path)
     facts = {
-        "images_seen": engine.images_seen,
+        "images_seen": images_seen,
         "latent_mean_folded": mean.tolist(),
         "latent_deviation_folded": deviation.tolist(),
     }

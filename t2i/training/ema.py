@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from t2i.training.sharding import like
+
 
 def ema_decay(batch: int, images_seen: int, half_life: int, ramp: float = 0.05) -> float:
     """The factor that keeps the old average over one step of `batch` images.
@@ -36,4 +38,4 @@ class Ema:
     def load(self, values: dict[str, Tensor]) -> None:
         """Take over the values of a checkpoint."""
         for name, value in self.values.items():
-            value.copy_(values[name])
+            value.copy_(like(values[name], value))

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2i import files, images
-from t2i.data.sources import ImageTable
+from t2i.data.memory import ImageTable
+from t2i.data.tables import Table
 from t2i.errors import DataError
 from t2i.training.checkpoint import tensors_hash
 
@@ -26,7 +27,7 @@ FORMAT = 1
 BATCH = 64
 
 
-def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precision: str, progress: bool) -> Tensor:
+def cached_latents(vae: AutoencoderKL, table: Table, folder: Path, precision: str, progress: bool) -> Tensor:
     """(2, N, C, h, w) float16 on the CPU: the scaled posterior means of all images, read from `folder` or made there.
 
     precision: "no" or "bf16", of the encoder's forward pass.
@@ -39,8 +40,8 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
         "format": FORMAT,
         "autoencoder": tensors_hash(vae.state_dict().items()),
         "scaling_factor": vae.config.scaling_factor,
-        "data": tensors_hash([("pixels", table.pixels)]),  # captions and the number of visits may change
-        "size": table.pixels.shape[-1],
+        "data": _pixels_hash(table),
+        "size": table.size,
         "precision": precision,
     }
     manifest, file = folder / "manifest.json", folder / "latents.safetensors"
@@ -57,21 +58,28 @@ def cached_latents(vae: AutoencoderKL, table: ImageTable, folder: Path, precisio
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKL, table: ImageTable, precision: str, progress: bool) -> Tensor:
+def encode(vae: AutoencoderKL, table: Table, precision: str, progress: bool) -> Tensor:
     """Encode all images and their mirror images: (2, N, C, h, w) float16, z = scaling_factor * posterior mean."""
     device = next(vae.parameters()).device
-    n, halves = len(table.pixels), []
-    with tqdm(total=2 * n, desc="encoding images", unit="img", unit_scale=True, disable=not progress) as bar:
-        for mirrored in (False, True):
-            parts = []
-            for some in table.pixels.split(BATCH):
-                x = images.from_uint8(some.flip(3) if mirrored else some).to(device)
+    latents: Tensor | None = None
+    with tqdm(total=2 * table.count, desc="encoding images", unit="img", unit_scale=True, disable=not progress) as bar:
+        for start in range(0, table.count, BATCH):
+            rows = torch.arange(start, min(start + BATCH, table.count))
+            x = images.from_uint8(table.images(rows)).to(device)
+            for half, some in enumerate((x, x.flip(3))):
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    z = vae.encode(x).latent_dist.mode()
-                parts.append((z * vae.config.scaling_factor).half().cpu())
-                bar.update(len(some))
-            halves.append(torch.cat(parts))
-    return torch.stack(halves)
+                    z = vae.encode(some).latent_dist.mode()
+                if latents is None:
+                    latents = torch.empty(2, table.count, *z.shape[1:], dtype=torch.float16)
+                latents[half, rows] = (z * vae.config.scaling_factor).half().cpu()
+                bar.update(len(rows))
+    assert latents is not None, "a table has images"
+    return latents
+
+
+def _pixels_hash(table: Table) -> str:
+    """Identity of the pixels; of those in memory alone, so that captions and the number of visits may change."""
+    return tensors_hash([("pixels", table.pixels)]) if isinstance(table, ImageTable) else table.hash
 
 
 def _check(manifest: Path, wanted: dict[str, Any]) -> None:

@@ -15,19 +15,38 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 from t2i import files
-from t2i.config import Run, config_difference, dump_config, parse_yaml
+from t2i.config import Run, build_config, config_difference, dump_config, parse_yaml
 from t2i.errors import CheckpointError
 from t2i.processes import processes
 from t2i.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 Start = Literal["auto", "resume", "fresh"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started. Nothing here changes what it computes.
+
+    start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
+    force: accept a changed config or other data.  progress: bars on stderr.
+    until: stop, with the state saved, at so many images, although the config has more.
+    """
+
+    start: Start = "auto"
+    force: bool = False
+    progress: bool = True
+    until: int | None = None
+
+
 # What may change between two starts of one run without making it another run.
-FREE = {"log_every", "sample_every", "save_every", "keep", "latents"}
+INTERVALS = {"log_every", "sample_every", "save_every"}
+FREE = INTERVALS | {"keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
 
 
 def say(message: str) -> None:
@@ -46,16 +65,14 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
 
-    def begin(self, config: Run, start: Start, force: bool = False) -> None:
+    def begin(self, config: Run, launch: Launch) -> None:
         """Make the folder ready for this config; the main process does, the others wait.
 
-        start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
-        force: accept a changed config.
         Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
         """
         state = processes()
         if state.is_main_process:
-            self._begin(config, start, force)
+            self._begin(config, launch.start, launch.force)
         state.wait_for_everyone()
 
     def _begin(self, config: Run, start: Start, force: bool) -> None:
@@ -73,9 +90,13 @@ class RunFolder:
         files.write(dump_config(config).encode(), self.config, overwrite=True)
 
     def _compare(self, config: Run) -> None:
-        old = parse_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+        written = parse_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+        # what an older version did not write yet had today's default
+        old = build_config(type(config), written, str(self.config)).model_dump(mode="json")
         changes = config_difference(old, config.model_dump(mode="json"))
-        longer = config.optimizer.decay == "none" and config.images > old.get("images", 0)
+        longer = config.optimizer.decay == "none" and config.images > old["images"]
+        newest = max((int(path.name) for path in self.saved()), default=0)
+        longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else it has begun to cool down
         changes = {k: v for k, v in changes.items() if k not in FREE and not (k == "images" and longer)}
         if changes:
             lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in changes.items()]
@@ -127,6 +148,13 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(partial, self.log)
+
+    def read_log(self) -> list[dict[str, str]]:
+        """The rows of the log, oldest first."""
+        if not self.log.exists():
+            return []
+        with self.log.open(newline="") as f:
+            return list(csv.DictReader(f))
 
     def write_log(self, row: dict[str, Any]) -> None:
         """Append one row; the first row gives the columns."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from t2i import images
 from t2i.config import Text2ImageConfig
-from t2i.data.batches import flips, visit_order
+from t2i.data.batches import flips
 from t2i.data.captions import all_captions, caption
-from t2i.data.sources import ImageTable, load_table
+from t2i.data.tables import Table, load_table
 from t2i.diffusion.objective import TIMES, add_noise, target
 from t2i.diffusion.schedule import SCHEDULES
 from t2i.errors import CheckpointError, ModelError
@@ -26,7 +26,7 @@ from t2i.processes import is_main, processes
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
-from t2i.training.run import RunFolder, Start
+from t2i.training.run import Launch, RunFolder
 from t2i.training.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
@@ -97,30 +97,28 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Setup:
-    """What the loop needs beside the network: data in memory, and the frozen parts of the pipeline."""
+    """What the loop needs beside the network: data, latents in memory, and the frozen parts of the pipeline."""
 
-    table: ImageTable
+    table: Table
     latents: Tensor
     tokenizer: CLIPTokenizer
     vae: AutoencoderKL
 
 
-def train_text2image(
-    config: Text2ImageConfig, run: Path, *, start: Start = "auto", force: bool = False, progress: bool = True
-) -> Path:
+def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launch()) -> Path:
     """Train, or go on training, text-conditioned latent diffusion.  Returns the exported pipeline folder.
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
-    progress = progress and is_main()
+    progress = launch.progress and is_main()
     vae = load_autoencoder(config.autoencoder)
     folder = RunFolder(run)
-    folder.begin(config, start, force)
+    folder.begin(config, launch)
     table = load_table(config.data, progress)
     tokenizer = load_or_train_tokenizer(config, table, folder)
     net = Denoiser(config, len(tokenizer), vae)
     rates = {"text_encoder.": config.text_encoder.rate}
-    engine = Engine(config, folder, net, table.hash, rates=rates, force=force, progress=progress)
+    engine = Engine(config, folder, net, table.hash, launch, rates)
     where = Path(config.latents) if config.latents else folder.path / "latents"
     with engine.accelerator.main_process_first():  # the others read what it wrote
         latents = cached_latents(vae.to(engine.device), table, where, engine.precision, progress)
@@ -136,17 +134,19 @@ def train_text2image(
         prediction = engine.module(x_t, t.to(engine.device, torch.float32), ids)
         loss = (prediction - target(x0, eps, t, schedule, config.objective.predict)).square().mean()
         engine.update(step, loss)
-        if engine.crossed(config.sample_every) and engine.accelerator.is_main_process:
-            draw_samples(averaged_pipeline(engine, config, setup), config, folder, engine.images_seen)
-    if engine.accelerator.is_main_process:
-        averaged_pipeline(engine, config, setup).save_pretrained(folder.export)
+        if engine.crossed(config.sample_every):
+            average = engine.average()
+            if is_main():
+                draw_samples(pipeline(engine, average, config, setup), config, folder, engine.images_seen)
+    average = engine.average()
+    if is_main():
+        pipeline(engine, average, config, setup).save_pretrained(folder.export)
     return folder.export
 
 
 def batch(setup: Setup, config: Text2ImageConfig, step: Step) -> tuple[Tensor, Tensor]:
     """This process's share of a step: latents (b, C, h, w) float32 and token ids (b, L) of their captions."""
-    visits = visit_order(config.seed, len(setup.table), step.first, step.batch)
-    rows = setup.table.visits[visits]
+    rows = setup.table.order(config.seed, step.first, step.batch)
     mirrored = flips(config.seed, step.first, step.batch) & config.data.flip
     texts = [
         caption(setup.table.row(row), config.captions, config.seed, step.first + i)
@@ -179,7 +179,7 @@ def load_autoencoder(name: str) -> AutoencoderKL:
     )
 
 
-def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder: RunFolder) -> CLIPTokenizer:
+def load_or_train_tokenizer(config: Text2ImageConfig, table: Table, folder: RunFolder) -> CLIPTokenizer:
     """The run's tokenizer: trained at the first start on every caption the data can get, and kept in the run folder."""
     from transformers import CLIPTokenizer
 
@@ -194,12 +194,14 @@ def load_or_train_tokenizer(config: Text2ImageConfig, table: ImageTable, folder:
     return CLIPTokenizer.from_pretrained(path)
 
 
-def averaged_pipeline(engine: Engine, config: Text2ImageConfig, setup: Setup) -> StableDiffusionPipeline:
-    """The averaged weights as a Stable Diffusion pipeline."""
+def pipeline(
+    engine: Engine, weights: dict[str, Tensor], config: Text2ImageConfig, setup: Setup
+) -> StableDiffusionPipeline:
+    """Weights of a denoiser as a Stable Diffusion pipeline on the engine's device."""
     from diffusers import StableDiffusionPipeline
 
     net = Denoiser(config, len(setup.tokenizer), setup.vae)
-    net.load_state_dict(engine.ema.values)
+    net.load_state_dict(weights)
     net.to(engine.device).eval()
     return StableDiffusionPipeline(
         vae=setup.vae,
