@@ -2,10 +2,11 @@
 
     python scripts/bench.py help
     python scripts/bench.py generate [-m FOLDER] [--steps 20] [--guidance 3] [--rounds 5] [--json]
+    python scripts/bench.py train [--unet 35m] [--batch 16] [--rounds 20] [--data FILE.parquet] [--device cuda]
 
-Every measurement is the wall time of a fresh process. What is compared runs in turns in one session, and a ratio is the
-median over the rounds of the ratio within a round, so that a slow minute of the machine falls on both sides. One round
-before the first is thrown away: it warms the disk.
+Every measurement of help and generate is the wall time of a fresh process; `train` makes its steps in one process.
+What is compared runs in turns in one session, and a ratio is the median over the rounds of the ratio within a round, so
+that a slow minute of the machine falls on both sides. One round before the first is thrown away: it warms the disk.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path, default=ROOT / "t2i" / "mini", help="pipeline folder [mini]")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0, help="above 1, so that both sides run both branches")
-    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate]")
+    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate, 20 steps for train]")
+    parser.add_argument("--unet", choices=("35m", "10m", "10m-heads8"), default="35m", help="what `train` trains [35m]")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--data", default="t2i:shapes.parquet", help="images of `train`, made 32 x 32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = BENCHES[options.what](options)
@@ -77,6 +82,14 @@ def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
         result("t2i / plain diffusers, 1 image", ratio, "x", 1.1),
         result("8 images / 1 image, t2i", eight, "x", 2.0),
     ]
+
+
+def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Training steps of our U-Net and loop, in turns with diffusers', in one process: see bench_train.py."""
+    from bench_train import measure, rows
+
+    found = measure(options.unet, options.batch, options.rounds or 20, options.data, options.device)
+    return [result(*row) for row in rows(found, options.batch)]
 
 
 def t2i(*args: str) -> list[str]:
@@ -160,6 +173,7 @@ def table(record: dict[str, Any]) -> str:
 BENCHES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "help": bench_help,
     "generate": bench_generate,
+    "train": bench_train,
 }
 
 if __name__ == "__main__":

@@ -112,6 +112,24 @@ def test_without_config_the_one_behind_mini_is_taken(
     assert shipped_config("mini-autoencoder").is_file()
 
 
+def test_config_by_name_flags_and_verification(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config that comes with t2i needs no path; --verify-resume leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--set", "model.channels=[16]", "--set", "model.attention=[false]", "--set", "batch=4", "--quiet"]
+    small += ["--set", "model.groups=4", "--set", "model.head_size=null"]
+    assert main(["train", "ddpm", "ddpm-smoke", "--verify-resume", *small]) == 0
+    assert capfd.readouterr().out.startswith("equal bit for bit: ")
+    assert not [*(tmp_path / "runs").iterdir()]
+
+
+def test_unknown_config_names_its_neighbour(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ddpm", "ddpm-smok"]) == 2
+    said = "error: no config 'ddpm-smok': no such file, and none of that name comes with t2i\n"
+    assert capfd.readouterr().err == said + "hint: did you mean ddpm-smoke?\n"
+
+
 # What goes wrong
 
 

@@ -106,4 +106,12 @@ def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> 
     return VariancePreserving((1 - abar[1:] / abar[:-1]).clamp(max=largest))
 
 
+def timestep(t: Tensor, schedule: Schedule) -> Tensor:
+    """The time as diffusers counts it, which is what networks are given: 0 .. 999 at T = 1000 discrete steps.
+
+    A discrete schedule's step t is timestep t - 1; continuous time t of [0, 1] is 1000 t.
+    """
+    return t - 1 if schedule.steps else 1000 * t / schedule.T
+
+
 SCHEDULES: dict[str, Callable[[], Schedule]] = {"linear": linear, "cosine": cosine, "flow": Flow}

@@ -31,13 +31,13 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         seed=job.seed,
         width=image.width,
         height=image.height,
-        versions=_versions(),
+        versions=versions(),
         image_hash=pixel_hash(image),
         **known,
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import diffusers
     import torch
     import transformers

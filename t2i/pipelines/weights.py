@@ -39,7 +39,10 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
         library, component = value
         if not (name.isidentifier() and _is_safe_library(library)) or str(component).endswith("Pipeline"):
             raise _carries_code(folder, f"component {name[:40]!r} is {str(component)[:40]!r} of {str(library)[:40]!r}")
-        weights += _check_component(folder / name, component)
+        part = folder / name
+        if not part.is_dir() and (folder / "config.json").is_file():
+            part = folder  # as google/ddpm-cifar10-32 is published, and as diffusers reads it
+        weights += _check_component(part, component)
     if not weights:
         raise ModelError(f"{folder.name}: no component with weights in model_index.json", "get the model again")
     return kind, tuple(sorted(weights))

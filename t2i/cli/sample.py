@@ -1,0 +1,100 @@
+"""`t2i sample RUN`: draw images with a trained run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXAMPLES = """\b
+Examples:
+  t2i sample runs/ddpm-cifar10-10m
+  t2i sample runs/ddpm-cifar10-10m --label horse --label ship -b 20 --guidance 2 --grid
+  t2i sample runs/ddpm-cifar10-10m --trajectory
+  accelerate launch t2i sample runs/ddpm-cifar10-10m -b 50000 --batch-size 500 -o samples/50k
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("run", metavar="RUN")
+@click.option("--label", "labels", metavar="CLASS", multiple=True, help="A class, by name or number; may be repeated.")
+@click.option("-b", "--batch-count", "--num-images", "count", type=int, default=16, help="How many images.  [16]")
+@click.option("--batch-size", type=int, default=64, help="Images drawn at once.  [64]")
+@click.option("--sampler", metavar="NAME", default="dpm++2m", help="ddpm, ddpm-large, ddim, dpm++2m, heun, euler.")
+@click.option("--spacing", metavar="NAME", default="trailing", help="Which times: leading, trailing, linspace, karras.")
+@click.option("--steps", type=int, help="Sampling steps, 1 to 1000.  [20]")
+@click.option("--guidance", type=float, default=1.0, help="How closely to follow the class; 1 or less is off.  [1]")
+@click.option("-s", "--seed", type=int, default=0, help="Seed of the first image; image k has SEED + k.  [0]")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [samples/RUN NAME].")
+@click.option("--grid", is_flag=True, help="Also save all images on one sheet, grid.png.")
+@click.option("--trajectory", is_flag=True, help="Instead, show both processes: noise added, noise removed.")
+@click.option("--photo", type=click.Path(dir_okay=False, path_type=Path), help="The picture --trajectory dissolves.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option("--offline", is_flag=True, help="Do not use the network.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def sample(**options: Any) -> None:
+    """Draw images with RUN: a run folder, a folder in diffusers' format, or a Hub id.
+
+    Image k has seed SEED + k, and its class in turn. The same command again makes only what is missing; under
+    `accelerate launch` all processes share the work, and the images are the same.
+    """
+    for path in _sample(**options):
+        click.echo(path)
+
+
+def _sample(
+    run: str,
+    output: Path | None,
+    grid: bool,
+    trajectory: bool,
+    photo: Path | None,
+    device: str | None,
+    revision: str | None,
+    offline: bool,
+    quiet: bool,
+    steps: int | None,
+    **request: Any,
+) -> Any:
+    from tqdm import tqdm
+
+    from t2i.pipelines.ddpm import DDPM, STEPS
+    from t2i.pipelines.quiet import prepare_libraries
+    from t2i.pipelines.sampling import Request, sample_folder
+    from t2i.processes import is_main
+
+    prepare_libraries()
+    request["labels"] = tuple(request["labels"])
+    wanted = Request(steps=STEPS if steps is None else steps, **request)
+    model = DDPM.from_pretrained(run, device=device, revision=revision, offline=offline)
+    folder = output or Path("samples") / model.name
+    if trajectory:
+        yield from _trajectory(model, wanted, folder, photo, steps)
+        return
+    paths: list[Path] = []
+    hidden = None if is_main() and not quiet else True
+    with tqdm(total=wanted.count, unit="img", desc="drawing", leave=False, file=sys.stderr, disable=hidden) as bar:
+        for group in sample_folder(model, wanted, folder):
+            bar.update(len(group))
+            paths += group
+            yield from group
+    if grid and is_main():
+        yield _grid(paths, folder / "grid.png")
+
+
+def _trajectory(model: Any, wanted: Any, folder: Path, photo: Path | None, steps: int | None) -> list[Path]:
+    from t2i.images import decode
+    from t2i.pipelines.trajectory import save_trajectory, trajectory
+
+    picture = None if photo is None else decode(photo)
+    label = wanted.labels[0] if wanted.labels else (0 if model.classes else None)
+    return save_trajectory(*trajectory(model, wanted.seed, label, picture, steps or 100), folder)
+
+
+def _grid(paths: list[Path], path: Path) -> Path:
+    from t2i import images
+    from t2i.recipe import Mark
+
+    return images.save(images.grid([images.decode(p) for p in paths]), path, recipe=Mark(), overwrite=True)

@@ -1,0 +1,120 @@
+"""The two processes of diffusion as pictures: an image dissolving into noise, a sample coming out of it.
+
+Ho et al. 2020, figure 2. Time runs from left to right in both rows; above stands what is left of the image, as the
+signal-to-noise ratio in decibels, 10 log10(alpha^2 / sigma^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from t2i import images
+from t2i.diffusion.objective import add_noise
+from t2i.diffusion.samplers import factors
+from t2i.diffusion.schedule import Schedule
+from t2i.recipe import Mark
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from t2i.pipelines.ddpm import DDPM
+
+SHOWN = 11  # pictures of a row
+SCALE = 96  # least pixels per side of a picture
+
+
+def trajectory(
+    model: DDPM, seed: int = 0, label: str | int | None = None, photo: Image | None = None, steps: int = 100
+) -> tuple[Image, list[Image]]:
+    """A sheet and the frames of an animation.
+
+    photo: a picture to dissolve, cut to the model's size; none: the sample itself, dissolved again.
+    Rows of the sheet: the picture with ever more noise; and from noise at the right to the sample at the left, x_t and
+    the guess x0 that the network makes of it.
+    """
+    numbers = model.label_numbers(1, label)
+    walk = list(model.walk([seed], numbers, "ddpm", steps))
+    noise = torch.randn(walk[0][1].shape, generator=torch.Generator().manual_seed(seed)).to(walk[0][1])
+    first = model.schedule.T
+    reverse = [(first, noise), *((s, x_s) for s, x_s, _ in walk)]
+    guesses = [x0 for _, _, x0 in walk] + [walk[-1][1]]
+    x0 = walk[-1][1] if photo is None else _prepare(photo, noise)
+    forward = [(t, add_noise(x0, noise, torch.tensor(t), model.schedule)) for t, _ in reverse]
+    shown = [round(k * (len(reverse) - 1) / (SHOWN - 1)) for k in range(SHOWN)]
+    rows = [[forward[k][1] for k in reversed(shown)], [reverse[k][1] for k in reversed(shown)]]
+    rows.append([guesses[k] for k in reversed(shown)])
+    labels = [decibels(model.schedule, reverse[k][0]) for k in reversed(shown)]
+    pictures = [_enlarge(image) for row in rows for image in images.from_tensor(torch.cat(row).cpu())]
+    names = ["noise added", "noise removed", "guess of x0"]
+    sheet = images.grid(pictures, columns=SHOWN, row_labels=names, column_labels=labels)
+    return sheet, _frames(model.schedule, forward[::-1], reverse, guesses)
+
+
+def decibels(schedule: Schedule, t: float) -> str:
+    """The signal-to-noise ratio at t, in words for a label."""
+    alpha, sigma = factors(schedule, t)
+    if not sigma:
+        return "image"
+    return f"{20 * math.log10(alpha / sigma):+.0f} dB" if alpha else "noise"
+
+
+def save_animation(frames: Sequence[Image], path: Path) -> Path:
+    """Write frames as an endless WebP or GIF, by suffix; the last frame stays a while."""
+    import io
+
+    from t2i import files
+
+    buffer = io.BytesIO()
+    durations = [60] * (len(frames) - 1) + [1500]
+    options = {"save_all": True, "append_images": list(frames[1:]), "duration": durations, "loop": 0}
+    frames[0].save(buffer, path.suffix.removeprefix(".").upper(), **options)
+    files.write(buffer.getvalue(), path)
+    return path
+
+
+def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path) -> list[Path]:
+    """trajectory.png and trajectory.webp in a folder.  Raises UsageError where they exist."""
+    png = images.save(sheet, folder / "trajectory.png", recipe=Mark())
+    return [png, save_animation(frames, folder / "trajectory.webp")]
+
+
+def _frames(
+    schedule: Schedule, forward: list[tuple[float, Tensor]], reverse: list[tuple[float, Tensor]], guesses: list[Tensor]
+) -> list[Image]:
+    """First the picture dissolves, then the sample comes out, its guess beside it."""
+    frames = []
+    for t, x_t in forward:
+        frames.append(_frame([x_t, x_t], ["noise added", decibels(schedule, t)]))
+    for (t, x_t), x0 in zip(reverse, guesses, strict=True):
+        frames.append(_frame([x_t, x0], [f"noise removed, {decibels(schedule, t)}", "guess of x0"]))
+    size = (max(f.width for f in frames), max(f.height for f in frames))
+    return [_pad(frame, size) for frame in frames]
+
+
+def _frame(x: list[Tensor], labels: list[str]) -> Image:
+    pictures = [_enlarge(image) for image in images.from_tensor(torch.cat(x).cpu())]
+    return images.grid(pictures, columns=2, column_labels=labels)
+
+
+def _pad(image: Image, size: tuple[int, int]) -> Image:
+    from PIL import Image as module
+
+    sheet = module.new("RGB", size, "white")
+    sheet.paste(image, (size[0] - image.width, size[1] - image.height))
+    return sheet
+
+
+def _enlarge(image: Image) -> Image:
+    """Whole multiples, pixel by pixel, so that noise stays noise."""
+    factor = max(1, -(-SCALE // image.width))
+    return image.resize((factor * image.width, factor * image.height), 0)
+
+
+def _prepare(photo: Image, like: Tensor) -> Tensor:
+    return images.to_tensor([images.fit(photo, like.shape[-1])]).to(like)

@@ -1,0 +1,236 @@
+"""The DDPM trainer: what it learns, what a batch is, what it exports; that it resumes, on any number of processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_kit import COMMON, SIZE, fingerprint, make_images, read_log, train
+
+from t2i.config import DDPMConfig, build_config
+from t2i.data.tables import load_table
+from t2i.errors import ConfigError, DataError
+from t2i.pipelines.ddpm import DDPM
+from t2i.training.ddpm import batch, build_unet, class_names
+from t2i.training.engine import Step
+from t2i.training.run import RunFolder
+from t2i.training.verify import verify_resume
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ROOT / "configs" / "shapes.parquet"
+
+
+def ddpm_config(path: Path = SHAPES, **changes: Any) -> DDPMConfig:
+    plain: dict[str, Any] = COMMON | {
+        "data": {"path": str(path), "size": SIZE},
+        "label": "shape" if path == SHAPES else None,
+        "model": {"channels": [16, 16], "attention": [False, True], "layers": 1, "groups": 4},
+        "optimizer": {"lr": 1e-3, "warmup": 8},
+        "samples": {"count": 4, "columns": 2, "steps": 2},
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            plain[key] = plain.get(key, {}) | value
+        else:
+            plain[key] = value
+    return build_config(DDPMConfig, plain)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DDPMConfig, Path]:
+    config, run = ddpm_config(), tmp_path_factory.mktemp("ddpm") / "run"
+    train(config, run)
+    return config, run
+
+
+def step_of(config: DDPMConfig, first: int = 0, share: slice | None = None) -> Step:
+    return Step(first // config.batch, first, config.batch, share or slice(0, config.batch))
+
+
+# What it learns
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"schedule": "linear", "predict": "eps", "time": "integers"},
+        {"schedule": "cosine", "predict": "v", "time": "uniform", "weight": "min-snr"},
+        {"schedule": "cosine", "predict": "x0", "time": "logit-normal"},
+        {"schedule": "flow", "predict": "flow", "time": "logit-normal"},
+    ],
+    ids=lambda o: str(o["predict"]),
+)
+def test_loss_falls_with_every_objective(objective: dict[str, str], tmp_path: Path) -> None:
+    config = ddpm_config(
+        images=60 * 16, batch=16, objective=objective, log_every=160, optimizer={"lr": 3e-3}, sample_every=10**6
+    )
+    train(config, tmp_path / "run")
+    losses = [row["loss"] for row in read_log(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_weighted_loss_is_logged_beside_the_plain_error(tmp_path: Path) -> None:
+    train(ddpm_config(objective={"schedule": "cosine", "predict": "v", "weight": "min-snr"}), tmp_path / "weighted")
+    train(ddpm_config(objective={"schedule": "cosine", "predict": "v"}), tmp_path / "plain")
+    weighted, plain = read_log(tmp_path / "weighted"), read_log(tmp_path / "plain")
+    assert all(row["loss"] == row["mse"] for row in plain)
+    assert weighted[0]["mse"] == pytest.approx(plain[0]["mse"], rel=1e-5)  # the same draws, before the first update
+    assert all(row["loss"] < row["mse"] for row in weighted)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    nets = [build_unet(ddpm_config(seed=seed), 3).state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
+    assert not torch.equal(nets[0]["conv_in.weight"], nets[2]["conv_in.weight"])
+
+
+# What a batch is
+
+
+def test_batch_depends_on_the_global_image_index_alone() -> None:
+    config = ddpm_config(batch=8, label_drop=0.4)
+    table = load_table(config.data, False)
+    whole, labels = batch(table, config, step_of(config, 16), 3)
+    assert labels is not None
+    for share in (slice(0, 4), slice(4, 8), slice(2, 3)):
+        x, some = batch(table, config, step_of(config, 16, share), 3)
+        assert torch.equal(x, whole[share])
+        assert some is not None
+        assert torch.equal(some, labels[share])
+
+
+def test_classes_are_those_of_the_rows_or_the_null_class() -> None:
+    """The shape of picture k is k % 3; about two of five labels are dropped."""
+    config = ddpm_config(batch=600, label_drop=0.4)
+    table = load_table(config.data, False)
+    _, labels = batch(table, config, step_of(config), 3)
+    assert labels is not None
+    rows = table.order(config.seed, 0, 600)
+    kept = labels != 3
+    assert torch.equal(labels[kept], (rows % 3)[kept])
+    assert 0.32 < 1 - kept.double().mean() < 0.48
+
+
+def test_unconditional_batches_have_no_labels(tmp_path: Path) -> None:
+    config = ddpm_config(make_images(tmp_path / "images"))
+    x, labels = batch(load_table(config.data, False), config, step_of(config), 0)
+    assert labels is None
+    assert x.shape == (4, 3, SIZE, SIZE)
+    assert x.abs().max() <= 1
+
+
+def test_missing_classes_are_named(tmp_path: Path) -> None:
+    config = ddpm_config(make_images(tmp_path / "images"), label="kind")
+    with pytest.raises(DataError, match="no column 'kind' of classes"):
+        class_names(config, load_table(config.data, False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": {"schedule": "flow", "predict": "eps"}}, "schedule flow goes with predict flow"),
+        ({"objective": {"predict": "flow"}}, "schedule flow goes with predict flow"),
+        ({"data": {"path": "x", "size": 9}}, "data.size 9 is no multiple of 2"),
+        ({"model": {"channels": [16], "attention": [True, True]}}, "channels has 1 levels, attention 2"),
+        ({"model": {"channels": [18, 18]}}, "channels 18 is no multiple of 4"),
+        ({"model": {"depth": 3}}, "unknown key 'model.depth'"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ddpm_config(**changes)
+    assert said in caught.value.message
+
+
+# What it exports
+
+
+def test_export_is_the_average_and_knows_its_classes(trained: tuple[DDPMConfig, Path]) -> None:
+    _, run = trained
+    model = DDPM.from_pretrained(run, device="cpu")
+    assert model.classes == ("circle", "square", "triangle")
+    assert model.null == 3
+    average = load_file(RunFolder(run).saved()[0] / "ema.safetensors")
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(value, average[name])
+
+
+def test_export_of_an_unconditional_run_draws_with_plain_diffusers(tmp_path: Path) -> None:
+    train(ddpm_config(make_images(tmp_path / "images")), tmp_path / "run")
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path / "run" / "export")
+    pipe.set_progress_bar_config(disable=True)
+    (image,) = pipe(num_inference_steps=2).images
+    assert image.size == (SIZE, SIZE)
+
+
+def test_samples_are_drawn_along_the_way(trained: tuple[DDPMConfig, Path]) -> None:
+    config, run = trained
+    assert [p.name for p in sorted((run / "samples").iterdir())] == [f"{16:012d}.png", f"{32:012d}.png"]
+    again = DDPM.from_pretrained(run, device="cpu")(4, seed=config.seed, steps=2)
+    assert len(again) == 4
+
+
+# Resume and processes
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"model": {"dropout": 0.3}}], ids=str)
+def test_resumed_run_equals_the_uninterrupted_one(
+    changes: dict[str, Any], trained: tuple[DDPMConfig, Path], tmp_path: Path
+) -> None:
+    """Stopped in mid-epoch, resumed from its checkpoint: weights, average, optimiser, log, export."""
+    config = ddpm_config(**changes)
+    straight = trained[1]
+    if changes:
+        straight = tmp_path / "straight"
+        train(config, straight)
+    train(config, tmp_path / "run", until=20)
+    train(config, tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(straight)
+
+
+def test_verify_resume_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    said = verify_resume(ddpm_config(), tmp_path / "verify", progress=False)
+    assert said.startswith("equal bit for bit: ")
+    assert said.endswith("after 32 images, with and without an interruption at 16")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_verify_resume_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An average that a checkpoint forgets is what it is for."""
+    from t2i.errors import CheckpointError
+    from t2i.training.ema import Ema
+
+    monkeypatch.setattr(Ema, "load", lambda *_: None)
+    with pytest.raises(CheckpointError, match="a resumed run differs from the uninterrupted one: ema of "):
+        verify_resume(ddpm_config(), tmp_path / "verify", progress=False)
+
+
+def launch(processes: int, config: Path, run: Path, *options: str) -> str:
+    """`t2i train ddpm` under torchrun, on CPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    call = ["-m", "--", "t2i", "train", "ddpm", str(config), "--run", str(run), "--quiet", *options]
+    env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *call], env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    from training_kit import write_config
+
+    config = ddpm_config(batch=8, images=64)
+    path = write_config(config, tmp_path / "config.yaml")
+    train(config, tmp_path / "one")
+    launch(2, path, tmp_path / "two")
+    for a, b in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    said = launch(2, path, tmp_path / "verify", "--verify-resume")
+    assert "equal bit for bit" in said
