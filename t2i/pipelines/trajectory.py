@@ -61,7 +61,7 @@ def decibels(schedule: Schedule, t: float) -> str:
     alpha, sigma = factors(schedule, t)
     if not sigma:
         return "image"
-    return f"{20 * math.log10(alpha / sigma):+.0f} dB" if alpha else "noise"
+    return f"{round(20 * math.log10(alpha / sigma)):+d} dB" if alpha else "noise"  # rounded first: no "-0"
 
 
 def save_animation(frames: Sequence[Image], path: Path) -> Path:
