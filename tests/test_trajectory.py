@@ -13,8 +13,10 @@ from t2i.diffusion.schedule import Flow, linear
 from t2i.errors import UsageError
 from t2i.pipelines.trajectory import SHOWN, decibels, save_trajectory, trajectory
 
+POINTS = [(0.0, "image"), (1.0, "noise"), (0.5, "+0 dB"), (0.51, "+0 dB"), (1 / 11, "+20 dB")]
 
-@pytest.mark.parametrize(("t", "said"), [(0.0, "image"), (1.0, "noise"), (0.5, "+0 dB"), (0.51, "+0 dB"), (1 / 11, "+20 dB")])
+
+@pytest.mark.parametrize(("t", "said"), POINTS)
 def test_decibels_of_the_straight_line(t: float, said: str) -> None:
     """10 log10(alpha^2 / sigma^2): equal parts are 0 dB, ten to one are 20 dB."""
     assert decibels(Flow(), t) == said
