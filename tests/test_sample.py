@@ -36,6 +36,16 @@ def test_without_output_the_folder_is_named_after_the_model(
     assert capfd.readouterr().out == "samples/shapes/000000.png\n"
 
 
+def test_trajectory_and_samples_have_folders_of_their_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In either order: neither finds the other's files in its way."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(model), "--trajectory", "--steps", "2"]) == 0
+    assert main(["sample", str(model), "-b", "1", "--steps", "1", "--quiet"]) == 0
+    assert capfd.readouterr().out.split()[0] == "samples/shapes-trajectory/trajectory.png"
+
+
 def test_info_tells_how_a_sample_was_made(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(model), "-b", "1", "--steps", "2", "-s", "9", "-o", str(tmp_path)]) == 0
     capfd.readouterr()

@@ -63,25 +63,25 @@ def _sample(
     from t2i.pipelines.ddpm import DDPM, STEPS
     from t2i.pipelines.quiet import prepare_libraries
     from t2i.pipelines.sampling import Request, sample_folder
-    from t2i.processes import is_main
+    from t2i.processes import is_main, processes
 
     prepare_libraries()
     request["labels"] = tuple(request["labels"])
     wanted = Request(steps=STEPS if steps is None else steps, **request)
     model = DDPM.from_pretrained(run, device=device, revision=revision, offline=offline)
-    folder = output or Path("samples") / model.name
+    folder = output or Path("samples") / (f"{model.name}-trajectory" if trajectory else model.name)
     if trajectory:
         yield from _trajectory(model, wanted, folder, photo, steps)
         return
-    paths: list[Path] = []
     hidden = None if is_main() and not quiet else True
     with tqdm(total=wanted.count, unit="img", desc="drawing", leave=False, file=sys.stderr, disable=hidden) as bar:
         for group in sample_folder(model, wanted, folder):
             bar.update(len(group))
-            paths += group
             yield from group
-    if grid and is_main():
-        yield _grid(paths, folder / "grid.png")
+    if grid:
+        processes().wait_for_everyone()  # the sheet shows what all of them drew
+        if is_main():
+            yield _grid([folder / f"{k:06d}.png" for k in range(wanted.count)], folder / "grid.png")
 
 
 def _trajectory(model: Any, wanted: Any, folder: Path, photo: Path | None, steps: int | None) -> list[Path]:
