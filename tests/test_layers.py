@@ -22,7 +22,7 @@ LAYOUT = """
     t2i.errors
     t2i.randomness
     t2i.files
-    t2i.config
+    t2i.config.*
     t2i.decoding
     t2i.images
     t2i.infotext
