@@ -3,8 +3,10 @@
     python scripts/bench.py help
     python scripts/bench.py generate [-m FOLDER] [--steps 20] [--guidance 3] [--rounds 5] [--json]
     python scripts/bench.py train [--unet 35m] [--batch 16] [--rounds 20] [--data FILE.parquet] [--device cuda]
+    python scripts/bench.py sample [--unet 35m] [--batch 16] [--rounds 2] [--device cuda]
+    python scripts/bench.py memory [--unet 35m] [--batch 16] [--device cuda]
 
-Every measurement of help and generate is the wall time of a fresh process; `train` makes its steps in one process.
+Every measurement of help, generate and memory is a fresh process; `train` and `sample` make their turns in one process.
 What is compared runs in turns in one session, and a ratio is the median over the rounds of the ratio within a round, so
 that a slow minute of the machine falls on both sides. One round before the first is thrown away: it warms the disk.
 """
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path, default=ROOT / "t2i" / "mini", help="pipeline folder [mini]")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0, help="above 1, so that both sides run both branches")
-    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate, 20 steps for train]")
+    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate, 20 for train, 2 for sample]")
     parser.add_argument("--unet", choices=("35m", "10m", "10m-heads8"), default="35m", help="what `train` trains [35m]")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--data", default="t2i:shapes.parquet", help="images of `train`, made 32 x 32")
@@ -85,11 +87,31 @@ def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Training steps of our U-Net and loop, in turns with diffusers', in one process: see bench_train.py."""
-    from bench_train import measure, rows
+    """Training steps of our U-Net and loop, in turns with others', in one process: see bench_train.py."""
+    from bench_train import measure
 
     found = measure(options.unet, options.batch, options.rounds or 20, options.data, options.device)
-    return [result(*row) for row in rows(found, options.batch)]
+    return [result(*row, None) for row in found]
+
+
+def bench_sample(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Drawing with our U-Net and samplers, in turns with diffusers', in one process: see bench_sample.py."""
+    from bench_sample import measure
+
+    return [result(*row, None) for row in measure(options.unet, options.batch, options.rounds or 2, options.device)]
+
+
+def bench_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The most memory that three training steps of each side take, in a process of its own."""
+    from bench_train import make_sides
+
+    sides, _ = make_sides(options.unet, options.batch, options.data, options.device)
+    lines = []
+    for name in sides:
+        words = [options.unet, str(options.batch), options.data, options.device, name]
+        done = run([sys.executable, str(ROOT / "scripts" / "bench_train.py"), *words])
+        lines.append(result(f"{name}, peak", [int(done.stdout) / 2**20], "MiB", None))
+    return lines
 
 
 def t2i(*args: str) -> list[str]:
@@ -110,17 +132,20 @@ def in_turns(sides: dict[str, list[str]], rounds: int) -> dict[str, list[float]]
 
 
 def wall(command: list[str]) -> float:
-    """Wall seconds of one fresh process; its failure is ours."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-    }
+    """Wall seconds of one fresh process."""
     start = time.perf_counter()
+    run(command)
+    return time.perf_counter() - start
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that finds t2i; its failure is ours."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    env = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    elapsed = time.perf_counter() - start
     if done.returncode != 0:
         sys.exit(f"failed ({done.returncode}): {' '.join(command)}\n{done.stderr}")
-    return elapsed
+    return done
 
 
 def result(what: str, values: list[float], unit: str, limit: float | None) -> dict[str, Any]:
@@ -174,6 +199,8 @@ BENCHES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "help": bench_help,
     "generate": bench_generate,
     "train": bench_train,
+    "sample": bench_sample,
+    "memory": bench_memory,
 }
 
 if __name__ == "__main__":

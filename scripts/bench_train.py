@@ -1,21 +1,26 @@
 """Training steps of one U-Net, ours and diffusers', in turns in one process: `python scripts/bench.py train`.
 
-All sides start from the same weights and see the same images, noise and times, so their losses must agree; what
-differs is the network's code, the optimiser's kernel, the average and the loop around them. A side is a generator that
-makes one step each time it is asked, and yields its loss.
+t2i's side and diffusers' start from the same weights and see the same images, noise and times, so their losses must
+agree; what differs is the network's code, the optimiser's kernel, the average and the loop around them. Where
+denoising-diffusion-pytorch is installed, its nearest U-Net (same widths, other blocks) and loop run beside them. A side
+steps as a generator: one step each time it is asked, whose loss it yields.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from t2i import images
 from t2i.config import Data, DDPMConfig, Optimizer, Source
@@ -32,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "10m": {"channels": (64, 128, 128, 128), "head_size": 32},
     "10m-heads8": {"channels": (64, 128, 128, 128), "head_size": 8},  # diffusers' default size of a head
 }
+SIZE = 32  # pixels per side
 OPTIMIZER = Optimizer(lr=2e-4, betas=(0.9, 0.999), warmup=0)
 Draw = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -77,13 +83,42 @@ def theirs(unet: Any, draw: Draw, bf16: bool) -> Iterator[float]:
         yield loss.item()
 
 
-def measure(model: str, batch: int, steps: int, data: str, device: str) -> dict[str, dict[str, list[float]]]:
-    """{side: {"seconds": per step, "loss": per step}}: one step each in turn, the first two left out."""
+def peer(diffusion: Any, draw: Draw, bf16: bool) -> Iterator[float]:
+    """A step in the manner of denoising-diffusion-pytorch's Trainer: its U-Net, its loss, Adam, and its EMA."""
+    from ema_pytorch import EMA
+
+    device = next(diffusion.parameters()).device
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=OPTIMIZER.lr, betas=(0.9, 0.99))
+    ema = EMA(diffusion, beta=0.995, update_every=10).to(device)
+    while True:
+        x0, eps, k = draw()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = diffusion.p_losses(x0, k.to(device), noise=eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+        yield loss.item()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those that are compared: its network, how it steps, and whether its losses must be ours."""
+
+    network: Callable[[], Any]
+    step: Callable[[Any, Draw, bool], Iterator[float]]
+    bf16: bool = True
+    same: bool = True
+
+
+def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str, Side], Callable[[], Draw]]:
+    """All sides by name, ours first, and what makes each its own stream of the same batches."""
     config = DDPMConfig(
         images=1,
         batch=batch,
         optimizer=OPTIMIZER,
-        data=Data(sources=(Source(path=data),), size=32),
+        data=Data(sources=(Source(path=data),), size=SIZE),
         model={"attention": (False, True, False, False), **MODELS[model]},
     )
     table = load_table(config.data, False).to(torch.device(device))
@@ -108,34 +143,102 @@ def measure(model: str, batch: int, steps: int, data: str, device: str) -> dict[
         unet.load_state_dict(network().state_dict())
         return unet.to(device)
 
+    def network_of_peer() -> Any:
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+        widths = config.model.channels
+        unet = Unet(widths[0], dim_mults=tuple(c // widths[0] for c in widths))
+        return GaussianDiffusion(unet, image_size=SIZE, objective="pred_noise", beta_schedule="linear").to(device)
+
     sides = {
-        "t2i, bf16": ours(network(), draws(), True),
-        "diffusers, bf16": theirs(network_of_diffusers(), draws(), True),
-        "diffusers, as shipped (float32)": theirs(network_of_diffusers(), draws(), False),
+        "t2i, bf16": Side(network, ours),
+        "diffusers, bf16": Side(network_of_diffusers, theirs),
+        "diffusers, as shipped (float32)": Side(network_of_diffusers, theirs, bf16=False),
     }
-    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "loss": []} for name in sides}
+    if find_spec("denoising_diffusion_pytorch"):
+        sides["denoising-diffusion-pytorch, bf16"] = Side(network_of_peer, peer, same=False)
+        sides["denoising-diffusion-pytorch, as shipped (float32)"] = Side(network_of_peer, peer, False, same=False)
+    return sides, draws
+
+
+def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[tuple[str, list[float], str]]:
+    """The table: one step of each side in turn, the first two left out.
+
+    Images/s, our ratio to each other side, how far the losses lie apart, and how near each comes to the convolutions
+    alone: the rate at which this machine computes a plain bf16 convolution, over the work of a training image.
+    """
+    sides, draws = make_sides(model, batch, data, device)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    work = {name: flops(side.network(), device) for name, side in sides.items()}
+    running = {name: side.step(side.network(), draws(), side.bf16) for name, side in sides.items()}
     for number in range(steps + 2):
-        for name, side in sides.items() if number % 2 else reversed(sides.items()):
+        for name, side in running.items() if number % 2 else reversed(running.items()):
             start = time.perf_counter()
             loss = next(side)  # it reads the loss, and so waits for the device
             if number >= 2:
-                found[name]["seconds"].append(time.perf_counter() - start)
-                found[name]["loss"].append(loss)
-    return found
-
-
-def rows(found: dict[str, dict[str, list[float]]], batch: int) -> list[tuple[str, list[float], str, float | None]]:
-    """The table: images/s of each side, our ratio to each other, and how far the losses lie apart."""
-    lines: list[tuple[str, list[float], str, float | None]] = []
-    for name, side in found.items():
-        lines.append((name, [batch / s for s in side["seconds"]], "images/s", None))
-    mine, *others = found
-    for name in others:
-        ratio = [b / a for a, b in zip(found[mine]["seconds"], found[name]["seconds"], strict=True)]
-        lines.append((f"{mine} / {name}", ratio, "x", None))
-    for name in others:
-        apart = [abs(a - b) / b for a, b in zip(found[mine]["loss"], found[name]["loss"], strict=True)]
-        lines.append((f"losses of {mine} and {name} apart", apart, "(relative)", None))
-        last = [median(found[side]["loss"][-20:]) for side in (mine, name)]
-        lines.append((f"last losses, {mine} over {name}", [last[0] / last[1]], "x", None))
+                seconds[name].append(time.perf_counter() - start)
+                losses[name].append(loss)
+    rates = {name: [batch / s for s in seconds[name]] for name in sides}
+    lines = [(f"{name}, {work[name] / 1e9:.1f} GFLOP", rates[name], "images/s") for name in sides]
+    mine, *others = sides
+    lines += [(f"{mine} / {name}", quotients(seconds[name], seconds[mine]), "x") for name in others]
+    for name in (name for name in others if sides[name].same):
+        apart = [abs(q - 1) for q in quotients(losses[mine], losses[name])]
+        lines.append((f"losses of {mine} and {name} apart", apart, "(relative)"))
+        lines.append((f"the same, over the last {len(apart[-20:])} steps", apart[-20:], "(relative)"))
+    ceiling = [rate / work[mine] for rate in convolution(batch, MODELS[model]["channels"][1], device)]
+    lines.append((f"ceiling: {mine} if all were plain convolution", ceiling, "images/s"))
+    lines.append((f"{mine} / ceiling", [rate / max(ceiling) for rate in rates[mine]], "x"))
     return lines
+
+
+def quotients(a: list[float], b: list[float]) -> list[float]:
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+def flops(network: Any, device: str) -> int:
+    """Floating-point operations of one image, forward and backward, as torch counts them."""
+    x, t = torch.zeros(1, 3, SIZE, SIZE, device=device), torch.zeros(1, device=device)
+    with FlopCounterMode(display=False) as counter:
+        if isinstance(network, UNet2DModel | diffusers.UNet2DModel):
+            out = network(x, t)
+            (out if isinstance(out, torch.Tensor) else out.sample).sum().backward()
+        else:
+            network.p_losses(x, t.long()).backward()
+    return int(counter.get_total_flops())
+
+
+def convolution(batch: int, channels: int, device: str) -> list[float]:
+    """FLOP/s of a 3 x 3 bf16 convolution in the middle of the network, forward and backward, five times."""
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1).to(
+        device, torch.bfloat16, memory_format=torch.channels_last
+    )
+    x = torch.randn(batch, channels, 16, 16, device=device, dtype=torch.bfloat16, requires_grad=True)
+    x = x.to(memory_format=torch.channels_last)
+    work = 3 * 2 * batch * 16 * 16 * channels**2 * 9
+    rates = []
+    for number in range(6):
+        start = time.perf_counter()
+        for _ in range(10):
+            conv(x).sum().backward()
+        conv.weight.grad[0, 0, 0, 0].item()  # waits for the device
+        if number > 0:
+            rates.append(10 * work / (time.perf_counter() - start))
+    return rates
+
+
+def peak(model: str, batch: int, data: str, device: str, name: str) -> int:
+    """Bytes that this process took at most for three steps of one side: on a GPU those of its allocator."""
+    sides, draws = make_sides(model, batch, data, device)
+    side = sides[name]
+    steps = side.step(side.network(), draws(), side.bf16)
+    for _ in range(3):
+        next(steps)
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(torch.cuda.max_memory_allocated())
+
+
+if __name__ == "__main__":  # `bench.py memory` asks, in a fresh process for each side
+    print(peak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]))
