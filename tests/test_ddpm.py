@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import data_kit
 import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_kit import COMMON, SIZE, fingerprint, make_images, read_log, train
+from training_kit import SIZE, ddpm_config, fingerprint, make_images, read_log, train, write_config
 
-from t2i.config import DDPMConfig, build_config
+from t2i.config import DDPMConfig
+from t2i.data import tables
+from t2i.data.lazy import LazyTable
 from t2i.data.tables import load_table
-from t2i.errors import ConfigError, DataError
+from t2i.errors import ConfigError, DataError, Terminated
 from t2i.pipelines.ddpm import DDPM
+from t2i.training import ddpm
 from t2i.training.ddpm import batch, build_unet, class_names
 from t2i.training.engine import Step
 from t2i.training.run import RunFolder
 from t2i.training.verify import verify_resume
 
 ROOT = Path(__file__).parents[1]
-SHAPES = ROOT / "configs" / "shapes.parquet"
-
-
-def ddpm_config(path: Path = SHAPES, **changes: Any) -> DDPMConfig:
-    plain: dict[str, Any] = COMMON | {
-        "data": {"path": str(path), "size": SIZE},
-        "label": "shape" if path == SHAPES else None,
-        "model": {"channels": [16, 16], "attention": [False, True], "layers": 1, "groups": 4},
-        "optimizer": {"lr": 1e-3, "warmup": 8},
-        "samples": {"count": 4, "columns": 2, "steps": 2},
-    }
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            plain[key] = plain.get(key, {}) | value
-        else:
-            plain[key] = value
-    return build_config(DDPMConfig, plain)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +184,45 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert fingerprint(tmp_path / "run") == fingerprint(straight)
 
 
+@pytest.mark.parametrize("storage", ["mapped", "stream"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_images_decoded_ahead_resume_bit_for_bit(
+    storage: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 10: stopped in the middle of the first epoch and of the second, with the next images already decoded."""
+    monkeypatch.setattr(tables, "LazyTable", partial(LazyTable, threads=threads))
+    data = data_kit.parquet(tmp_path / "ten.parquet", [data_kit.encoded(k) for k in range(10)], group=3)
+    config = ddpm_config(data, data__storage=storage, data__shuffle_buffer=4)
+    train(config, tmp_path / "straight")
+    for until in (4, 16):
+        train(config, tmp_path / "run", until=until)
+    train(config, tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "straight")
+    if storage == "mapped":  # which changes nothing but memory
+        train(ddpm_config(data), tmp_path / "memory")
+        assert read_log(tmp_path / "memory") == read_log(tmp_path / "run")
+
+
+def test_terminated_while_samples_are_drawn(
+    trained: tuple[DDPMConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 3: the state is saved, and the run ends as one that was not stopped."""
+    config, straight = trained
+    draw = ddpm.draw_samples
+
+    def terminated(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        draw(*arguments)
+
+    monkeypatch.setattr(ddpm, "draw_samples", terminated)
+    with pytest.raises(Terminated, match="terminated at 16 images"):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert [p.stem for p in (tmp_path / "run" / "samples").iterdir()] == [f"{16:012d}"]
+    train(config, tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(straight)
+
+
 def test_verify_resume_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     said = verify_resume(ddpm_config(), tmp_path / "verify", progress=False)
     assert said.startswith("equal bit for bit: ")
@@ -224,8 +252,6 @@ def launch(processes: int, config: Path, run: Path, *options: str) -> str:
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_resume_bit_for_bit(tmp_path: Path) -> None:
-    from training_kit import write_config
-
     config = ddpm_config(batch=8, images=64)
     path = write_config(config, tmp_path / "config.yaml")
     train(config, tmp_path / "one")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from training_kit import (
+    TRAINED,
     autoencoder_config,
     child_killed_at_prune,
     child_killed_at_sync,
@@ -17,9 +18,8 @@ from training_kit import (
     fingerprint,
     in_child,
     make_images,
+    makers_over,
     read_log,
-    save_autoencoder,
-    text2image_config,
     train,
 )
 
@@ -28,26 +28,20 @@ from t2i.errors import CheckpointError, Terminated
 from t2i.training.engine import Engine
 from t2i.training.run import Launch, RunFolder
 
-FAMILIES = ["autoencoder", "text2image"]
 Make = Callable[..., Any]  # changes -> config
 
 
 @pytest.fixture(scope="module")
 def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Make]:
     """A config of each family, over the same ten images."""
-    folder = tmp_path_factory.mktemp("data")
-    data, vae = make_images(folder / "images"), save_autoencoder(folder / "vae")
-    return {
-        "autoencoder": lambda **changes: autoencoder_config(data, **changes),
-        "text2image": lambda **changes: text2image_config(data, vae, **changes),
-    }
+    return makers_over(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def straight(makers: dict[str, Make], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What an uninterrupted run of each family ends with."""
     found = {}
-    for family in FAMILIES:
+    for family in TRAINED:
         run = tmp_path_factory.mktemp("straight") / family
         assert train(makers[family](), run) == run / "export"
         assert [int(p.name) for p in RunFolder(run).saved()] == [32, 24, 12]
@@ -71,7 +65,7 @@ def begun(settings: Run, path: Path) -> RunFolder:
 # One run, stopped and resumed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_the_same_run_twice_is_the_same(
     family: str, makers: dict[str, Make], straight: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -83,7 +77,7 @@ def test_the_same_run_twice_is_the_same(
     assert all(other[part] != straight[family][part] for part in ("model", "ema", "optimizer", "log", "export"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_a_run_made_longer_equals_one_that_was_long_from_the_start(
     family: str, makers: dict[str, Make], straight: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -96,7 +90,7 @@ def test_a_run_made_longer_equals_one_that_was_long_from_the_start(
     assert fingerprint(run) == straight[family]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_resumes_bit_for_bit_in_bf16(family: str, makers: dict[str, Make], tmp_path: Path) -> None:
     """As the published runs train where the hardware computes in it."""
     train(makers[family](precision="bf16", images=20), tmp_path / "straight")
@@ -107,7 +101,7 @@ def test_resumes_bit_for_bit_in_bf16(family: str, makers: dict[str, Make], tmp_p
     assert state["precision"] == "bf16"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINED)
 def test_terminated_and_resumed(
     family: str,
     makers: dict[str, Make],
@@ -146,7 +140,11 @@ POINTS = {
 
 @pytest.mark.parametrize(
     ("family", "point"),
-    [*(("autoencoder", point) for point in POINTS), ("text2image", "before the rename")],
+    [
+        *(("autoencoder", point) for point in POINTS),
+        ("ddpm", "after the first file"),
+        ("text2image", "before the rename"),
+    ],
 )
 def test_killed_while_a_checkpoint_is_written_and_resumed(
     family: str,

@@ -90,11 +90,12 @@ def test_wrong_requests_are_refused(wrong: dict[str, float], said: str) -> None:
 def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
     make("linear", "eps", NAMES).save_pretrained(tmp_path / "model")
     call = ["t2i", "sample", str(tmp_path / "model"), "-b", "7", "--batch-size", "3", "--steps", "2", "--device", "cpu"]
+    names = [*(f"{k:06d}.png" for k in range(7)), "grid.png"]
     env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     for command, name in (([sys.executable, "-m"], "one"), (torchrun, "two")):
         done = subprocess.run(
-            [*command, *call, "-o", str(tmp_path / name)],
+            [*command, *call, "--grid", "-o", str(tmp_path / name)],
             env=env,
             capture_output=True,
             text=True,
@@ -102,6 +103,6 @@ def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert sorted(done.stdout.split()) == [str(tmp_path / name / f"{k:06d}.png") for k in range(7)]
-    for k in range(7):
-        assert (tmp_path / "one" / f"{k:06d}.png").read_bytes() == (tmp_path / "two" / f"{k:06d}.png").read_bytes()
+        assert sorted(done.stdout.split()) == [str(tmp_path / name / n) for n in names]
+    for n in names:
+        assert (tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes()

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 from training_kit import (
-    autoencoder_config,
+    TRAINED,
     fingerprint,
-    make_images,
+    makers_over,
     read_log,
-    save_autoencoder,
-    text2image_config,
     train,
     write_config,
 )
@@ -38,12 +36,7 @@ Make = Callable[..., Any]
 @pytest.fixture(scope="module")
 def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Make]:
     """A config of each family, over the same ten images."""
-    folder = tmp_path_factory.mktemp("data")
-    data, vae = make_images(folder / "images"), save_autoencoder(folder / "vae")
-    return {
-        "autoencoder": lambda **changes: autoencoder_config(data, **changes),
-        "text2image": lambda **changes: text2image_config(data, vae, **changes),
-    }
+    return makers_over(tmp_path_factory.mktemp("data"))
 
 
 def call(command: list[str], *words: str | Path, cwd: Path, env: dict[str, str] = ENV) -> Any:
@@ -85,7 +78,7 @@ def test_quiet_says_nothing(makers: dict[str, Make], tmp_path: Path, capfd: pyte
     assert capfd.readouterr() == (f"{tmp_path / 'run' / 'export'}\n", "")
 
 
-@pytest.mark.parametrize("family", ["autoencoder", "text2image"])
+@pytest.mark.parametrize("family", TRAINED)
 def test_dry_run_tells_and_writes_nothing(
     family: str,
     makers: dict[str, Make],
@@ -271,7 +264,7 @@ def test_accelerate_launch_from_the_repository_root(makers: dict[str, Make], tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["autoencoder", "text2image"])
+@pytest.mark.parametrize("family", TRAINED)
 def test_two_processes_do_what_one_does(family: str, makers: dict[str, Make], tmp_path: Path) -> None:
     """The same global batches, whatever the number of processes: logged losses to 1e-4.
 
@@ -319,3 +312,37 @@ def test_sigterm_to_one_of_two_processes_stops_both_in_order(makers: dict[str, M
     assert whole is not None
     assert whole.state["images_seen"] == int(folder.saved()[0].name)
     assert read_log(tmp_path / "run")[-1]["images"] == whole.state["images_seen"]
+
+
+OUT_OF_MEMORY = """
+import sys
+import torch
+from t2i.cli.main import main
+from t2i.training.engine import Engine
+
+update = Engine.update
+
+def fails(engine, step, *arguments, **terms):
+    if engine.rank == 1 and step.index == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    update(engine, step, *arguments, **terms)
+
+Engine.update = fails
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_out_of_memory_on_one_of_two_processes_stops_both(makers: dict[str, Make], tmp_path: Path) -> None:
+    """FAULTS 12: the cause and the way out are said, none hangs, and the run goes on from what was saved."""
+    write_config(makers["ddpm"](save_every=4), tmp_path / "c.yaml")
+    (tmp_path / "driver.py").write_text(OUT_OF_MEMORY)
+    command = [*TORCHRUN[: TORCHRUN.index("-m", 3)], "--", "driver.py"]
+    words = ["train", "ddpm", "c.yaml", "--run", "run", "--quiet"]
+    done = call(command, *words, cwd=tmp_path, env=ENV | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1  # the launcher's own code
+    assert "out of memory at batch 4, taken in 1 parts" in done.stderr
+    assert "--set accumulate=2" in done.stderr
+    assert RunFolder(tmp_path / "run").saved()[0].name == f"{12:012d}"
+    train(makers["ddpm"](save_every=4), tmp_path / "run", start="resume")
+    assert read_log(tmp_path / "run")[-1]["images"] == 32

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from t2i.config import FAMILIES, AutoencoderConfig, Text2ImageConfig, build_config, dump_config
+from t2i.config import FAMILIES, AutoencoderConfig, DDPMConfig, Text2ImageConfig, build_config, dump_config
 
 SIZE = 16
 ROWS = [(style, object_) for style in ("photo", "sketch") for object_ in ("horse", "elephant", "house", "dog", "")]
@@ -47,6 +47,12 @@ TEXT2IMAGE: dict[str, Any] = {
     "optimizer": {"lr": 1e-3, "warmup": 8},
     "samples": {"prompts": ["a photo of a horse", "a sketch"], "steps": 1, "guidance": 2.0, "columns": 2},
 }
+DDPM: dict[str, Any] = {
+    "model": {"channels": [16, 16], "attention": [False, True], "layers": 1, "groups": 4},
+    "optimizer": {"lr": 1e-3, "warmup": 8},
+    "samples": {"count": 4, "columns": 2, "steps": 2},
+}
+SHAPES = Path(__file__).parents[1] / "configs" / "shapes.parquet"
 
 
 def make_images(folder: Path, count: int = len(ROWS)) -> Path:
@@ -67,8 +73,11 @@ def _colour(k: int, x: int, y: int) -> tuple[int, int, int]:
     return (16 * x * (k % 3 + 1) // 3 % 256, (16 * y + 25 * k) % 256, (255 if (x - k) ** 2 + (y - 8) ** 2 < 16 else 40))
 
 
+TRAINED = ["autoencoder", "ddpm", "text2image"]  # the families that the tests of all of them go through
+
+
 def autoencoder_config(data: Path, **changes: Any) -> AutoencoderConfig:
-    """changes: {dotted_key_with_two_underscores: value}."""
+    """changes: {dotted_key_with_two_underscores: value}; a mapping changes only the keys it has."""
     config = _build("autoencoder", AUTOENCODER | {"data": _data(data)}, changes)
     assert isinstance(config, AutoencoderConfig)
     return config
@@ -80,6 +89,13 @@ def text2image_config(data: Path, autoencoder: Path, **changes: Any) -> Text2Ima
     return config
 
 
+def ddpm_config(data: Path = SHAPES, **changes: Any) -> DDPMConfig:
+    label = "shape" if data == SHAPES else None
+    config = _build("ddpm", DDPM | {"data": _data(data), "label": label}, changes)
+    assert isinstance(config, DDPMConfig)
+    return config
+
+
 def save_autoencoder(folder: Path, seed: int = 0) -> Path:
     """An untrained autoencoder in diffusers' format: all that training in its latents needs."""
     from t2i.config import AutoencoderModel
@@ -87,6 +103,16 @@ def save_autoencoder(folder: Path, seed: int = 0) -> Path:
 
     build_autoencoder(AutoencoderModel(**AUTOENCODER["model"]), SIZE, seed).save_pretrained(folder)
     return folder
+
+
+def makers_over(folder: Path) -> dict[str, Callable[..., Any]]:
+    """Family -> what makes a config of it, with changes; all over the same ten images, which are made in the folder."""
+    data, vae = make_images(folder / "images"), save_autoencoder(folder / "vae")
+    return {
+        "autoencoder": lambda **changes: autoencoder_config(data, **changes),
+        "ddpm": lambda **changes: ddpm_config(data, **changes),
+        "text2image": lambda **changes: text2image_config(data, vae, **changes),
+    }
 
 
 def train(config: Any, run: Path, **options: Any) -> Path:
@@ -135,7 +161,7 @@ def _build(family: str, special: dict[str, Any], changes: dict[str, Any]) -> Any
         section = plain
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[last] = value
+        section[last] = section.get(last, {}) | value if isinstance(value, dict) else value
     return build_config(FAMILIES[family], plain)
 
 
@@ -145,6 +171,7 @@ def _build(family: str, special: dict[str, Any], changes: dict[str, Any]) -> Any
 
 PRELOADED = [
     "t2i.training.autoencoder",
+    "t2i.training.ddpm",
     "t2i.training.text2image",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
