@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from t2i.diffusion.objective import PREDICTIONS, TIMES, WEIGHTS, add_noise, image_from, target
+from t2i.diffusion.objective import PREDICTIONS, TIMES, WEIGHTS, add_noise, image_from, shifted, target
 from t2i.diffusion.schedule import SCHEDULES, Flow, linear
 from t2i.randomness import generator
 
@@ -157,3 +157,22 @@ def test_quantiles_of_the_time_densities(p: float) -> None:
         t = TIMES[name](n, Flow(), generator(3, "noise"))
         below = (t < quantile).double().mean()
         assert abs(below - p) < 4 * (p * (1 - p) / n) ** 0.5, name
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_shifted_times_keep_their_ends_and_shift_back(name: str) -> None:
+    schedule = SCHEDULES[name]()
+    t = torch.linspace(0, 1, 101, dtype=torch.float64) * schedule.T
+    assert torch.equal(shifted(t, schedule, 1.0), t)
+    there = shifted(t, schedule, 3.0)
+    assert (there[0], there[-1]) == (0, schedule.T)
+    assert (there[1:-1] > t[1:-1]).all()
+    assert (shifted(there, schedule, 1 / 3) - t).abs().max() < 1e-12 * schedule.T
+
+
+def test_shift_is_a_factor_of_noise_over_image_and_that_of_diffusers() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    there = shifted(t, Flow(), 3.0)
+    assert ((there / (1 - there) / (t / (1 - t)))[:-1] - 3).abs().max() < 1e-9
+    assert (scheduler.sigmas[:1000].flip(0) - there).abs().max() < 1e-6

@@ -94,6 +94,14 @@ def logit_normal_time(n: int, schedule: Schedule, generator: Generator) -> Tenso
     return schedule.T * torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
 
 
+def shifted(t: Tensor, schedule: Schedule, shift: float) -> Tensor:
+    """Times moved towards noise, or, by a shift below 1, towards the image; 0 and T stay: (B,).
+
+    shift: factor of t / (T - t), and for flow of sigma / alpha.  Esser et al. 2024, eq. 23, with shift = sqrt(m / n).
+    """
+    return schedule.T * shift * t / (schedule.T + (shift - 1) * t)
+
+
 TIMES: dict[str, Callable[[int, Schedule, Generator], Tensor]] = {
     "integers": integer_time,
     "uniform": uniform_time,

@@ -18,7 +18,7 @@ from t2i.config import Text2ImageConfig
 from t2i.data.batches import flips
 from t2i.data.captions import all_captions, caption
 from t2i.data.tables import Table, load_table
-from t2i.diffusion.objective import TIMES, add_noise, target
+from t2i.diffusion.objective import TIMES, add_noise, shifted, target
 from t2i.diffusion.schedule import SCHEDULES
 from t2i.errors import CheckpointError, ModelError
 from t2i.pipelines.text_to_image import Job, TextToImage
@@ -129,7 +129,8 @@ def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launc
         # Drawn for the global batch, then sliced: the same numbers on any number of processes.
         draw = generator(config.seed, "noise", step.index)
         eps = torch.randn(step.batch, *x0.shape[1:], generator=draw)[step.share].to(engine.device)
-        t = TIMES[config.objective.time](step.batch, schedule, draw)[step.share]
+        t = TIMES[config.objective.time](step.batch, schedule, draw)
+        t = shifted(t, schedule, config.objective.shift)[step.share]
         x_t = add_noise(x0, eps, t, schedule)
         prediction = engine.module(x_t, t.to(engine.device, torch.float32), ids)
         loss = (prediction - target(x0, eps, t, schedule, config.objective.predict)).square().mean()
