@@ -1,11 +1,12 @@
-"""Make the training data of `mini`: five parquet files of small pictures with object, style and origin.
+"""Make the training data of `mini`: six parquet files of small pictures with object, style and origin.
 
     python scripts/prepare_mini.py --data ../shared/data --out data/mini
 
 Only training files are read. Columns of every file: image (an Image feature of `datasets`), object (what it shows, ""
 where that cannot honestly be said), style (photo, painting, cartoon, sketch, vangogh), source (where it comes from).
 `vangogh` holds crops of real paintings; `vangogh-stylised` holds photographs, paintings and cartoons of the seven
-PACS objects painted over by `stylise.py`, which no painter made. A contact sheet is written beside each file.
+PACS objects painted over by `stylise.py`, which no painter made. `typical` repeats some pictures of the other files:
+those that show each of the seven objects best in each of the five styles. A contact sheet is written beside each file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,9 +28,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from stylise import stylise, to_oklab
 from tqdm import tqdm
+from typical import typical
 
 from t2i import images
 from t2i.config import Source
@@ -88,10 +90,19 @@ class Job:
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--crops", type=click.IntRange(1), default=40, help="Crops of each real painting.")
 @click.option("--copies", type=click.IntRange(1), default=800, help="Stylised pictures of each object.")
+@click.option("--best", type=click.IntRange(1), default=40, help="Typical pictures of each object in each style.")
 @click.option("--processes", type=click.IntRange(1), default=2)
 @click.option("--only", multiple=True, help="Make these files only.")
 def main(
-    data: Path, out: Path, size: int, seed: int, crops: int, copies: int, processes: int, only: tuple[str, ...]
+    data: Path,
+    out: Path,
+    size: int,
+    seed: int,
+    crops: int,
+    copies: int,
+    best: int,
+    processes: int,
+    only: tuple[str, ...],
 ) -> None:
     files = {
         "pacs": lambda: pacs(data, size),
@@ -99,6 +110,7 @@ def main(
         "horses": lambda: horses(data, size),
         "vangogh": lambda: vangogh(data, size, seed, crops),
         "vangogh-stylised": lambda: stylised(data, size, seed, copies, processes),
+        "typical": lambda: most_typical(out, best),  # of the files above
     }
     if unknown := set(only) - set(files):
         raise click.UsageError(f"--only {', '.join(sorted(unknown))}: choose from {', '.join(files)}")
@@ -190,6 +202,29 @@ def stylised(data: Path, size: int, seed: int, copies: int, processes: int) -> I
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=one_core) as pool:
         for pictures in pool.map(work, batches):
             yield from pictures
+
+
+def most_typical(made: Path, best: int) -> Iterator[Picture]:
+    """The `best` pictures of each object and style in the files made; in Van Gogh's manner, of the best photographs.
+
+    All that show the same in the same style face the same way.
+    """
+    groups: dict[tuple[str, str], list[Picture]] = {}
+    for name in ("pacs", "horses", "vangogh-stylised"):
+        for image, row in read(made / f"{name}.parquet"):
+            groups.setdefault((row["style"], row["object"]), []).append(Picture(image, **row))
+    faces: dict[str, bool] = {}  # the best photographs, and which of them are mirrored
+    for (style, _), group in sorted(groups.items(), key=lambda item: item[0]):
+        if style == "vangogh":  # its strokes leave no plain background
+            copies = [(p, p.source.split(", stylised")[0]) for p in group]
+            chosen = [(p, faces[source]) for p, source in copies if source in faces][:best]
+        else:
+            pixels = torch.stack([images.pixels(images.decode(p.data)) for p in group])
+            chosen = [(group[i], mirror) for i, mirror in typical(pixels, best)]
+            if style == "photo":
+                faces |= {p.source: mirror for p, mirror in chosen}
+        for p, mirror in chosen:
+            yield replace(p, data=lossless(ImageOps.mirror(images.decode(p.data)))) if mirror else p
 
 
 def rounds(items: list[tuple[bytes, str]], count: int, rng: random.Random) -> list[tuple[bytes, str]]:

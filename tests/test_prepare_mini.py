@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # scripts are ru
 
 import prepare_mini
 import stylise
+import typical
 
 from t2i.config import Data, Source
 from t2i.data.memory import load_memory
@@ -78,7 +79,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(shared: Path, out: Path, *more: str) -> str:
-    options = ["--data", str(shared), "--out", str(out), "--crops", "16", "--copies", "6", "--processes", "1", *more]
+    options = ["--data", str(shared), "--out", str(out), "--crops", "16", "--copies", "6"]
+    options += ["--best", "1", "--processes", "1", *more]
     result = CliRunner().invoke(prepare_mini.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -98,7 +100,7 @@ def rows(made: Path, name: str) -> list[dict]:
 
 
 def test_every_file_has_the_same_columns_and_loads_as_a_table(made):
-    names = ["pacs", "nouns", "horses", "vangogh", "vangogh-stylised"]
+    names = ["pacs", "nouns", "horses", "vangogh", "vangogh-stylised", "typical"]
     for name in names:
         features = datasets.Features.from_arrow_schema(pq.read_schema(made / f"{name}.parquet"))
         assert list(features) == ["image", "object", "style", "source"]
@@ -106,7 +108,7 @@ def test_every_file_has_the_same_columns_and_loads_as_a_table(made):
         assert (made / f"{name}.png").exists()
         assert not list(made.glob("*.part"))
     table = load_memory(Data(sources=(Source(path=str(made / "*.parquet")),), size=64), progress=False)
-    assert len(table) == 28 + 2 + 1 + 2 * 16 + 7 * 6
+    assert len(table) == 28 + 2 + 1 + 2 * 16 + 7 * 6 + 28 + 7
     assert set(table.columns["style"]) == {"photo", "painting", "cartoon", "sketch", "vangogh"}
 
 
@@ -143,6 +145,18 @@ def test_stylised_pictures_are_balanced_and_say_what_they_are(made):
     assert {o: sum(row["object"] == o for row in painted) for o in OBJECTS} == dict.fromkeys(OBJECTS, 6)
     assert all(row["style"] == "vangogh" and ", stylised after " in row["source"] for row in painted)
     assert not any("Grey" in row["source"] for row in painted)
+
+
+def test_typical_pictures_are_some_of_the_others(made):
+    """The best of each object and style, and copies of the best photographs in Van Gogh's manner."""
+    best = rows(made, "typical")
+    assert sorted((row["object"], row["style"]) for row in best) == sorted(
+        (o, s) for o in OBJECTS for s in ("photo", "painting", "cartoon", "sketch", "vangogh")
+    )
+    others = {row["source"]: row for name in ("pacs", "horses", "vangogh-stylised") for row in rows(made, name)}
+    assert all(row in others.values() for row in best)  # one of a kind need not be mirrored
+    photos = {row["source"] for row in best if row["style"] == "photo"}
+    assert {row["source"].split(", stylised")[0] for row in best if row["style"] == "vangogh"} <= photos
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(shared, made, tmp_path):
@@ -236,3 +250,34 @@ def test_a_stylised_picture_keeps_its_drawing_and_takes_the_palette():
     assert lab[0, 2][disc > 0].mean() > 0.03 > -0.03 > lab[0, 2][disc == 0].mean()  # yellow disc on blue
     again = stylise.stylise(photo, painting.to(torch.uint8), torch.Generator().manual_seed(0))
     assert torch.equal(painted, again)
+
+
+def drawn(shift: int, mirrored: bool = False, clutter: float = 0.0) -> torch.Tensor:
+    """An L on grey, moved sideways; clutter: strength of noise around it."""
+    x = torch.full((3, 64, 64), 128.0)
+    x[:, 14:50, 24 + shift : 30 + shift] = 20.0
+    x[:, 44:50, 24 + shift : 46 + shift] = 20.0
+    x += clutter * noise(shift, 3, 64, 64)
+    return x.flip(2) if mirrored else x
+
+
+def test_typical_pictures_have_the_common_outline_before_a_plain_background():
+    usual = [drawn(shift, mirrored=shift % 8 == 0) for shift in range(-12, 13, 4)]
+    cluttered = [drawn(shift, clutter=60.0) for shift in range(3)]
+    other = [x.transpose(1, 2).roll(20, 2) for x in usual[:1]]
+    chosen = typical.typical(torch.stack([*cluttered, *other, *usual]).clamp(0, 255), 5)
+    assert {i for i, _ in chosen} <= set(range(4, 11))
+    assert len(chosen) == 5
+    first = chosen[0][0] % 2  # every second is drawn mirrored
+    assert all(mirror == (i % 2 != first) for i, mirror in chosen)
+
+
+def test_copies_and_mirror_images_of_a_picture_are_chosen_once():
+    pictures = [drawn(-8), drawn(-8), drawn(-8, mirrored=True), drawn(8)]
+    assert {i for i, _ in typical.typical(torch.stack(pictures), 4)} == {0, 3}
+
+
+def test_outlines_do_not_depend_on_brightness():
+    x = torch.stack([drawn(0), 0.5 * drawn(0) + 60]).mean(1)
+    one, two = typical.histograms(*typical.gradients(x))
+    assert (one - two).abs().max() < 1e-6
