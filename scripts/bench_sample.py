@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -36,8 +37,8 @@ def measure(model: str, batch: int, rounds: int, device: str) -> list[tuple[str,
     ours = DDPM(unet, make_scheduler("linear", "eps"))
     lines = []
     for sampler, steps in WALKS.items():
-        sides = {
-            "t2i": lambda sampler=sampler, steps=steps: ours(batch, sampler=sampler, steps=steps, batch_size=batch),
+        sides: dict[str, Callable[[], Any]] = {
+            "t2i": partial(ours, batch, sampler=sampler, steps=steps, batch_size=batch),
             "diffusers": walk_of_diffusers(plain, sampler, steps, batch),
         }
         seconds = in_turns(sides, rounds)

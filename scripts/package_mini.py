@@ -21,6 +21,7 @@ from PIL.Image import Image
 
 from t2i import config, images
 from t2i.data.memory import ImageTable, load_memory
+from t2i.data.sources import open_source
 from t2i.pipelines.text_to_image import Job, TextToImage
 from t2i.recipe import Mark
 
@@ -39,7 +40,7 @@ SEED = 1
 @click.option("--machine", required=True, help="Where it was trained, for the card.")
 @click.option("--date", required=True, help="When it was trained, for the card.")
 @click.option("--steps", default=20)
-@click.option("--guidance", default=3.0)
+@click.option("--guidance", default=5.0)
 def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, steps: int, guidance: float) -> None:
     """Pack a finished text2image run as the embedded model."""
     settings = config.load_config(run / "config.yaml", "text2image")
@@ -116,18 +117,16 @@ def neighbours(model: TextToImage, table: ImageTable) -> tuple[Image, list[tuple
     drawn = [result.image for result in model.draw(jobs, model.settings())]
     queries = torch.stack([images.pixels(image) for image in drawn])
     distance, nearest = closest(queries, table.pixels)
-    theirs, _ = closest(table.pixels[nearest], table.pixels, but=nearest)
+    theirs, _ = closest(table.pixels[nearest], table.pixels, others=True)
     below = images.from_tensor(images.from_uint8(table.pixels[nearest]))
     pairs = list(zip(distance.tolist(), theirs.tolist(), strict=True))
     return images.grid([*drawn, *below], columns=COMPARED, row_labels=["drawn", "nearest"]), pairs
 
 
-def closest(
-    queries: torch.Tensor, pixels: torch.Tensor, but: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def closest(queries: torch.Tensor, pixels: torch.Tensor, others: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Root-mean-square distance to, and index of, the image in `pixels` nearest to each query, mirrored or not.
 
-    queries: (Q, 3, S, S), pixels: (N, 3, S, S), uint8.  but: (Q,) an index that does not count for each query.
+    queries: (Q, 3, S, S), pixels: (N, 3, S, S), uint8.  others: the query itself, wherever it stands, does not count.
     """
     wanted = queries.flatten(1).float()
     best = torch.full((len(queries),), torch.inf)
@@ -136,9 +135,8 @@ def closest(
         some = pixels[first : first + 1024]
         for view in (some, some.flip(3)):
             distances = torch.cdist(wanted, view.flatten(1).float(), compute_mode="donot_use_mm_for_euclid_dist")
-            if but is not None:
-                own = but[:, None] == torch.arange(first, first + len(some))
-                distances = distances.masked_fill(own, torch.inf)
+            if others:
+                distances = distances.masked_fill(distances == 0, torch.inf)
             value, place = distances.min(1)
             index = torch.where(value < best, first + place, index)
             best = torch.minimum(best, value)
@@ -164,7 +162,10 @@ def card(facts: dict[str, Any]) -> str:
         "stylised" if "stylised after" in source else style
         for style, source in zip(table.columns["style"], table.columns["source"], strict=True)
     ]
-    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    # the first source repeats pictures of the others
+    typical, visits = open_source(settings.data.sources[0]).count, settings.data.sources[0].repeat
+    assert Path(settings.data.sources[0].path).stem == "typical"
+    counts = {kind: kinds[typical:].count(kind) for kind in dict.fromkeys(kinds)}
     near = "\n".join(f"| {k + 1} | {mine:.1f} | {theirs:.1f} |" for k, (mine, theirs) in enumerate(facts["distances"]))
     return (
         Path(__file__)
@@ -180,6 +181,8 @@ def card(facts: dict[str, Any]) -> str:
             psnr=float(first["last"]["psnr"]),
             images=second["images"],
             hours=second["hours"],
+            typical=typical,
+            share=typical * visits / len(table),
             counts=", ".join(f"{count:,} {kind}" for kind, count in counts.items()),
             steps=own["steps"],
             guidance=own["guidance"],

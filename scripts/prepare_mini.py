@@ -212,7 +212,8 @@ def most_typical(made: Path, best: int) -> Iterator[Picture]:
     groups: dict[tuple[str, str], list[Picture]] = {}
     for name in ("pacs", "horses", "vangogh-stylised"):
         for image, row in read(made / f"{name}.parquet"):
-            groups.setdefault((row["style"], row["object"]), []).append(Picture(image, **row))
+            picture = Picture(image, row["object"], row["style"], row["source"])
+            groups.setdefault((picture.style, picture.object), []).append(picture)
     faces: dict[str, bool] = {}  # the best photographs, and which of them are mirrored
     for (style, _), group in sorted(groups.items(), key=lambda item: item[0]):
         if style == "vangogh":  # its strokes leave no plain background

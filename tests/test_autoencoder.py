@@ -25,8 +25,8 @@ from t2i.training.autoencoder import (
     fold_latent_scale,
     latent_size,
     measure_latents,
-    pictures,
 )
+from t2i.training.batch import pictures
 from t2i.training.checkpoint import load_checkpoint, tensors_hash
 from t2i.training.engine import Step
 from t2i.training.run import RunFolder
@@ -181,9 +181,9 @@ def test_pictures_are_the_visits_of_the_global_images(data: Path) -> None:
     """A batch of 8 is two of 4, whatever process takes which part; mirrored where the draw says so."""
     config = autoencoder_config(data)
     table = load_memory(config.data, False)
-    whole = pictures(table, config, Step(1, 8, 8, slice(0, 8)))
-    halves = [pictures(table, config, Step(2, 8, 4, slice(0, 4))), pictures(table, config, Step(3, 12, 4, slice(0, 4)))]
-    shares = [pictures(table, config, Step(1, 8, 8, share)) for share in (slice(0, 4), slice(4, 8))]
+    whole, _ = pictures(table, config, Step(1, 8, 8, slice(0, 8)))
+    halves = [pictures(table, config, Step(first // 4, first, 4, slice(0, 4)))[0] for first in (8, 12)]
+    shares = [pictures(table, config, Step(1, 8, 8, share))[0] for share in (slice(0, 4), slice(4, 8))]
     assert torch.equal(whole, torch.cat(halves))
     assert torch.equal(whole, torch.cat(shares))
     order, mirrored = visit_order(config.seed, len(table), 8, 8), flips(config.seed, 8, 8)
@@ -192,7 +192,7 @@ def test_pictures_are_the_visits_of_the_global_images(data: Path) -> None:
     for k in range(8):
         x = images.from_uint8(table.pixels[order[k]][None])[0]
         assert torch.equal(whole[k], x.flip(2) if mirrored[k] else x)
-    plain = pictures(table, autoencoder_config(data, data__flip=False), Step(1, 8, 8, slice(0, 8)))
+    plain, _ = pictures(table, autoencoder_config(data, data__flip=False), Step(1, 8, 8, slice(0, 8)))
     assert torch.equal(plain, images.from_uint8(table.pixels[order]))
 
 

@@ -54,7 +54,14 @@ samples:
   prompts: ["a horse"]
 """
 )
-EXAMPLES = {"autoencoder": AUTOENCODER, "text2image": TEXT2IMAGE, "ddpm": AUTOENCODER.replace("autoencoder", "ddpm")}
+EXAMPLES = {
+    "autoencoder": AUTOENCODER,
+    "text2image": TEXT2IMAGE,
+    "ddpm": AUTOENCODER.replace("autoencoder", "ddpm"),
+    "classifier": AUTOENCODER.replace("autoencoder", "classifier") + "label: kind\nheld_out: {path: others}\n",
+    "vae": AUTOENCODER.replace("autoencoder", "vae"),
+    "dcgan": AUTOENCODER.replace("autoencoder", "dcgan").replace("data:\n", "data:\n  size: 32\n"),
+}
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from t2i.data.tables import load_table
 from t2i.errors import ConfigError, DataError, Terminated
 from t2i.pipelines.ddpm import DDPM
 from t2i.training import ddpm
-from t2i.training.ddpm import batch, build_unet, class_names
+from t2i.training.batch import class_names
+from t2i.training.ddpm import batch, build_unet
 from t2i.training.engine import Step
 from t2i.training.run import RunFolder
 from t2i.training.verify import verify_resume
@@ -240,10 +241,10 @@ def test_verify_resume_finds_a_difference(tmp_path: Path, monkeypatch: pytest.Mo
         verify_resume(ddpm_config(), tmp_path / "verify", progress=False)
 
 
-def launch(processes: int, config: Path, run: Path, *options: str) -> str:
-    """`t2i train ddpm` under torchrun, on CPUs."""
+def launch(processes: int, config: Path, run: Path, *options: str, family: str = "ddpm") -> str:
+    """`t2i train` under torchrun, on CPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    call = ["-m", "--", "t2i", "train", "ddpm", str(config), "--run", str(run), "--quiet", *options]
+    call = ["-m", "--", "t2i", "train", family, str(config), "--run", str(run), "--quiet", *options]
     env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *call], env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,17 @@ from typing import Any
 
 from PIL import Image
 
-from t2i.config import FAMILIES, AutoencoderConfig, DDPMConfig, Text2ImageConfig, build_config, dump_config
+from t2i.config import (
+    FAMILIES,
+    AutoencoderConfig,
+    ClassifierConfig,
+    DCGANConfig,
+    DDPMConfig,
+    Text2ImageConfig,
+    VAEConfig,
+    build_config,
+    dump_config,
+)
 
 SIZE = 16
 ROWS = [(style, object_) for style in ("photo", "sketch") for object_ in ("horse", "elephant", "house", "dog", "")]
@@ -52,6 +62,24 @@ DDPM: dict[str, Any] = {
     "optimizer": {"lr": 1e-3, "warmup": 8},
     "samples": {"count": 4, "columns": 2, "steps": 2},
 }
+DCGAN: dict[str, Any] = {
+    "model": {"generator": [16, 8, 8], "discriminator": [8, 8, 16], "latent": 8},
+    "loss": {"augment": ["color", "translation", "cutout"]},
+    "optimizer": {"lr": 1e-3, "warmup": 8, "betas": [0.5, 0.999]},
+    "samples": {"count": 4, "columns": 2},
+}
+CLASSIFIER: dict[str, Any] = {
+    "held_out": {"size": SIZE, "sources": [{"path": "t2i:shapes.parquet"}]},
+    "label": "shape",
+    "model": {"channels": [8, 16], "blocks": 1},
+    "augment": {"shift": 2, "erase": 4},
+    "optimizer": {"lr": 1e-3, "warmup": 8},
+}
+VAE: dict[str, Any] = {
+    "model": {"channels": [8, 16], "latent": 6, "groups": 4},
+    "optimizer": {"lr": 1e-3, "warmup": 8},
+    "samples": {"columns": 3},
+}
 SHAPES = Path(__file__).parents[1] / "configs" / "shapes.parquet"
 
 
@@ -73,7 +101,7 @@ def _colour(k: int, x: int, y: int) -> tuple[int, int, int]:
     return (16 * x * (k % 3 + 1) // 3 % 256, (16 * y + 25 * k) % 256, (255 if (x - k) ** 2 + (y - 8) ** 2 < 16 else 40))
 
 
-TRAINED = ["autoencoder", "ddpm", "text2image"]  # the families that the tests of all of them go through
+TRAINED = ["autoencoder", "dcgan", "ddpm", "text2image", "vae"]  # the families that the tests of all of them go through
 
 
 def autoencoder_config(data: Path, **changes: Any) -> AutoencoderConfig:
@@ -96,6 +124,26 @@ def ddpm_config(data: Path = SHAPES, **changes: Any) -> DDPMConfig:
     return config
 
 
+def dcgan_config(data: Path = SHAPES, **changes: Any) -> DCGANConfig:
+    label = "shape" if data == SHAPES else None
+    config = _build("dcgan", DCGAN | {"data": _data(data), "label": label}, changes)
+    assert isinstance(config, DCGANConfig)
+    return config
+
+
+def classifier_config(data: Path = SHAPES, **changes: Any) -> ClassifierConfig:
+    config = _build("classifier", CLASSIFIER | {"data": _data(data)}, changes)
+    assert isinstance(config, ClassifierConfig)
+    return config
+
+
+def vae_config(data: Path = SHAPES, **changes: Any) -> VAEConfig:
+    label = "shape" if data == SHAPES else None
+    config = _build("vae", VAE | {"data": _data(data), "label": label}, changes)
+    assert isinstance(config, VAEConfig)
+    return config
+
+
 def save_autoencoder(folder: Path, seed: int = 0) -> Path:
     """An untrained autoencoder in diffusers' format: all that training in its latents needs."""
     from t2i.config import AutoencoderModel
@@ -110,8 +158,10 @@ def makers_over(folder: Path) -> dict[str, Callable[..., Any]]:
     data, vae = make_images(folder / "images"), save_autoencoder(folder / "vae")
     return {
         "autoencoder": lambda **changes: autoencoder_config(data, **changes),
+        "dcgan": lambda **changes: dcgan_config(data, **changes),
         "ddpm": lambda **changes: ddpm_config(data, **changes),
         "text2image": lambda **changes: text2image_config(data, vae, **changes),
+        "vae": lambda **changes: vae_config(data, **changes),
     }
 
 
@@ -171,8 +221,11 @@ def _build(family: str, special: dict[str, Any], changes: dict[str, Any]) -> Any
 
 PRELOADED = [
     "t2i.training.autoencoder",
+    "t2i.training.classifier",
+    "t2i.training.dcgan",
     "t2i.training.ddpm",
     "t2i.training.text2image",
+    "t2i.training.vae",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",

@@ -12,9 +12,19 @@ FAMILIES = {
     "autoencoder": "Train the KL autoencoder that latent diffusion works in.",
     "text2image": "Train text-conditioned latent diffusion from scratch.",
     "ddpm": "Train diffusion in pixels from scratch.",
+    "dcgan": "Train a generator against a discriminator.",
+    "vae": "Train a variational autoencoder.",
+    "classifier": "Train a network that tells classes apart.",
 }
 # the config of a family that is used without CONFIG
-DEFAULTS = {"autoencoder": "mini-autoencoder", "text2image": "mini-text2image", "ddpm": "ddpm-cifar10-10m"}
+DEFAULTS = {
+    "autoencoder": "mini-autoencoder",
+    "text2image": "mini-text2image",
+    "ddpm": "ddpm-cifar10-10m",
+    "dcgan": "dcgan-cifar10",
+    "vae": "vae-cifar10",
+    "classifier": "classifier-cifar10",
+}
 
 
 @click.group()

@@ -57,7 +57,7 @@ class Optimizer(Strict):
     warmup: int = Field(0, ge=0)  # images
     decay: Literal["none", "cosine"] = "none"  # over the whole run
     cooldown: int = Field(0, ge=0)  # images at the end over which the rate falls to zero; with decay none
-    clip: float = Field(1.0, gt=0)  # global gradient norm
+    clip: float | None = Field(1.0, gt=0)  # global gradient norm; none: as it comes
 
     @model_validator(mode="after")
     def _one_decay(self) -> Self:

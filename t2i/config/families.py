@@ -182,4 +182,152 @@ class DDPMConfig(Run):
         return self
 
 
-FAMILIES: dict[str, type[Run]] = {"autoencoder": AutoencoderConfig, "text2image": Text2ImageConfig, "ddpm": DDPMConfig}
+class GANModel(Strict):
+    """Generator and discriminator of t2i.nn.dcgan; the image's side follows from the number of levels."""
+
+    kind: Literal["conditional", "classic"] = "conditional"
+    generator: tuple[int, ...] = Field((512, 256, 128, 64), min_length=2)  # channels from 4 x 4 pixels up
+    discriminator: tuple[int, ...] = Field((64, 128, 256, 512), min_length=2)  # channels from the images down
+    norm: Literal["spectral", "batch", "none"] = "spectral"  # of the discriminator
+    latent: int = Field(128, ge=1)
+
+
+class GANLoss(Strict):
+    """The game of the two networks, and what keeps the discriminator from winning it."""
+
+    game: Literal["hinge", "bce", "wgan-gp"] = "hinge"
+    gradient_penalty: float = Field(10.0, ge=0)  # wgan-gp only
+    r1: float = Field(0.0, ge=0)  # weight of half the squared slope at real images
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = ()  # DiffAugment, of real and generated images
+
+
+class NoiseSamples(Strict):
+    """The grid of pictures drawn along training: fixed seeds, the classes in turn."""
+
+    count: int = Field(40, ge=1)
+    columns: int = Field(10, ge=1)
+
+
+class DCGANConfig(Run):
+    """`t2i train dcgan`; images are counted as the discriminator sees real ones."""
+
+    family: Literal["dcgan"] = "dcgan"
+    data: Data
+    label: str | None = None  # the column that holds the class; none: unconditional
+    model: GANModel = GANModel()
+    loss: GANLoss = GANLoss()
+    d_steps: int = Field(1, ge=1)  # steps of the discriminator for one of the generator
+    d_rate: float = Field(1.0, gt=0)  # the discriminator's factor of the learning rate
+    samples: NoiseSamples = NoiseSamples()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        model = self.model
+        classic = model.kind == "classic"
+        for name, levels in (("generator", len(model.generator)), ("discriminator", len(model.discriminator))):
+            side = 4 * 2 ** (levels - (not classic))
+            if side != self.data.size:
+                raise ValueError(f"model.{name}: {levels} levels are for {side} pixels, data.size is {self.data.size}")
+        if classic and self.label is not None:
+            raise ValueError("model.kind classic knows no classes: leave `label` out, or take kind conditional")
+        if self.loss.game == "wgan-gp" and model.norm == "batch":
+            raise ValueError("wgan-gp judges every image alone: model.norm batch mixes them, take none or spectral")
+        if self.accumulate > 1:
+            raise ValueError("accumulate: batch norm needs the batch in one part; lower `batch` instead")
+        if self.d_steps > 1 and self.log_every < self.d_steps * self.batch:
+            raise ValueError(
+                f"log_every: a row has a step of both networks, at least {self.d_steps * self.batch} images"
+            )
+        return self
+
+
+class VAEModel(Strict):
+    """Arguments of t2i.nn.vae.VAENetwork that we vary."""
+
+    channels: tuple[int, ...] = Field((64, 128, 256), min_length=1)  # of each level; every one halves the side
+    latent: int = Field(128, ge=1)
+    groups: int = Field(8, ge=1)  # of the group norms; divides every entry of channels
+
+
+class VAELoss(Strict):
+    """The variational lower bound, and what one may do to it."""
+
+    sigma: float | None = Field(None, gt=0)  # the decoder's deviation, of pixels in [-1, 1]; none: calibrated
+    beta: float = Field(1.0, ge=0)  # weight of the KL term; 1 is the bound itself
+    free_bits: float = Field(0.0, ge=0)  # bits of each latent number that cost nothing
+
+
+class VAESamples(Strict):
+    """The sheet drawn along training: samples, training images and what comes back of them, ways between seeds."""
+
+    columns: int = Field(10, ge=2)
+
+
+class VAEConfig(Run):
+    """`t2i train vae`"""
+
+    family: Literal["vae"] = "vae"
+    data: Data
+    held_out: Data | None = None  # images that are not learned from, to measure the bound on
+    measured: int = Field(10_000, ge=1)  # images, at most, that a reported bound is a mean over
+    label: str | None = None  # the column that holds the class; none: unconditional
+    model: VAEModel = VAEModel()
+    loss: VAELoss = VAELoss()
+    samples: VAESamples = VAESamples()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        multiple = 2 ** len(self.model.channels)
+        if self.data.size % multiple:
+            raise ValueError(f"data.size {self.data.size} is no multiple of {multiple}, the halvings of model.channels")
+        if self.held_out is not None and self.held_out.size != self.data.size:
+            raise ValueError(f"held_out.size {self.held_out.size} is not data.size {self.data.size}")
+        for c in self.model.channels:
+            if c % self.model.groups:
+                raise ValueError(f"model.channels: {c} is no multiple of {self.model.groups} groups")
+        return self
+
+
+class ClassifierModel(Strict):
+    """Arguments of t2i.nn.resnet.ResNet that we vary; the defaults are ResNet-18 for images of 32 pixels."""
+
+    channels: tuple[int, ...] = Field((64, 128, 256, 512), min_length=1)
+    blocks: int = Field(2, ge=1)
+    stem_stride: Literal[1, 2, 4] = 1
+
+
+class Augment(Strict):
+    """How training images are changed, beside mirroring (data.flip)."""
+
+    shift: int = Field(4, ge=0)  # pixels, at most, each way
+    erase: int = Field(0, ge=0)  # side of a square that is hidden
+
+
+class ClassifierConfig(Run):
+    """`t2i train classifier`"""
+
+    family: Literal["classifier"] = "classifier"
+    data: Data
+    held_out: Data  # images that are not learned from, to measure on
+    label: str  # the column that holds the class
+    model: ClassifierModel = ClassifierModel()
+    augment: Augment = Augment()
+    smoothing: float = Field(0.1, ge=0, lt=1)  # of the labels: the part of certainty given to all classes alike
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.held_out.size != self.data.size:
+            raise ValueError(f"held_out.size {self.held_out.size} is not data.size {self.data.size}")
+        if max(self.augment.shift, self.augment.erase) > self.data.size // 2:
+            raise ValueError(f"augment: at most half of data.size {self.data.size}")
+        return self
+
+
+FAMILIES: dict[str, type[Run]] = {
+    "autoencoder": AutoencoderConfig,
+    "text2image": Text2ImageConfig,
+    "ddpm": DDPMConfig,
+    "dcgan": DCGANConfig,
+    "vae": VAEConfig,
+    "classifier": ClassifierConfig,
+}

@@ -24,6 +24,7 @@ from t2i.diffusion.schedule import timestep
 from t2i.diffusion.spacing import SPACINGS
 from t2i.errors import ModelError, NonFinite, UsageError
 from t2i.nn.unet import UNet2DModel
+from t2i.pipelines.classes import Labels, label_numbers
 from t2i.pipelines.ddpm_scheduler import read_scheduler
 from t2i.pipelines.loading import choose_device, locate
 from t2i.pipelines.noise import make_generators
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 CLASSES_FILE = "classes.json"
 KINDS = ("DDPMPipeline", "DDIMPipeline")
 SAMPLER, SPACING, STEPS = "dpm++2m", "trailing", 20
-Labels = Sequence[str | int] | str | int | None
 
 
 class DDPM:
@@ -179,26 +179,7 @@ class DDPM:
 
     def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
         """Class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError: no such class."""
-        if not self.classes:
-            if labels is not None:
-                raise UsageError("labels: this model is unconditional", "leave the label out")
-            return None
-        given = range(len(self.classes)) if labels is None else [labels] if isinstance(labels, str | int) else labels
-        numbers = [self._number(label) for label in given]
-        if not numbers:
-            raise UsageError("labels: got none; give a class, or leave the list out for all in turn")
-        return torch.tensor([numbers[k % len(numbers)] for k in range(batch)])
-
-    def _number(self, label: str | int) -> int:
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        if str(label).isdecimal() and int(label) < len(self.classes):
-            return int(label)
-        raise UsageError(
-            f"label: got {str(label)[:40]!r}, allowed are {', '.join(self.classes[:20])}"
-            + (" ..." if len(self.classes) > 20 else "")
-            + f", or numbers 0 to {len(self.classes) - 1}"
-        )
+        return label_numbers(self.classes, batch, labels)
 
     def _times(self, spacing: str, steps: int) -> list[float]:
         most = self.schedule.steps or 1000

@@ -99,7 +99,7 @@ def tensor_names(path: Path) -> list[str]:
 
 def _is_safe_library(library: Any) -> bool:
     """Whether model_index.json may name this library: any other would be imported, and so run."""
-    if library in ("diffusers", "transformers"):
+    if library in ("diffusers", "transformers") or str(library).startswith("t2i.nn."):
         return True
     spec = find_spec("diffusers")  # without importing it
     places = (spec.submodule_search_locations if spec else None) or ()

@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i.training.autoencoder import train_autoencoder
+    from t2i.training.classifier import train_classifier
+    from t2i.training.dcgan import train_dcgan
     from t2i.training.ddpm import train_ddpm
     from t2i.training.text2image import train_text2image
+    from t2i.training.vae import train_vae
 
-__all__ = ["TRAINERS", "train_autoencoder", "train_ddpm", "train_text2image"]
+__all__ = [
+    "TRAINERS",
+    "train_autoencoder",
+    "train_classifier",
+    "train_dcgan",
+    "train_ddpm",
+    "train_text2image",
+    "train_vae",
+]
 
-TRAINERS = {"autoencoder": "train_autoencoder", "ddpm": "train_ddpm", "text2image": "train_text2image"}
+TRAINERS = {name: f"train_{name}" for name in ("autoencoder", "classifier", "dcgan", "ddpm", "text2image", "vae")}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from t2i import files, images
 from t2i.config import AutoencoderConfig, AutoencoderModel
-from t2i.data.batches import flips
-from t2i.data.tables import Table, load_table, share_of
+from t2i.data.tables import Table, load_table
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
-from t2i.training.engine import Engine, Step
+from t2i.training.batch import pictures
+from t2i.training.engine import Engine
 from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
 from t2i.training.run import Launch, RunFolder
 
@@ -81,7 +81,7 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Lau
     latent_shape = latent_size(config)
     weights = config.loss
     for step in engine.steps():
-        x = pictures(table, config, step).to(engine.device)
+        x = pictures(table, config, step)[0].to(engine.device)
         eps = torch.randn(step.batch, *latent_shape, generator=generator(config.seed, "latent noise", step.index))
         x_hat, mean, log_variance = engine.module(x, eps[step.share].to(engine.device))
         l1 = (x_hat - x).abs().mean()
@@ -105,16 +105,6 @@ def latent_size(config: AutoencoderConfig) -> tuple[int, int, int]:
     """Channels, height and width of one latent: every level but the last halves the image."""
     side = config.data.size // 2 ** (len(config.model.channels) - 1)
     return config.model.latent_channels, side, side
-
-
-def pictures(table: Table, config: AutoencoderConfig, step: Step) -> Tensor:
-    """This process's images of a step, mirrored where the draw says so: (b, 3, S, S) in [-1, 1]."""
-    _, pixels = share_of(table, config.seed, step.first, step.batch, step.share)
-    x = images.from_uint8(pixels)
-    if config.data.flip:
-        mirrored = flips(config.seed, step.first, step.batch)[step.share].to(x.device)
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    return x
 
 
 def autoencoder(engine: Engine, weights: dict[str, Tensor], config: AutoencoderConfig) -> AutoencoderKL:

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from t2i import images
 from t2i.config import DDPMConfig
-from t2i.data.batches import flips
-from t2i.data.tables import Table, load_table, share_of
+from t2i.data.tables import Table, load_table
 from t2i.diffusion.objective import TIMES, WEIGHTS, add_noise, target
 from t2i.diffusion.schedule import SCHEDULES, timestep
-from t2i.errors import DataError
 from t2i.nn.unet import UNet2DModel
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.ddpm_scheduler import make_scheduler
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
+from t2i.training.batch import class_names, pictures
 from t2i.training.engine import Engine, Step
 from t2i.training.run import Launch, RunFolder
 
@@ -61,18 +60,6 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
     return folder.export
 
 
-def class_names(config: DDPMConfig, table: Table) -> tuple[str, ...]:
-    """Names of the classes, in the order of their numbers; none without `label`.  Raises DataError: no such classes."""
-    if config.label is None:
-        return ()
-    if config.label not in table.classes:
-        known = ", ".join(map(repr, table.classes)) or "none"
-        raise DataError(
-            f"label: no column {config.label!r} of classes; the data has {known}", "--set label=null trains without"
-        )
-    return tuple(table.classes[config.label])
-
-
 def build_unet(config: DDPMConfig, classes: int) -> UNet2DModel:
     """A freshly initialised U-Net; the weights depend on the seed alone.  classes: 0 for unconditional."""
     torch.manual_seed(derive_seed(config.seed, "ddpm weights"))
@@ -101,11 +88,7 @@ def batch(table: Table, config: DDPMConfig, step: Step, classes: int) -> tuple[T
 
     A class that is dropped, or that a row does not have, is the null class, number `classes`.
     """
-    rows, pixels = share_of(table, config.seed, step.first, step.batch, step.share)
-    x0 = images.from_uint8(pixels)
-    if config.data.flip:
-        mirrored = flips(config.seed, step.first, step.batch)[step.share].to(x0.device)
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+    x0, rows = pictures(table, config, step)
     if config.label is None:
         return x0, None
     labels = table.labels(rows, config.label)

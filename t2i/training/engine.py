@@ -11,6 +11,7 @@ resumed run, or one on another number of processes, makes the same draws.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -34,7 +35,7 @@ from t2i.training.checkpoint import Checkpoint
 from t2i.training.ema import Ema
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
 from t2i.training.run import Launch, RunFolder, say
-from t2i.training.sharding import like, whole
+from t2i.training.sharding import average_gradients, like, whole
 from t2i.training.signals import Signals
 from t2i.training.trackers import close_trackers, make_accelerator
 
@@ -99,6 +100,8 @@ class Engine:
     in the config's precision and returns float32.
     data_hash: identity of the training data; resuming on other data is refused unless forced.
     rates: {beginning of parameter names: factor of their learning rate}; 1 for all others.
+    wrapped: whether the loop calls `engine.module`, which DistributedDataParallel may wrap. A loop that calls parts of
+    the module says False: it computes within `accelerator.autocast()`, and gradients are averaged in `descend`.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Engine:
         data_hash: str,
         launch: Launch,
         rates: dict[str, float] | None = None,
+        wrapped: bool = True,
     ) -> None:
         self.config, self.folder, self.launch = config, folder, launch
         self.precision = choose_precision(config.precision)
@@ -128,8 +132,13 @@ class Engine:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
             torch.use_deterministic_algorithms(True)
         self.raw = module.to(self.device)
-        run = torch.compile(self.raw) if config.compile else self.raw
-        self.module, self.optimizer = self.accelerator.prepare(run, adamw(config.optimizer, self.raw, rates or {}))
+        self.module = torch.compile(self.raw) if config.compile else self.raw
+        self.optimizer: Any = adamw(config.optimizer, self.raw, rates or {})
+        self._wrapped = wrapped
+        if wrapped:
+            self.module, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        else:
+            self.optimizer = self.accelerator.prepare(self.optimizer)
         self.ema = Ema(self.raw, config.ema)  # after `prepare`, which may shard the weights
         self.images_seen = 0
         self.data_hash = data_hash
@@ -174,20 +183,33 @@ class Engine:
         loss: scalar float32, the mean over step.share.  terms: further numbers for the log.
         Raises NonFinite on every process before any weight changes, when a loss or gradient of one is not finite.
         """
-        config = self.config
-        self.accelerator.backward(loss / config.accumulate)
+        self.backward(step, loss, **terms)
+        if step.last:
+            self.descend(step)
+            self.advance(step)
+
+    def backward(self, step: Step, loss: Tensor, name: str = "loss", **terms: Tensor) -> None:
+        """The first third of an update, for loops that make it of several losses: gradients, and what to log."""
+        self.accelerator.backward(loss / self.config.accumulate)
         self._losses.append((step.share, loss.detach()))
-        self._meter.add({"loss": loss, **terms})
-        if not step.last:
-            return
-        norm = self.accelerator.clip_grad_norm_(self.raw.parameters(), config.optimizer.clip)
+        self._meter.add({name: loss, **terms})
+
+    def descend(self, step: Step, name: str = "gradient_norm") -> None:
+        """The second: clip, and one optimiser step for the weights that have gradients.  Raises NonFinite."""
+        config = self.config
+        if not self._wrapped:
+            average_gradients(self.accelerator, self.raw)
+        norm = self.accelerator.clip_grad_norm_(self.raw.parameters(), config.optimizer.clip or math.inf)
         self._check_finite(step, norm)
         set_rate(self.optimizer, learning_rate(config.optimizer, step.first, config.images))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._meter.add({name: norm})
+
+    def advance(self, step: Step) -> None:
+        """The last: the images of the step have been seen, and the average follows the weights."""
         self._before, self.images_seen = self.images_seen, step.first + step.batch
         self.ema.update(self.raw, step.batch, self.images_seen)
-        self._meter.add({"gradient_norm": norm})
         self._meter.images += step.batch
 
     def seed_dropout(self, step: Step) -> None:
@@ -293,7 +315,7 @@ class Engine:
             rate = meter.images / (self._meter.since - meter.since)
             row = {**means, "lr": lr, "images_per_second": rate}
             self.folder.write_log({"images": self.images_seen, **{k: f"{v:.6g}" for k, v in row.items()}})
-            bar.set_postfix(loss=f"{means['loss']:.4f}")
+            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items() if name.endswith("loss")})
             self.accelerator.log(row, self.images_seen)
 
     def _agreed_stop(self) -> int:

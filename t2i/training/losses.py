@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from t2i.training.elbo import kl_nats
+
 
 def gradient_loss(x: Tensor, y: Tensor) -> Tensor:
     """L1 between the differences of neighbouring pixels, across and down: edges count apart from brightness."""
@@ -36,7 +38,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
     Kingma & Welling 2014, appendix B.
     """
-    return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean()
+    return kl_nats(mean, log_variance).flatten(1).sum(1).mean()
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:

@@ -49,9 +49,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """AdamW's state as {parameter.key: tensor}: exp_avg, exp_avg_sq and step of each parameter."""
-    state = optimizer.state
-    return {f"{name}.{key}": v for name, p in module.named_parameters() for key, v in state[p].items()}
+    """AdamW's state as {parameter.key: tensor}: exp_avg, exp_avg_sq and step of each parameter.
+
+    What has not been stepped yet has no state in torch, which is the same as zeros.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, p in module.named_parameters():
+        fresh = {key: torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p) for key in STATE}
+        tensors |= {f"{name}.{key}": value for key, value in (optimizer.state.get(p) or fresh).items()}
+    return tensors
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from t2i.config import AutoencoderConfig, DDPMConfig, Run, Text2ImageConfig, config_hash
+from t2i.config import (
+    AutoencoderConfig,
+    ClassifierConfig,
+    DCGANConfig,
+    DDPMConfig,
+    Run,
+    Text2ImageConfig,
+    VAEConfig,
+    config_hash,
+)
 from t2i.data.sources import is_hub, open_source
 from t2i.processes import processes
 from t2i.training.optimizer import learning_rate
@@ -68,12 +78,32 @@ def flops(config: Run) -> int:
 
     Forward, and twice that for backward. Counted by torch over the network on its meta device: nothing is computed.
     """
+    if isinstance(config, DCGANConfig):
+        return _flops_of_players(config)
+    return 3 * _count(lambda: _forward(config))
+
+
+def _count(compute: Callable[[], object]) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _forward(config)
-    return 3 * int(counter.get_total_flops())
+        compute()
+    return int(counter.get_total_flops())
+
+
+def _flops_of_players(config: DCGANConfig) -> int:
+    """A real and a generated image for the discriminator, and the generator's part of a turn; penalties not counted."""
+    import torch
+
+    players = _players(config).to("meta").eval()
+    labels = torch.zeros(1, dtype=torch.long, device="meta") if config.label else None
+    z = torch.zeros(1, config.model.latent, device="meta")
+    image = torch.zeros(1, 3, config.data.size, config.data.size, device="meta")
+    g = _count(lambda: players.generator(z, labels))
+    d = _count(lambda: players.discriminator(image, labels))
+    turn = 3 * g + 2 * d  # of the generator: the discriminator's weights need no gradients
+    return 6 * d + g + turn // config.d_steps
 
 
 def images_per_second(config: Run) -> float:
@@ -82,8 +112,9 @@ def images_per_second(config: Run) -> float:
     from t2i.training.run import RunFolder
 
     loop = getattr(training, training.TRAINERS[config.model_dump()["family"]])
-    end = (WARM_UP + MEASURED) * config.batch
-    never = {"save_every": 2**62, "sample_every": 2**62, "log_every": config.batch, "images": max(end, config.images)}
+    row = config.batch * getattr(config, "d_steps", 1)
+    end = (WARM_UP + MEASURED) * row
+    never = {"save_every": 2**62, "sample_every": 2**62, "log_every": row, "images": max(end, config.images)}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         loop(config.model_copy(update=never), run, Launch(progress=False, until=end))
@@ -117,6 +148,13 @@ def _parts(config: Run) -> dict[str, nn.Module]:
         return {"encoder": vae.encoder, "decoder": vae.decoder}
     if isinstance(config, DDPMConfig):
         return {"U-Net": _unet(config)}
+    if isinstance(config, DCGANConfig):
+        players = _players(config)
+        return {"generator": players.generator, "discriminator": players.discriminator}
+    if isinstance(config, VAEConfig):
+        return {"encoder and decoder": _vae(config)}
+    if isinstance(config, ClassifierConfig):
+        return {"ResNet": _resnet(config)}
     assert isinstance(config, Text2ImageConfig)
     from t2i.training.text2image import Denoiser, load_autoencoder
 
@@ -126,14 +164,36 @@ def _parts(config: Run) -> dict[str, nn.Module]:
 
 
 def _unet(config: DDPMConfig) -> nn.Module:
-    from t2i.data.sources import open_source
     from t2i.training.ddpm import build_unet
 
+    return build_unet(config, _class_count(config))
+
+
+def _players(config: DCGANConfig) -> Any:
+    from t2i.training.dcgan import Players
+
+    return Players(config, _class_count(config))
+
+
+def _vae(config: VAEConfig) -> nn.Module:
+    from t2i.training.vae import build_vae
+
+    return build_vae(config, _class_count(config))
+
+
+def _resnet(config: ClassifierConfig) -> nn.Module:
+    from t2i.training.classifier import build_resnet
+
+    return build_resnet(config, _class_count(config))
+
+
+def _class_count(config: DDPMConfig | DCGANConfig | VAEConfig | ClassifierConfig) -> int:
+    """How many classes the sources here have, before their images are read."""
     classes: dict[str, None] = {}
     for source in config.data.sources if config.label else ():
         if not is_hub(source):
             classes |= dict.fromkeys(open_source(source).classes.get(str(config.label), ()))
-    return build_unet(config, len(classes))
+    return len(classes)
 
 
 def _forward(config: Run) -> Any:
@@ -152,6 +212,13 @@ def _forward(config: Run) -> Any:
         labels = torch.zeros(1, dtype=torch.long, device=meta) if unet.class_embedding is not None else None
         image = torch.zeros(1, 3, config.data.size, config.data.size, device=meta)
         return unet(image, torch.zeros(1, device=meta), labels)
+    if isinstance(config, VAEConfig):
+        labels = torch.zeros(1, dtype=torch.long, device=meta) if config.label else None
+        image = torch.zeros(1, 3, config.data.size, config.data.size, device=meta)
+        return _vae(config).to(meta)(image, torch.zeros(1, config.model.latent, device=meta), labels)
+    if isinstance(config, ClassifierConfig):
+        image = torch.zeros(1, 3, config.data.size, config.data.size, device=meta)
+        return _resnet(config).to(meta).eval()(image)
     assert isinstance(config, Text2ImageConfig)
     from t2i.training.text2image import Denoiser, load_autoencoder
 

@@ -2,6 +2,7 @@
 
 config.yaml                     the whole config, defaults included
 log.csv                         one row every `log_every` images
+evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
 samples/000000020000.png        pictures drawn along the way, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
 export/                         what the run is for, in diffusers' own format
@@ -61,6 +62,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.log = path / "log.csv"
+        self.evaluation = path / "evaluation.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
@@ -136,18 +138,10 @@ class RunFolder:
         return None
 
     def rewind_log(self, images_seen: int) -> None:
-        """Drop the rows of the log that a resumed run will write again."""
-        if not self.log.exists():
-            return
-        with self.log.open(newline="") as f:
-            reader = csv.DictReader(f)
-            rows = [row for row in reader if None not in row.values() and int(row["images"]) <= images_seen]
-        partial = self.log.with_suffix(".partial")
-        with partial.open("w", newline="") as f:
-            writer = csv.DictWriter(f, reader.fieldnames or [])
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, self.log)
+        """Drop the rows of the log and of the evaluation that a resumed run will write again."""
+        for path in (self.log, self.evaluation):
+            if path.exists():
+                _rewind(path, images_seen)
 
     def read_log(self) -> list[dict[str, str]]:
         """The rows of the log, oldest first."""
@@ -157,10 +151,30 @@ class RunFolder:
             return list(csv.DictReader(f))
 
     def write_log(self, row: dict[str, Any]) -> None:
-        """Append one row; the first row gives the columns."""
-        new = not self.log.exists()
-        with self.log.open("a", newline="") as f:
-            writer = csv.DictWriter(f, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        """Append one row to the log; the first row gives the columns."""
+        _append(self.log, row)
+
+    def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
+        """Append one row to the evaluation; the first row gives the columns."""
+        _append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+
+
+def _rewind(path: Path, images_seen: int) -> None:
+    with path.open(newline="") as f:
+        reader = csv.DictReader(f)
+        rows = [row for row in reader if None not in row.values() and int(row["images"]) <= images_seen]
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as f:
+        writer = csv.DictWriter(f, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.DictWriter(f, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

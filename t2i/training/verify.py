@@ -27,7 +27,7 @@ def verify_resume(config: Run, folder: Path, progress: bool = True) -> str:
         "images": max(config.images, 2 * n),
         "save_every": NEVER,
         "sample_every": NEVER,
-        "log_every": config.batch,
+        "log_every": config.batch * getattr(config, "d_steps", 1),
     }
     if "latents" in type(config).model_fields:
         changes["latents"] = getattr(config, "latents", None) or str(folder / "latents")  # encoded once

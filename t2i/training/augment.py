@@ -1,0 +1,24 @@
+"""Images moved and partly hidden, each by its own numbers; gradients pass.  Images are (B, C, S, S)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def translate(x: Tensor, shift: Tensor) -> Tensor:
+    """Move each image; what comes in is 0.  shift: (B, 2) int64, the rows up and columns left it is read from, < S."""
+    side, most = x.shape[-1], int(shift.abs().max())
+    place = torch.arange(side, device=x.device) + most
+    rows, columns = (place + shift[:, k, None] for k in (0, 1))  # (B, S) in the padded images
+    padded = F.pad(x, (most,) * 4).permute(0, 2, 3, 1)
+    each = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def erase(x: Tensor, centre: Tensor, half: int) -> Tensor:
+    """Make a square of each image 0 (DeVries and Taylor 2017).  centre: (B, 2) int64.  half: of the square's side."""
+    place = torch.arange(x.shape[-1], device=x.device)
+    rows, columns = ((place >= centre[:, k, None] - half) & (place < centre[:, k, None] + half) for k in (0, 1))
+    return x * ~(rows[:, :, None] & columns[:, None, :])[:, None]

@@ -1,0 +1,47 @@
+"""One process's share of a step's images, and their classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i import images
+from t2i.data.batches import flips
+from t2i.data.tables import Table, share_of
+from t2i.errors import DataError
+from t2i.training.engine import Step
+
+
+def pictures(table: Table, config: Any, step: Step) -> tuple[Tensor, Tensor]:
+    """This process's images of a step, mirrored where the draw says so, and their rows.
+
+    Returns (b, 3, S, S) in [-1, 1], and (b,) int64.
+    """
+    rows, pixels = share_of(table, config.seed, step.first, step.batch, step.share)
+    x = images.from_uint8(pixels)
+    if config.data.flip:
+        mirrored = flips(config.seed, step.first, step.batch)[step.share].to(x.device)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x, rows
+
+
+def class_names(config: Any, table: Table) -> tuple[str, ...]:
+    """Names of the classes, in the order of their numbers; none without `label`.  Raises DataError: no such classes."""
+    if config.label is None:
+        return ()
+    if config.label not in table.classes:
+        known = ", ".join(map(repr, table.classes)) or "none"
+        raise DataError(
+            f"label: no column {config.label!r} of classes; the data has {known}", "--set label=null trains without"
+        )
+    return tuple(table.classes[config.label])
+
+
+def class_numbers(table: Table, config: Any, rows: Tensor) -> Tensor:
+    """The classes of rows, which must all have one: (b,) int64.  Raises DataError."""
+    labels = table.labels(rows, config.label)
+    if (missing := rows[labels < 0]).numel():
+        raise DataError(f"label: row {int(missing[0])} of the data has no {config.label!r}", "leave such rows out")
+    return labels

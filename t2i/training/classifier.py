@@ -1,0 +1,128 @@
+"""`t2i train classifier`: the discriminative model, P(Y given X), whose answer and features judge the generative ones.
+
+The export is the averaged ResNet, and beside it facts.json: how well it tells held-out images apart, class by class,
+and how far its certainty can be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t2i import files, images
+from t2i.config import ClassifierConfig
+from t2i.data.tables import Table, load_table
+from t2i.errors import DataError
+from t2i.nn.resnet import ResNet
+from t2i.processes import is_main
+from t2i.randomness import derive_seed, generator
+from t2i.training.augment import erase, translate
+from t2i.training.batch import class_names, class_numbers, pictures
+from t2i.training.engine import Engine, Step
+from t2i.training.run import Launch, RunFolder
+
+FACTS, CLASSES = "facts.json", "classes.json"
+BINS = 15  # of certainty, for the calibration error
+
+
+def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launch()) -> Path:
+    """Train, or go on training, a classifier.  Returns the exported folder.
+
+    Raises T2IError: data, config, checkpoint and non-finite faults.
+    """
+    progress = launch.progress and is_main()
+    folder = RunFolder(run)
+    folder.begin(config, launch)
+    table, held_out = load_table(config.data, progress), load_table(config.held_out, progress)
+    classes = class_names(config, table)
+    if class_names(config, held_out) != classes:
+        raise DataError(f"held_out has other classes of {config.label!r} than data has")
+    engine = Engine(config, folder, build_resnet(config, len(classes)), table.hash, launch)
+    table = table.to(engine.device)
+    for step in engine.steps():
+        x, rows = pictures(table, config, step)
+        labels = class_numbers(table, config, rows).to(engine.device)
+        logits = engine.module(augmented(x, config, step))
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+        engine.update(step, loss, accuracy=(logits.argmax(1) == labels).float().mean())
+        if engine.crossed(config.sample_every):
+            average = engine.average()
+            if is_main():
+                logits, labels = answers(network(engine, average, config, classes), config, held_out)
+                facts = judge(logits, labels)
+                folder.write_evaluation(engine.images_seen, {k: v for k, v in facts.items() if isinstance(v, float)})
+    average = engine.average()
+    if is_main():
+        net = network(engine, average, config, classes)
+        export(net, classes, judge(*answers(net, config, held_out)), engine.images_seen, folder.export)
+    return folder.export
+
+
+def build_resnet(config: ClassifierConfig, classes: int) -> ResNet:
+    """A freshly initialised network; the weights depend on the seed alone."""
+    torch.manual_seed(derive_seed(config.seed, "classifier weights"))
+    net = config.model
+    return ResNet(classes, net.channels, net.blocks, net.stem_stride)
+
+
+def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
+    """This process's images of a step, moved and partly hidden as the draw for the global batch says."""
+    most, side = config.augment.shift, config.augment.erase
+    draw = generator(config.seed, "augment", step.index)
+    shift = torch.randint(-most, most + 1, (step.batch, 2), generator=draw)[step.share]
+    centre = torch.randint(config.data.size, (step.batch, 2), generator=draw)[step.share]
+    if most:
+        x = translate(x, shift.to(x.device))
+    return erase(x, centre.to(x.device), side // 2) if side else x
+
+
+def network(engine: Engine, weights: dict[str, Tensor], config: ClassifierConfig, classes: tuple[str, ...]) -> ResNet:
+    """Averaged weights as a network on the engine's device."""
+    net = build_resnet(config, len(classes))
+    net.load_state_dict(weights)
+    return net.to(engine.device).eval()
+
+
+@torch.inference_mode()
+def answers(net: ResNet, config: ClassifierConfig, table: Table) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) in float64 and labels (N,) of all images of a table, on the CPU."""
+    rows = torch.arange(table.count)
+    logits = [net(images.from_uint8(table.images(some)).to(net.device)).double().cpu() for some in rows.split(500)]
+    return torch.cat(logits), class_numbers(table, config, rows)
+
+
+def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """How well answers fit.  logits: (N, K) float64.  labels: (N,) int64.
+
+    accuracy, and of each class (None where there is no image); cross_entropy in nats; calibration_error, the mean
+    distance of certainty and accuracy over BINS equal bins of certainty (Guo et al. 2017, eq. 3); confusion, the number
+    of images by true class (rows) and answer (columns).
+    """
+    n, k = logits.shape
+    certainty, answer = logits.softmax(1).max(1)
+    right = (answer == labels).double()
+    confusion = torch.zeros(k, k, dtype=torch.int64).index_put_(
+        (labels, answer), torch.ones(n, dtype=torch.int64), accumulate=True
+    )
+    which = (certainty * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, which, right - certainty)
+    per_class = [row[c] / row.sum() if row.sum() else None for c, row in enumerate(confusion)]
+    return {
+        "accuracy": float(right.mean()),
+        "cross_entropy": float(F.cross_entropy(logits, labels)),
+        "calibration_error": float(gaps.abs().sum() / n),
+        "accuracy_of_class": [None if value is None else float(value) for value in per_class],
+        "confusion": confusion.tolist(),
+    }
+
+
+def export(net: ResNet, classes: tuple[str, ...], facts: dict[str, Any], images_seen: int, folder: Path) -> None:
+    """Write the network in diffusers' format, its classes, and what was measured."""
+    net.save_pretrained(folder)
+    for name, content in ((CLASSES, {"classes": classes}), (FACTS, {"images_seen": images_seen, **facts})):
+        files.write(json.dumps(content, ensure_ascii=False, indent=1).encode(), folder / name, overwrite=True)
