@@ -127,7 +127,7 @@ def test_missing_classes_are_named(tmp_path: Path) -> None:
     [
         ({"objective": {"schedule": "flow", "predict": "eps"}}, "schedule flow goes with predict flow"),
         ({"objective": {"predict": "flow"}}, "schedule flow goes with predict flow"),
-        ({"data": {"path": "x", "size": 9}}, "data.size 9 is no multiple of 2"),
+        ({"data__size": 9}, "data.size 9 is no multiple of 2"),
         ({"model": {"channels": [16], "attention": [True, True]}}, "channels has 1 levels, attention 2"),
         ({"model": {"channels": [18, 18]}}, "channels 18 is no multiple of 4"),
         ({"model": {"depth": 3}}, "unknown key 'model.depth'"),

@@ -110,18 +110,18 @@ def test_terminated_and_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FAULTS 3: SIGTERM in the first step and in mid-epoch of the second epoch."""
-    update = Engine.update
+    advance = Engine.advance
 
     def terminate_at(images: int) -> Callable[..., None]:
         def updated(engine: Engine, *arguments: Any, **terms: Any) -> None:
-            update(engine, *arguments, **terms)
+            advance(engine, *arguments, **terms)
             if engine.images_seen == images:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         return updated
 
     for images in (4, 16):
-        monkeypatch.setattr(Engine, "update", terminate_at(images))
+        monkeypatch.setattr(Engine, "advance", terminate_at(images))
         with pytest.raises(Terminated, match=f"terminated at {images} images"):
             train(makers[family](), tmp_path / "run")
         assert not (tmp_path / "run" / "export").exists()

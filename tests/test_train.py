@@ -264,7 +264,7 @@ def test_accelerate_launch_from_the_repository_root(makers: dict[str, Make], tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", [name for name in TRAINED if name != "dcgan"])  # batch norm follows the local batch
 def test_two_processes_do_what_one_does(family: str, makers: dict[str, Make], tmp_path: Path) -> None:
     """The same global batches, whatever the number of processes: logged losses to 1e-4.
 
