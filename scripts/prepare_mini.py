@@ -6,7 +6,8 @@ Only training files are read. Columns of every file: image (an Image feature of 
 where that cannot honestly be said), style (photo, painting, cartoon, sketch, vangogh), source (where it comes from).
 `vangogh` holds crops of real paintings; `vangogh-stylised` holds photographs, paintings and cartoons of the seven
 PACS objects painted over by `stylise.py`, which no painter made. `typical` repeats some pictures of the other files:
-those that show each of the seven objects best in each of the five styles. A contact sheet is written beside each file.
+those that show each of the seven objects best in each of the five styles, named in `chosen.txt` where outlines alone
+do not find them. A contact sheet is written beside each file.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ FEATURES = datasets.Features(
     {"image": datasets.Image(), **{name: datasets.Value("string") for name in ("object", "style", "source")}}
 )
 SHEET = 60  # pictures on a contact sheet
+CHOSEN = Path(__file__).with_name("chosen.txt")  # sources of pictures chosen by eye, for paintings, dogs and the like
+OBJECTS = {"golden retriever": "dog"}  # a noun whose chosen pictures show one of the seven objects
 WORK = 128  # pixels per side at which strokes are painted; at 64 they are then about two pixels wide
 BATCH = 28  # pictures stylised at once
 GREY, COLOURFUL = 0.02, 0.045  # mean Oklab chroma below which a reproduction is grey; from which it lends its palette
@@ -207,19 +210,23 @@ def stylised(data: Path, size: int, seed: int, copies: int, processes: int) -> I
 def most_typical(made: Path, best: int) -> Iterator[Picture]:
     """The `best` pictures of each object and style in the files made; in Van Gogh's manner, of the best photographs.
 
-    All that show the same in the same style face the same way.
+    Those chosen by eye, where there are any; else the most typical. All that show the same in the same style face the
+    same way.
     """
+    by_eye = frozenset(CHOSEN.read_text().split())
     groups: dict[tuple[str, str], list[Picture]] = {}
-    for name in ("pacs", "horses", "vangogh-stylised"):
+    for name in ("pacs", "horses", "nouns", "vangogh-stylised"):
         for image, row in read(made / f"{name}.parquet"):
-            picture = Picture(image, row["object"], row["style"], row["source"])
-            groups.setdefault((picture.style, picture.object), []).append(picture)
+            if name != "nouns" or row["source"] in by_eye:
+                shows = OBJECTS.get(row["object"], row["object"])
+                groups.setdefault((row["style"], shows), []).append(Picture(image, shows, row["style"], row["source"]))
     faces: dict[str, bool] = {}  # the best photographs, and which of them are mirrored
     for (style, _), group in sorted(groups.items(), key=lambda item: item[0]):
         if style == "vangogh":  # its strokes leave no plain background
             copies = [(p, p.source.split(", stylised")[0]) for p in group]
             chosen = [(p, faces[source]) for p, source in copies if source in faces][:best]
         else:
+            group = [p for p in group if p.source in by_eye] or group
             pixels = torch.stack([images.pixels(images.decode(p.data)) for p in group])
             chosen = [(group[i], mirror) for i, mirror in typical(pixels, best)]
             if style == "photo":

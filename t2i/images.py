@@ -28,6 +28,7 @@ __all__ = [
     "MAX_PIXELS",
     "Metadata",
     "decode",
+    "enlarge",
     "fit",
     "from_tensor",
     "from_uint8",
@@ -35,6 +36,7 @@ __all__ = [
     "pixel_hash",
     "pixels",
     "save",
+    "save_animation",
     "to_tensor",
     "to_uint8",
 ]
@@ -64,6 +66,12 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     # Cropped first: `resize(box=...)` would mix in what lies outside the box.
     square = image.crop((left, top, left + side, top + side))
     return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def enlarge(image: Image.Image, least: int) -> Image.Image:
+    """Pixel by pixel, so that noise stays noise, by the least whole factor that makes it `least` pixels wide."""
+    factor = max(1, -(-least // image.width))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -163,6 +171,19 @@ def save(image: Image.Image, path: Path, *, recipe: Metadata | None = None, over
     except (OSError, ValueError) as e:
         raise ImageError(f"cannot encode {path.name!r} as {kind}: {reason(e)}", "save as .png instead") from None
     write(buffer.getvalue(), path, overwrite=overwrite)
+    return path
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, *, hold: int = 1500) -> Path:
+    """Write pictures of one size as an endless GIF or WebP, by suffix, 60 ms each; the last stays `hold` ms.
+
+    Raises UsageError where the file exists.
+    """
+    buffer = io.BytesIO()
+    durations = [60] * (len(frames) - 1) + [hold]
+    options: dict[str, Any] = {"save_all": True, "append_images": list(frames[1:]), "duration": durations, "loop": 0}
+    frames[0].save(buffer, path.suffix.removeprefix(".").upper(), **options)
+    write(buffer.getvalue(), path)
     return path
 
 

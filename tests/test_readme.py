@@ -115,10 +115,10 @@ def test_python_examples_name_what_exists() -> None:
 def test_python_example_runs(tmp_path: Path) -> None:
     if not (ROOT / "t2i" / "mini").is_dir():
         pytest.skip("mini is not packed here")
-    smoke = ["-m", "t2i", "train", "ddpm", "ddpm-smoke", "--set", "images=64", "--set", "sample_every=1000", "--quiet"]
-    subprocess.run(
-        [sys.executable, *smoke], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
-    )
+    for family in ("ddpm", "dcgan"):
+        smoke = ["train", family, f"{family}-smoke", "--set", "images=64", "--set", "sample_every=1000", "--quiet"]
+        command = [sys.executable, "-m", "t2i", *smoke]
+        subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
     code = "\n".join(block for kind, block in BLOCKS if kind == "python")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True

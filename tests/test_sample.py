@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from test_ddpm_pipeline import NAMES, make
 
+from t2i import images, recipe
 from t2i.cli.main import main
+from t2i.nn.dcgan import Generator
+from t2i.nn.vae import VAENetwork
+from t2i.pipelines.dcgan import DCGAN
+from t2i.pipelines.noise import great_circle
+from t2i.pipelines.sampling import load_model
+from t2i.pipelines.vae import VAE
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +94,116 @@ def test_mistakes_are_said_and_nothing_is_written(
 def test_no_such_run_is_exit_4(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "runs/never"]) == 4
     assert "runs/never" in capfd.readouterr().err
+
+
+# Models that draw in one step, and the way between two seeds
+
+
+@pytest.fixture(scope="module", params=["dcgan", "vae"])
+def one_step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one-step") / request.param
+    torch.manual_seed(0)
+    if request.param == "dcgan":
+        pipe: DCGAN | VAE = DCGAN(Generator("conditional", (16, 8, 8), 6, len(NAMES)), NAMES)
+    else:
+        pipe = VAE(VAENetwork(16, (8, 16), 6, 4))
+    for p in pipe.network.parameters():  # so that noise and classes show
+        p.data += 0.3 * torch.randn(p.shape)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_every_family_is_sampled(one_step: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(one_step), "-b", "3", "-s", "5", "--grid", "-o", str(tmp_path)]) == 0
+    assert len(capfd.readouterr().out.split()) == 4
+    drawn = load_model(str(one_step))
+    alone = drawn.draw([6], drawn.label_numbers(1, "dog") if drawn.classes else None)
+    assert distance(images.decode(tmp_path / "000001.png"), alone[0]) <= 1
+    record = recipe.read(tmp_path / "000001.png").recipe
+    assert record is not None
+    assert (record.seed, record.steps, record.sampler) == (6, 1, one_step.name.upper())
+    assert record.prompt == ("dog" if one_step.name == "dcgan" else "")
+    assert main(["sample", str(one_step), "-b", "3", "-s", "5", "-o", str(tmp_path)]) == 0  # nothing is missing
+    assert main(["sample", str(one_step), "-b", "3", "-s", "6", "-o", str(tmp_path)]) == 2
+    assert "other settings: seed was 5, now 6" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "5"], "steps: a {} draws in one step"),
+        (["--sampler", "ddim", "--guidance", "2"], "sampler, guidance: a {} draws in one step"),
+        (["--trajectory"], "--trajectory: a {} draws in one step"),
+    ],
+)
+def test_what_only_diffusion_has_is_refused(
+    one_step: Path, options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(one_step), *options, "-o", str(tmp_path / "out")]) == 2
+    assert said.format(one_step.name.upper()) in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_to_image_model_is_sent_to_generate(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "mini"]) == 1
+    assert "t2i generate draws from text" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("animation", ["webp", "gif"])
+def test_the_way_between_two_seeds(
+    model: Path, one_step: Path, animation: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A strip whose ends are the pictures of the two seeds, and a film that goes there and back without a jump."""
+    for folder, options in ((model, {"steps": 2}), (one_step, {})):
+        out = tmp_path / folder.name
+        given = [f"--{name}={value}" for name, value in options.items()]
+        call = ["sample", str(folder), "--interpolate", "1:9", "-b", "4", "--animation", animation, *given]
+        assert main([*call, "-o", str(out)]) == 0
+        strip, film = map(Path, capfd.readouterr().out.split())
+        drawn = load_model(str(folder))
+        labels = drawn.label_numbers(2, drawn.classes[0]) if drawn.classes else None
+        ends = [images.enlarge(end, 96) for end in drawn.draw([1, 9], labels, **drawn.settings(**options))]
+        with Image.open(strip) as sheet:
+            assert sheet.width == 4 * 96 + 3 * 2
+            assert distance(sheet.crop((0, 0, 96, 96)), ends[0]) <= 1
+            assert distance(sheet.crop((sheet.width - 96, 0, sheet.width, 96)), ends[1]) <= 1
+        with Image.open(film) as frames:
+            assert frames.n_frames == 2 * 3 * 6  # type: ignore[attr-defined]
+        assert main([*call, "-o", str(out)]) == 2
+        assert "exists" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--interpolate", "3:3"], "seed 3 twice"),
+        (["--interpolate", "3"], "expected two seeds, for example 1:9"),
+        (["--interpolate", "-1:2"], "expected two seeds"),
+        (["--interpolate", "1:99999999999999999999"], "allowed 0 to"),
+        (["--interpolate", "1:2", "--sampler", "ddpm"], "draws fresh noise in every step"),
+        (["--interpolate", "1:2", "--trajectory"], "either --trajectory or --interpolate"),
+        (["--trajectory", "--guidance", "2"], "--trajectory shows the ddpm sampler"),
+    ],
+)
+def test_mistakes_about_the_way(
+    model: Path, options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(model), *options, "-o", str(tmp_path / "out")]) == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def distance(one: Image.Image, other: Image.Image) -> int:
+    """Greatest difference of a value, of 255."""
+    return int((images.pixels(one).int() - images.pixels(other).int()).abs().max())
+
+
+def test_the_great_circle_keeps_the_length() -> None:
+    a, b = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    a, b = a / a.norm(), b / b.norm()
+    way = great_circle(a, b, 5)
+    assert way.dtype == torch.float32
+    assert (way.flatten(1).norm(dim=1) - 1).abs().max() < 1e-6
+    assert (way[[0, -1]] - torch.stack([a, b])).abs().max() < 1e-6
+    steps = (way[1:] - way[:-1]).flatten(1).norm(dim=1)
+    assert steps.max() - steps.min() < 1e-6

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_ddpm_pipeline import NAMES, make
@@ -15,12 +17,13 @@ from t2i.errors import UsageError
 from t2i.pipelines.sampling import Request, sample_folder
 
 ROOT = Path(__file__).parents[1]
-REQUEST = Request(count=7, steps=3, batch_size=3, guidance=2.0, sampler="ddpm")
+REQUEST = Request(count=7, batch_size=3)
+SETTINGS: dict[str, Any] = {"steps": 3, "guidance": 2.0, "sampler": "ddpm"}
 
 
-def draw(request: Request, folder: Path) -> dict[str, bytes]:
+def draw(request: Request, folder: Path, **changed: Any) -> dict[str, bytes]:
     model = make("linear", "eps", NAMES)
-    listed = [path for group in sample_folder(model, request, folder) for path in group]
+    listed = [path for group in sample_folder(model, request, folder, **SETTINGS | changed) for path in group]
     assert listed == sorted(folder.glob("*.png"))
     return {path.name: path.read_bytes() for path in listed}
 
@@ -48,21 +51,25 @@ def test_what_is_missing_is_made_again_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_more_may_be_asked_for_later(tmp_path: Path) -> None:
-    few = draw(Request(count=2, steps=3, batch_size=3, guidance=2.0, sampler="ddpm"), tmp_path / "a")
+    few = draw(replace(REQUEST, count=2), tmp_path / "a")
     more = draw(REQUEST, tmp_path / "a")
     assert more == draw(REQUEST, tmp_path / "b")
     assert few.items() <= more.items()
 
 
-@pytest.mark.parametrize("other", [{"steps": 4}, {"seed": 1}, {"labels": ("dog",)}, {"batch_size": 2}], ids=str)
-def test_other_settings_do_not_go_into_the_same_folder(other: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [{"seed": 1}, {"labels": ("dog",)}, {"batch_size": 2}], ids=str)
+def test_another_request_does_not_go_into_the_same_folder(other: dict[str, Any], tmp_path: Path) -> None:
     files = draw(REQUEST, tmp_path)
-    (changed,) = other
-    with pytest.raises(UsageError, match=f"other settings: {changed} was"):
-        draw(
-            Request(**({"count": 7, "steps": 3, "batch_size": 3, "guidance": 2.0, "sampler": "ddpm"} | other)), tmp_path
-        )
+    with pytest.raises(UsageError, match=f"other settings: {next(iter(other))} was"):
+        draw(replace(REQUEST, **other), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == files
+
+
+@pytest.mark.parametrize("other", [{"steps": 4}, {"spacing": "leading"}, {"guidance": 1.0}], ids=str)
+def test_other_settings_do_not_go_into_the_same_folder(other: dict[str, Any], tmp_path: Path) -> None:
+    draw(REQUEST, tmp_path)
+    with pytest.raises(UsageError, match=f"other settings: {next(iter(other))} was"):
+        draw(REQUEST, tmp_path, **other)
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -72,18 +79,27 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(("wrong", "said"), [({"count": 0}, "got 0"), ({"seed": -1}, "seed")])
+def test_wrong_requests_are_refused(wrong: dict[str, int], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Request(**{"count": 1} | wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"count": 0}, "got 0"),
         ({"steps": 0}, "steps"),
         ({"guidance": float("nan")}, "guidance"),
-        ({"seed": -1}, "seed"),
+        ({"sampler": "magic"}, "sampler"),
+        ({"spacing": "magic"}, "spacing"),
     ],
 )
-def test_wrong_requests_are_refused(wrong: dict[str, float], said: str) -> None:
+def test_wrong_settings_are_refused_before_anything_is_written(
+    wrong: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=said):
-        Request(**({"count": 1} | wrong))  # type: ignore[arg-type]
+        draw(REQUEST, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

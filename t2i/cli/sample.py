@@ -13,6 +13,7 @@ Examples:
   t2i sample runs/ddpm-cifar10-10m
   t2i sample runs/ddpm-cifar10-10m --label horse --label ship -b 20 --guidance 2 --grid
   t2i sample runs/ddpm-cifar10-10m --trajectory
+  t2i sample runs/dcgan-cifar10 --label horse --interpolate 1:9
   accelerate launch t2i sample runs/ddpm-cifar10-10m -b 50000 --batch-size 500 -o samples/50k
 """
 
@@ -20,26 +21,29 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("run", metavar="RUN")
 @click.option("--label", "labels", metavar="CLASS", multiple=True, help="A class, by name or number; may be repeated.")
-@click.option("-b", "--batch-count", "--num-images", "count", type=int, default=16, help="How many images.  [16]")
+@click.option("-b", "--batch-count", "--num-images", "count", type=int, help="How many images.  [16]")
 @click.option("--batch-size", type=int, default=64, help="Images drawn at once.  [64]")
-@click.option("--sampler", metavar="NAME", default="dpm++2m", help="ddpm, ddpm-large, ddim, dpm++2m, heun, euler.")
-@click.option("--spacing", metavar="NAME", default="trailing", help="Which times: leading, trailing, linspace, karras.")
+@click.option("--sampler", metavar="NAME", help="ddpm, ddpm-large, ddim, dpm++2m, heun, euler.  [dpm++2m]")
+@click.option("--spacing", metavar="NAME", help="Which times: leading, trailing, linspace, karras.  [trailing]")
 @click.option("--steps", type=int, help="Sampling steps, 1 to 1000.  [20]")
-@click.option("--guidance", type=float, default=1.0, help="How closely to follow the class; 1 or less is off.  [1]")
+@click.option("--guidance", type=float, help="How closely to follow the class; 1 or less is off.  [1]")
 @click.option("-s", "--seed", type=int, default=0, help="Seed of the first image; image k has SEED + k.  [0]")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [samples/RUN NAME].")
 @click.option("--grid", is_flag=True, help="Also save all images on one sheet, grid.png.")
 @click.option("--trajectory", is_flag=True, help="Instead, show both processes: noise added, noise removed.")
 @click.option("--photo", type=click.Path(dir_okay=False, path_type=Path), help="The picture --trajectory dissolves.")
+@click.option("--interpolate", metavar="A:B", help="Instead, the way from seed A to seed B, on a strip and as a film.")
+@click.option("--animation", type=click.Choice(["webp", "gif"]), default="webp", help="Form of the film.  [webp]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--offline", is_flag=True, help="Do not use the network.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def sample(**options: Any) -> None:
-    """Draw images with RUN: a run folder, a folder in diffusers' format, or a Hub id.
+    """Draw images with RUN: a run of `ddpm`, `dcgan` or `vae`, a folder in diffusers' format, or a Hub id.
 
     Image k has seed SEED + k, and its class in turn. The same command again makes only what is missing; under
-    `accelerate launch` all processes share the work, and the images are the same.
+    `accelerate launch` all processes share the work, and the images are the same. Sampler, spacing, steps and guidance
+    are those of diffusion: the others draw in one step.
     """
     for path in _sample(**options):
         click.echo(path)
@@ -50,32 +54,47 @@ def _sample(
     output: Path | None,
     grid: bool,
     trajectory: bool,
+    interpolate: str | None,
     photo: Path | None,
+    animation: str,
     device: str | None,
     revision: str | None,
     offline: bool,
     quiet: bool,
-    steps: int | None,
-    **request: Any,
+    labels: tuple[str, ...],
+    seed: int,
+    count: int | None,
+    batch_size: int,
+    **given: Any,
 ) -> Any:
     from tqdm import tqdm
 
-    from t2i.pipelines.ddpm import DDPM, STEPS
+    from t2i.errors import UsageError
     from t2i.pipelines.quiet import prepare_libraries
-    from t2i.pipelines.sampling import Request, sample_folder
+    from t2i.pipelines.sampling import Request, load_model, sample_folder
     from t2i.processes import is_main, processes
 
     prepare_libraries()
-    request["labels"] = tuple(request["labels"])
-    wanted = Request(steps=STEPS if steps is None else steps, **request)
-    model = DDPM.from_pretrained(run, device=device, revision=revision, offline=offline)
-    folder = output or Path("samples") / (f"{model.name}-trajectory" if trajectory else model.name)
+    if trajectory and interpolate:
+        raise UsageError("give either --trajectory or --interpolate")
+    settings = {name: value for name, value in given.items() if value is not None}
+    wanted = Request(16 if count is None else count, labels, seed, batch_size)
+    ends = None if interpolate is None else _ends(interpolate)
+    model = load_model(run, device=device, revision=revision, offline=offline)
+    kind = "-trajectory" if trajectory else "-interpolation" if ends else ""
+    folder = output or Path("samples") / f"{model.name}{kind}"
     if trajectory:
-        yield from _trajectory(model, wanted, folder, photo, steps)
+        yield from _trajectory(model, wanted, folder, photo, animation, settings)
+        return
+    if ends:
+        from t2i.pipelines.interpolation import save_interpolation
+
+        label = labels[0] if labels else None
+        yield from save_interpolation(model, ends, count or 10, label, folder, animation, **settings)
         return
     hidden = None if is_main() and not quiet else True
     with tqdm(total=wanted.count, unit="img", desc="drawing", leave=False, file=sys.stderr, disable=hidden) as bar:
-        for group in sample_folder(model, wanted, folder):
+        for group in sample_folder(model, wanted, folder, **settings):
             bar.update(len(group))
             yield from group
     if grid:
@@ -84,13 +103,35 @@ def _sample(
             yield _grid([folder / f"{k:06d}.png" for k in range(wanted.count)], folder / "grid.png")
 
 
-def _trajectory(model: Any, wanted: Any, folder: Path, photo: Path | None, steps: int | None) -> list[Path]:
+def _ends(text: str) -> tuple[int, int]:
+    """Two seeds.  Raises UsageError."""
+    from t2i.errors import UsageError
+    from t2i.pipelines.limits import check_ends
+
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise UsageError(f"--interpolate: got {text[:40]!r}, expected two seeds, for example 1:9")
+    return check_ends(int(first), int(last))
+
+
+def _trajectory(
+    model: Any, wanted: Any, folder: Path, photo: Path | None, animation: str, settings: dict[str, Any]
+) -> list[Path]:
+    from t2i.errors import UsageError
     from t2i.images import decode
+    from t2i.pipelines.ddpm import DDPM
     from t2i.pipelines.trajectory import save_trajectory, trajectory
 
+    if not isinstance(model, DDPM):
+        raise UsageError(
+            f"--trajectory: a {type(model).__name__} draws in one step", "--interpolate 1:9 shows its noise"
+        )
+    if other := set(settings) - {"steps"}:
+        raise UsageError(f"--trajectory shows the ddpm sampler in even steps, without {', '.join(sorted(other))}")
     picture = None if photo is None else decode(photo)
     label = wanted.labels[0] if wanted.labels else (0 if model.classes else None)
-    return save_trajectory(*trajectory(model, wanted.seed, label, picture, steps or 100), folder)
+    made = trajectory(model, wanted.seed, label, picture, settings.get("steps", 100))
+    return save_trajectory(*made, folder, animation)
 
 
 def _grid(paths: list[Path], path: Path) -> Path:

@@ -10,7 +10,7 @@ Names of classes stand beside, in classes.json. An image is a function of the mo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from t2i.diffusion.schedule import timestep
 from t2i.diffusion.spacing import SPACINGS
 from t2i.errors import ModelError, NonFinite, UsageError
 from t2i.nn.unet import UNet2DModel
+from t2i.pipelines import limits
 from t2i.pipelines.classes import Labels, label_numbers
 from t2i.pipelines.ddpm_scheduler import read_scheduler
-from t2i.pipelines.loading import choose_device, locate
-from t2i.pipelines.noise import make_generators
+from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.noise import great_circle, make_generators
 from t2i.zoo import read_json
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class DDPM:
 
         device: default CUDA, else MPS, else CPU.  Raises UsageError, ModelUnavailable, ModelError.
         """
-        found = locate(str(model), revision=revision, offline=offline)
+        return cls.from_files(locate(str(model), revision=revision, offline=offline), device)
+
+    @classmethod
+    def from_files(cls, found: ModelFiles, device: str | None = None) -> DDPM:
+        """Load a model that has been located.  Raises UsageError, ModelError."""
         if found.kind not in KINDS:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {KINDS[0]}", "t2i generate draws from text")
         import diffusers
@@ -138,15 +143,62 @@ class DDPM:
         for begin in range(0, batch, batch_size):
             part = range(begin, min(begin + batch_size, batch))
             some = None if numbers is None else numbers[part.start : part.stop]
-            drawn += self.draw([seed + k for k in part], some, sampler, steps, guidance, spacing)
+            settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "spacing": spacing}
+            drawn += self.draw([seed + k for k in part], some, **settings)
         return drawn
 
-    def draw(self, seeds: Sequence[int], labels: Tensor | None, *settings: Any) -> list[Image]:
+    def settings(self, **given: Any) -> dict[str, Any]:
+        """What `draw` takes besides seeds and labels, with the defaults of what is not given.
+
+        Raises UsageError: out of range, or not known.
+        """
+        settings: dict[str, Any] = {"sampler": SAMPLER, "steps": STEPS, "guidance": 1.0, "spacing": SPACING} | given
+        _choose("sampler", settings["sampler"], SAMPLERS)
+        limits.check_guidance(settings["guidance"])
+        self._times(settings["spacing"], settings["steps"])
+        return settings
+
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a picture's recipe says of how it was drawn."""
+        return {
+            "steps": settings["steps"],
+            "sampler": settings["sampler"],
+            "schedule_type": settings["spacing"],
+            "scheduler": settings["sampler"],
+            "scheduler_config": dict(self.scheduler.config),
+            "guidance": settings["guidance"],
+            "device": str(self.unet.device),
+        }
+
+    def draw(self, seeds: Sequence[int], labels: Tensor | None, **settings: Any) -> list[Image]:
         """The end of a `walk`, as pictures."""
-        *_, (_, x, _) = self.walk(seeds, labels, *settings)
+        *_, (_, x, _) = self.walk(seeds, labels, **settings)
         return images.from_tensor(x.cpu())
 
-    @torch.inference_mode()
+    def interpolate(
+        self, first: int, last: int, count: int = 10, label: str | int | None = None, **settings: Any
+    ) -> list[Image]:
+        """`count` pictures on the way from one seed to another, all of one class: the first where there are any.
+
+        settings: as for `walk`; the sampler must draw no fresh noise (Song et al. 2021, section 5.3).
+        Raises UsageError: one seed twice, no such class, such a sampler.
+        """
+        a, b = (self._noise(make_generators([seed]))[0].cpu() for seed in limits.check_ends(first, last))
+        labels = self.label_numbers(count, 0 if label is None and self.classes else label)
+
+        def fresh() -> Tensor:
+            raise UsageError(
+                "interpolate: this sampler draws fresh noise in every step, which leaves no way between pictures",
+                "choose ddim, dpm++2m, heun or euler",
+            )
+
+        drawn: list[Image] = []
+        for part in torch.arange(count).split(64):
+            x_T = great_circle(a, b, count)[part].to(self.unet.device)
+            *_, (_, x, _) = self._walk(x_T, fresh, None if labels is None else labels[part], **settings)
+            drawn += images.from_tensor(x.cpu())
+        return drawn
+
     def walk(
         self,
         seeds: Sequence[int],
@@ -161,18 +213,28 @@ class DDPM:
         seeds: one per image.  labels: (B,) int64, for models that have classes.
         Raises UsageError: a setting that is not known; NonFinite: the network answered with NaN or infinity.
         """
-        step = _choose("sampler", sampler or SAMPLER, SAMPLERS)
-        times = self._times(spacing or SPACING, STEPS if steps is None else steps)
         generators = make_generators(seeds)
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        height, width = (size, size) if isinstance(size, int) else size
 
         def noise() -> Tensor:
-            shape = (channels, height, width)
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
+            return self._noise(generators)
 
+        return self._walk(noise(), noise, labels, sampler, steps, guidance, spacing)
+
+    @torch.inference_mode()
+    def _walk(
+        self,
+        x_T: Tensor,
+        noise: Callable[[], Tensor],
+        labels: Tensor | None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        spacing: str | None = None,
+    ) -> Iterator[tuple[float, Tensor, Tensor]]:
+        step = _choose("sampler", sampler or SAMPLER, SAMPLERS)
+        times = self._times(spacing or SPACING, STEPS if steps is None else steps)
         denoise = self._denoiser(labels, guidance)
-        for s, x_s, x0 in sample(denoise, noise(), times, self.schedule, step, noise):
+        for s, x_s, x0 in sample(denoise, x_T, times, self.schedule, step, noise):
             if not x_s.isfinite().all():
                 raise NonFinite(f"non-finite image at time {s:g}", "try another sampler, more steps, or less guidance")
             yield s, x_s, x0
@@ -180,6 +242,12 @@ class DDPM:
     def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
         """Class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError: no such class."""
         return label_numbers(self.classes, batch, labels)
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """(B, C, H, W), of each generator its own, on the U-Net's device."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
 
     def _times(self, spacing: str, steps: int) -> list[float]:
         most = self.schedule.steps or 1000

@@ -7,7 +7,7 @@ An image is a function of the model, its class and its seed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from t2i import images
 from t2i.errors import ModelError, NonFinite, UsageError
+from t2i.pipelines import limits
 from t2i.pipelines.classes import Labels, label_numbers
-from t2i.pipelines.loading import choose_device, locate
-from t2i.pipelines.noise import make_generators
+from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.noise import great_circle, make_generators
+from t2i.pipelines.quiet import quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,10 +59,15 @@ class LatentPipeline(DiffusionPipeline):
 
         device: default CUDA, else MPS, else CPU.  Raises UsageError, ModelUnavailable, ModelError.
         """
-        found = locate(str(model), revision=revision, offline=offline)
+        return cls.from_files(locate(str(model), revision=revision, offline=offline), device)
+
+    @classmethod
+    def from_files(cls, found: ModelFiles, device: str | None = None) -> Self:
+        """Load a model that has been located.  Raises UsageError, ModelError."""
         if found.kind != cls.__name__:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {cls.__name__}")
-        pipe: Any = super().from_pretrained(found.path, use_safetensors=True, local_files_only=True)
+        with quiet():
+            pipe: Any = super().from_pretrained(found.path, use_safetensors=True, local_files_only=True)
         pipe.name, pipe.hash = found.model.name, found.hash()
         return pipe.to(choose_device(device))
 
@@ -78,6 +85,17 @@ class LatentPipeline(DiffusionPipeline):
             drawn += self.draw([seed + k for k in part], some)
         return drawn
 
+    def settings(self, **given: Any) -> dict[str, Any]:
+        """What `draw` takes besides seeds and labels: nothing.  Raises UsageError where something is given."""
+        if given:
+            raise UsageError(f"{', '.join(given)}: a {type(self).__name__} draws in one step", "leave it out")
+        return {}
+
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a picture's recipe says of how it was drawn."""
+        kind = type(self).__name__
+        return {"steps": 1, "sampler": kind, "scheduler": kind, "guidance": 1.0, "device": str(self.network.device)}
+
     def draw(self, seeds: Sequence[int], labels: Tensor | None = None) -> list[Image]:
         """One batch of pictures.  seeds: one per image.  labels: (B,) int64, for models that have classes."""
         return self.pictures(self.latents(seeds), labels)
@@ -85,17 +103,11 @@ class LatentPipeline(DiffusionPipeline):
     def interpolate(self, first: int, last: int, count: int = 10, label: str | int | None = None) -> list[Image]:
         """`count` pictures on the way from one seed to another, all of one class: the first where there are any.
 
-        The way is the great circle, on which every point is as long as noise is (Shoemake 1985; White 2016).
         Raises UsageError: one seed twice, no such class.
         """
-        if first == last:
-            raise UsageError(f"interpolate: got seed {first} twice; give two seeds")
-        a, b = self.latents([first, last]).double()
-        angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-        way = torch.linspace(0, 1, count, dtype=torch.float64)[:, None]
-        z = (torch.sin((1 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
+        a, b = self.latents(limits.check_ends(first, last))
         given = 0 if label is None and self.classes else label
-        return self.pictures(z.float(), self.label_numbers(count, given))
+        return self.pictures(great_circle(a, b, count), self.label_numbers(count, given))
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """The noise of these seeds: (B, latent)."""

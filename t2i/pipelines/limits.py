@@ -78,3 +78,11 @@ def check_batch_size(size: int) -> int:
     if not 1 <= size <= 1024:
         raise UsageError(f"batch size: got {size}, allowed 1 to 1024")
     return size
+
+
+def check_ends(first: int, last: int) -> tuple[int, int]:
+    """The seeds at both ends of an interpolation.  Raises UsageError where they are one, or out of range."""
+    if first == last:
+        raise UsageError(f"interpolate: got seed {first} twice; give two seeds")
+    check_seeds((first, last))
+    return first, last

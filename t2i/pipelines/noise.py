@@ -22,6 +22,20 @@ def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
+def great_circle(a: torch.Tensor, b: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` points on the way from one noise to another, both ends among them: (count, ...), float32.
+
+    On the great circle every point is as long as noise is; on the straight line those in the middle are too short
+    (Shoemake 1985; White 2016).
+    """
+    import torch
+
+    a, b = a.double(), b.double()
+    angle = torch.arccos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
+    way = torch.linspace(0, 1, count, dtype=torch.float64).view(-1, *[1] * a.dim())
+    return ((torch.sin((1 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)).float()
+
+
 def first_noise(pipe: Any, generators: Sequence[torch.Generator], settings: Settings) -> torch.Tensor:
     """(B, C, h, w) standard normal noise, on the device and in the dtype of a pipeline with a U-Net."""
     import torch

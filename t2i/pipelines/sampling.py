@@ -10,25 +10,72 @@ or on another number of processes, is the same bit for bit on the same hardware.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from t2i import files, images
-from t2i.errors import UsageError
+from t2i.errors import ModelError, UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.classes import Labels
+from t2i.pipelines.dcgan import DCGAN
+from t2i.pipelines.ddpm import DDPM, KINDS
+from t2i.pipelines.loading import locate
 from t2i.pipelines.records import versions
+from t2i.pipelines.vae import VAE
 from t2i.processes import processes
 from t2i.recipe import Recipe
 from t2i.zoo import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from t2i.pipelines.ddpm import DDPM
+    from torch import Tensor
 
 MANIFEST = "sampling.json"
+MODELS: dict[str, Any] = dict.fromkeys(KINDS, DDPM) | {"DCGAN": DCGAN, "VAE": VAE}  # by the pipeline class of a folder
+
+
+class ImageModel(Protocol):
+    """What every family's pipeline offers: image k of a batch is a function of the model, its class and its seed."""
+
+    name: str
+    hash: str | None
+    classes: tuple[str, ...]
+
+    def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
+        """Class numbers of a batch, (B,) int64; None for an unconditional model."""
+        ...
+
+    def settings(self, **given: Any) -> dict[str, Any]:
+        """What `draw` takes besides, with defaults.  Raises UsageError for what the model has no use for."""
+        ...
+
+    def draw(self, seeds: Sequence[int], labels: Tensor | None, **settings: Any) -> list[Image]:
+        """One batch of pictures."""
+        ...
+
+    def interpolate(self, first: int, last: int, count: int, label: str | int | None, **settings: Any) -> list[Image]:
+        """`count` pictures on the way from one seed to another."""
+        ...
+
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a picture's recipe says of how it was drawn."""
+        ...
+
+
+def load_model(
+    model: str, *, device: str | None = None, revision: str | None = None, offline: bool = False
+) -> ImageModel:
+    """Load a run, a folder, or a Hub id of any family that draws without a prompt.
+
+    Raises UsageError, ModelUnavailable, ModelError.
+    """
+    found = locate(model, revision=revision, offline=offline)
+    if found.kind not in MODELS:
+        allowed = ", ".join(MODELS)
+        raise ModelError(f"{found.model.name} is a {found.kind}, allowed are {allowed}", "t2i generate draws from text")
+    return MODELS[found.kind].from_files(found, device)
 
 
 @dataclass(frozen=True)
@@ -38,30 +85,27 @@ class Request:
     count: int
     labels: tuple[str, ...] = ()  # none: all classes in turn
     seed: int = 0
-    sampler: str = "dpm++2m"
-    steps: int = 20
-    guidance: float = 1.0
-    spacing: str = "trailing"
     batch_size: int = 64
 
     def __post_init__(self) -> None:
         """Raises UsageError for everything that can be judged without the model."""
         limits.check_image_count(self.count)
-        limits.check_steps(self.steps)
-        limits.check_guidance(self.guidance)
         limits.check_seeds((self.seed, self.seed + self.count - 1))
         limits.check_batch_size(self.batch_size)
 
 
-def sample_folder(model: DDPM, request: Request, folder: Path) -> Iterator[list[Path]]:
+def sample_folder(model: ImageModel, request: Request, folder: Path, **given: Any) -> Iterator[list[Path]]:
     """Draw this process's groups of what is missing in the folder; yields each group's paths, old and new.
 
+    given: settings of the model, such as `steps`; its defaults for the others.
     Raises UsageError: the folder belongs to another model or other settings; NonFinite.
     """
+    settings = model.settings(**given)
     numbers = model.label_numbers(request.count, request.labels or None)
     state = processes()
     if state.is_main_process:
-        _claim(folder, {"model": model.hash} | {k: v for k, v in asdict(request).items() if k != "count"})
+        drawn_with = {"model": model.hash, "labels": request.labels, "seed": request.seed}
+        _claim(folder, drawn_with | settings | {"batch_size": request.batch_size})
     state.wait_for_everyone()
     begins = range(0, request.count, request.batch_size)
     for begin in begins[state.process_index :: state.num_processes]:
@@ -72,17 +116,10 @@ def sample_folder(model: DDPM, request: Request, folder: Path) -> Iterator[list[
         if missing:
             labels = model.label_numbers(group.stop, request.labels or None)
             some = None if labels is None else labels[group.start :]
-            drawn = model.draw(
-                [request.seed + k for k in group],
-                some,
-                request.sampler,
-                request.steps,
-                request.guidance,
-                request.spacing,
-            )
+            drawn = model.draw([request.seed + k for k in group], some, **settings)
             for k, path in missing.items():
                 label = "" if numbers is None else model.classes[int(numbers[k])]
-                recipe = _recipe(model, request, drawn[k - begin], request.seed + k, label)
+                recipe = _recipe(model, model.record(settings), drawn[k - begin], request.seed + k, label)
                 images.save(drawn[k - begin], path, recipe=recipe, overwrite=True)
         yield list(wanted.values())
 
@@ -102,21 +139,15 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
         files.write(json.dumps(settings, indent=1).encode(), path)
 
 
-def _recipe(model: DDPM, request: Request, image: Image, seed: int, label: str) -> Recipe:
+def _recipe(model: ImageModel, drawn_with: dict[str, Any], image: Image, seed: int, label: str) -> Recipe:
     return Recipe(
         prompt=label,
-        steps=request.steps,
-        sampler=request.sampler,
-        schedule_type=request.spacing,
-        scheduler=request.sampler,
-        scheduler_config=dict(model.scheduler.config),
-        guidance=request.guidance,
         seed=seed,
         width=image.width,
         height=image.height,
         model=model.name,
         weights_hash=model.hash,
-        device=str(model.unet.device),
         versions=versions(),
         image_hash=images.pixel_hash(image),
+        **drawn_with,
     )

@@ -50,7 +50,7 @@ def trajectory(
     rows = [[forward[k][1] for k in reversed(shown)], [reverse[k][1] for k in reversed(shown)]]
     rows.append([guesses[k] for k in reversed(shown)])
     labels = [decibels(model.schedule, reverse[k][0]) for k in reversed(shown)]
-    pictures = [_enlarge(image) for row in rows for image in images.from_tensor(torch.cat(row).cpu())]
+    pictures = [images.enlarge(image, SCALE) for row in rows for image in images.from_tensor(torch.cat(row).cpu())]
     names = ["noise added", "noise removed", "guess of x0"]
     sheet = images.grid(pictures, columns=SHOWN, row_labels=names, column_labels=labels)
     return sheet, _frames(model.schedule, forward[::-1], reverse, guesses)
@@ -64,24 +64,10 @@ def decibels(schedule: Schedule, t: float) -> str:
     return f"{round(20 * math.log10(alpha / sigma)):+d} dB" if alpha else "noise"  # rounded first: no "-0"
 
 
-def save_animation(frames: Sequence[Image], path: Path) -> Path:
-    """Write frames as an endless WebP or GIF, by suffix; the last frame stays a while."""
-    import io
-
-    from t2i import files
-
-    buffer = io.BytesIO()
-    durations = [60] * (len(frames) - 1) + [1500]
-    options = {"save_all": True, "append_images": list(frames[1:]), "duration": durations, "loop": 0}
-    frames[0].save(buffer, path.suffix.removeprefix(".").upper(), **options)
-    files.write(buffer.getvalue(), path)
-    return path
-
-
-def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path) -> list[Path]:
-    """trajectory.png and trajectory.webp in a folder.  Raises UsageError where they exist."""
+def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path, animation: str = "webp") -> list[Path]:
+    """trajectory.png and an animation, webp or gif, in a folder.  Raises UsageError where they exist."""
     png = images.save(sheet, folder / "trajectory.png", recipe=Mark())
-    return [png, save_animation(frames, folder / "trajectory.webp")]
+    return [png, images.save_animation(frames, folder / f"trajectory.{animation}")]
 
 
 def _frames(
@@ -98,7 +84,7 @@ def _frames(
 
 
 def _frame(x: list[Tensor], labels: list[str]) -> Image:
-    pictures = [_enlarge(image) for image in images.from_tensor(torch.cat(x).cpu())]
+    pictures = [images.enlarge(image, SCALE) for image in images.from_tensor(torch.cat(x).cpu())]
     return images.grid(pictures, columns=2, column_labels=labels)
 
 
@@ -108,12 +94,6 @@ def _pad(image: Image, size: tuple[int, int]) -> Image:
     sheet = module.new("RGB", size, "white")
     sheet.paste(image, (size[0] - image.width, size[1] - image.height))
     return sheet
-
-
-def _enlarge(image: Image) -> Image:
-    """Whole multiples, pixel by pixel, so that noise stays noise."""
-    factor = max(1, -(-SCALE // image.width))
-    return image.resize((factor * image.width, factor * image.height), 0)
 
 
 def _prepare(photo: Image, like: Tensor) -> Tensor:
