@@ -4,11 +4,12 @@
     python scripts/bench.py generate [-m FOLDER] [--steps 20] [--guidance 3] [--rounds 5] [--json]
     python scripts/bench.py train [--unet 35m] [--batch 16] [--rounds 20] [--data FILE.parquet] [--device cuda]
     python scripts/bench.py sample [--unet 35m] [--batch 16] [--rounds 2] [--device cuda]
+    python scripts/bench.py families [--data FILE.parquet] [--label COLUMN] [--rounds 5]
     python scripts/bench.py memory [--unet 35m] [--batch 16] [--device cuda]
 
-Every measurement of help, generate and memory is a fresh process; `train` and `sample` make their turns in one process.
-What is compared runs in turns in one session, and a ratio is the median over the rounds of the ratio within a round, so
-that a slow minute of the machine falls on both sides. One round before the first is thrown away: it warms the disk.
+Every measurement is a fresh process, but `train` and `sample` make their turns in one. What is compared runs in turns
+in one session, and a ratio is the median over the rounds of the ratio within a round, so that a slow minute of the
+machine falls on both sides. For help and generate one round before the first is thrown away: it warms the disk.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ def main() -> None:
     parser.add_argument("-m", "--model", type=Path, default=ROOT / "t2i" / "mini", help="pipeline folder [mini]")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0, help="above 1, so that both sides run both branches")
-    parser.add_argument("--rounds", type=int, help="[21 for help, 5 for generate, 20 for train, 2 for sample]")
+    parser.add_argument(
+        "--rounds", type=int, help="[21 for help, 5 for generate and families, 20 for train, 2 for sample]"
+    )
     parser.add_argument("--unet", choices=("35m", "10m", "10m-heads8"), default="35m", help="what `train` trains [35m]")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--data", default="t2i:shapes.parquet", help="images of `train`, made 32 x 32")
+    parser.add_argument("--data", default="t2i:shapes.parquet", help="images of `train` and `families`, made 32 x 32")
+    parser.add_argument("--label", default="shape", help="column of classes, for `families` [shape]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -99,6 +103,28 @@ def bench_sample(options: argparse.Namespace) -> list[dict[str, Any]]:
     from bench_sample import measure
 
     return [result(*row, None) for row in measure(options.unet, options.batch, options.rounds or 2, options.device)]
+
+
+def bench_families(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The trainers of dcgan, vae and classifier, in turns with the plainest loops: see bench_families.py."""
+    lines = []
+    for family in ("dcgan", "vae", "classifier"):
+        rates: dict[str, list[float]] = {"t2i": [], "plain": [], "data": []}
+        for number in range(options.rounds or 5):
+            for side in rates if number % 2 else reversed(rates):
+                script = str(ROOT / "scripts" / "bench_families.py")
+                done = run([sys.executable, script, side, family, options.data, options.label])
+                rates[side].append(float(done.stdout))
+            print(f"{family}, round {number + 1}", file=sys.stderr)
+        ratio = [a / b for a, b in zip(rates["t2i"], rates["plain"], strict=True)]
+        part = [a / b for a, b in zip(rates["t2i"], rates["data"], strict=True)]
+        lines += [
+            result(f"{family}, t2i's trainer", rates["t2i"], "images/s", None),
+            result(f"{family}, plain loop", rates["plain"], "images/s", None),
+            result(f"{family}, t2i / plain", ratio, "x", None),
+            result(f"{family}, part of the time that the data path takes", part, "", None),
+        ]
+    return lines
 
 
 def bench_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -200,6 +226,7 @@ BENCHES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "generate": bench_generate,
     "train": bench_train,
     "sample": bench_sample,
+    "families": bench_families,
     "memory": bench_memory,
 }
 

@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -157,6 +158,25 @@ def test_typical_pictures_are_some_of_the_others(made):
     assert all(row["source"] in others for row in best)
     photos = {row["source"] for row in best if row["style"] == "photo"}
     assert {row["source"].split(", stylised")[0] for row in best if row["style"] == "vangogh"} <= photos
+
+
+def test_pictures_chosen_by_eye_come_first(made, tmp_path, monkeypatch):
+    """A chosen noun counts as what it shows; where none is chosen the most typical are taken."""
+    (tmp_path / "chosen.txt").write_text("tinyimagenet/0.JPEG\npacs/2/1.jpg\n")
+    monkeypatch.setattr(prepare_mini, "CHOSEN", tmp_path / "chosen.txt")
+    monkeypatch.setattr(prepare_mini, "OBJECTS", {"noun 0": "dog"})
+    best = {(p.object, p.style): p.source for p in prepare_mini.most_typical(made, 5)}
+    assert best["dog", "photo"] == "tinyimagenet/0.JPEG"
+    assert best["elephant", "photo"] == "pacs/2/1.jpg"
+    assert best["giraffe", "photo"] == "pacs/2/2.jpg"
+
+
+def test_what_was_chosen_by_eye_is_there():
+    """Each line is a training picture's source, of PACS or Tiny ImageNet, and stands there once."""
+    lines = prepare_mini.CHOSEN.read_text().split()
+    assert len(lines) == len(set(lines)) > 400
+    pattern = r"pacs/(art_painting|photo|cartoon|sketch)/(dog|elephant|giraffe|guitar|horse|house|person)/[^/]+"
+    assert all(re.fullmatch(pattern + r"|tinyimagenet/n\d+_\d+\.JPEG", line) for line in lines)
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(shared, made, tmp_path):
