@@ -51,7 +51,7 @@ Shown = tuple[Image.Image, str, str]  # a picture, its kind and its source
 def main(data: Path, out: Path, size: int, seed: int, crops: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, part, nouns in (("train", "train", "train-*"), ("held-out", "validation", "validation")):
-        rng = random.Random(derive_seed(seed, "vangogh or not", name))
+        rng = random.Random(derive_seed(seed, f"vangogh or not, {name}"))
         his = list(vangogh(data / f"vangogh/{part}.parquet", crops, rng))
         count = len(his) // 2
         others = [

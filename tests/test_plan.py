@@ -9,7 +9,8 @@ from training_kit import autoencoder_config, make_images, save_autoencoder, text
 
 from t2i.errors import DataError, ModelError
 from t2i.training.checkpoint import load_checkpoint
-from t2i.training.plan import _duration, describe, flops
+from t2i.training.ddpm import outline
+from t2i.training.plan import _duration, describe
 from t2i.training.run import RunFolder
 
 
@@ -94,7 +95,7 @@ def test_flops_are_those_of_the_layers_by_hand() -> None:
     by_hand += 2 * sum(2 * 2 * c * c * pixels for _ in range(1))  # the shortcuts of the way up, 1x1
     by_hand += 2 * (c * emb + emb * emb) + 5 * 2 * emb * c  # the time: two layers, and one into each of five blocks
     attention = 4 * 2 * c * c * pixels + 2 * 2 * pixels * pixels * c  # of the middle: q, k, v, out; q k^T and its use
-    assert flops(config) == 3 * (by_hand + attention)
+    assert outline(config).flops == 3 * (by_hand + attention)
 
 
 def test_a_day_is_told_in_hours() -> None:

@@ -21,6 +21,7 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.batch import pictures
 from t2i.training.engine import Engine
 from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
+from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, size, work
 from t2i.training.run import Launch, RunFolder
 
 if TYPE_CHECKING:
@@ -64,6 +65,14 @@ def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> Autoenc
         sample_size=size,
         scaling_factor=1.0,
     )
+
+
+def outline(config: AutoencoderConfig) -> Outline:
+    """What this config trains."""
+    vae = build_autoencoder(config.model, config.data.size, config.seed)
+    parameters = {"encoder": size(vae.encoder), "decoder": size(vae.decoder)}
+    codec, x = Codec(vae).to("meta"), blank(1, 3, config.data.size, config.data.size)
+    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: codec(x, blank(1, *latent_size(config)))))
 
 
 def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Launch()) -> Path:

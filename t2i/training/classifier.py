@@ -24,10 +24,20 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.augment import erase, translate
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
+from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
 FACTS, CLASSES = "facts.json", "classes.json"
 BINS = 15  # of certainty, for the calibration error
+
+
+def outline(config: ClassifierConfig) -> Outline:
+    """What this config trains."""
+    net = build_resnet(config, class_count(config))
+    parameters = {"ResNet": size(net)}
+    x, _ = blank_batch(config)
+    net = net.to("meta").eval()
+    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x)))
 
 
 def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -24,6 +24,7 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, gradient_penalty, r1
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
+from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder, say
 
 SETTLING = 64  # batches over which the batch norms of the averaged generator are measured
@@ -85,6 +86,19 @@ class Turn:
 
     def _draw(self, purpose: str) -> torch.Generator:
         return generator(self.config.seed, purpose, self.step.index)
+
+
+def outline(config: DCGANConfig) -> Outline:
+    """What this config trains; penalties are not counted."""
+    players = Players(config, class_count(config))
+    parameters = {"generator": size(players.generator), "discriminator": size(players.discriminator)}
+    players = players.to("meta").eval()
+    x, label = blank_batch(config)
+    g = work(lambda: players.generator(blank(1, config.model.latent), label))
+    d = work(lambda: players.discriminator(x, label))
+    judging = 2 * FORWARD_AND_BACKWARD * d + g  # a real and a generated image
+    turn = FORWARD_AND_BACKWARD * g + 2 * d  # of the generator: the discriminator's weights need no gradients
+    return Outline(parameters, judging + turn // config.d_steps)
 
 
 def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -26,6 +26,7 @@ from t2i.processes import is_main, processes
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
+from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, size, work
 from t2i.training.run import Launch, RunFolder
 from t2i.training.tokenizer import train_tokenizer
 
@@ -103,6 +104,17 @@ class Setup:
     latents: Tensor
     tokenizer: CLIPTokenizer
     vae: AutoencoderKL
+
+
+def outline(config: Text2ImageConfig) -> Outline:
+    """What this config trains.  Raises ModelError: no autoencoder."""
+    vocabulary = config.text_encoder.vocabulary  # the tokenizer is not trained yet: it has at most so many words
+    net = Denoiser(config, vocabulary, load_autoencoder(config.autoencoder))
+    parameters = {"text encoder": size(net.text_encoder), "U-Net": size(net.unet)}
+    net, unet = net.to("meta"), net.unet.config
+    x_t = blank(1, unet.in_channels, unet.sample_size, unet.sample_size)
+    ids = blank(1, config.text_encoder.tokens, dtype=torch.long)
+    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x_t, blank(1), ids)))
 
 
 def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -24,9 +24,19 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.elbo import bits, density_bits, dequantise, kl_nats, reconstruction_nats
 from t2i.training.engine import Engine
+from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
 FACTS = "facts.json"
+
+
+def outline(config: VAEConfig) -> Outline:
+    """What this config trains."""
+    vae = build_vae(config, class_count(config))
+    parameters = {"encoder and decoder": size(vae)}
+    x, label = blank_batch(config)
+    vae = vae.to("meta")
+    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: vae(x, blank(1, config.model.latent), label)))
 
 
 def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
