@@ -162,7 +162,7 @@ def test_an_older_log_without_noise_levels(tmp_path: Path) -> None:
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"), folder=tmp_path)
-    for word in ("Nothing is logged yet", "No samples are drawn yet", "Not recorded", "0 of 1,000"):
+    for word in ("Nothing is logged yet", "There are no samples", "Not recorded", "0 of 1,000"):
         assert word in page.text
 
 
@@ -208,6 +208,12 @@ def test_several_runs_share_the_frames_of_their_family(tmp_path: Path) -> None:
     assert list(plots["Diffusion loss: plain"]) == ["a", "b"]
     assert plots["Diffusion loss: plain"]["b"]["y"] == [float(v) for v in some_log(30, 0.5)["mse"]]
     assert list(plots["Cross-entropy"]) == ["in training"]
+    head = re.search(r"<thead>.*?</table>", page.html, re.DOTALL)
+    assert head is not None
+    cells = {row[0]: row[1:] for row in (re.findall(r"<t[hd][^>]*>([^<]*)", tr) for tr in head[0].split("<tr>")[2:])}
+    assert cells["family"] == ["ddpm", "ddpm", "classifier"]
+    assert [cells["diffusion loss, plain"][2], *cells["cross-entropy, in training"][:2]] == ["–"] * 3
+    assert cells["cross-entropy, in training"][2] == f"{moving_average(np.array([8.0, 16]), np.array([2.0, 1]))[1]:.4g}"
     assert page.data["samples"]["stops"] == [50, 100]
     assert [run["name"] for run in page.data["samples"]["runs"]] == ["a", "b"]
     assert "What differs (ddpm)" in page.text
@@ -304,16 +310,45 @@ def test_plots_are_files_for_light_and_dark_ground(tmp_path: Path, capsys: pytes
     assert "most noise" in (tmp_path / "plots" / "loss-by-noise-level.svg").read_text(encoding="utf-8")
 
 
+def test_a_name_of_a_run_is_no_formula_and_may_be_in_any_script(tmp_path: Path) -> None:
+    """matplotlib would read $ as mathematics, and leave out of a legend what begins with _."""
+    names = ["_hidden", "$\\frac{", "马-🐎", *(f"a-long-name-of-a-run-{k}" for k in range(9))]
+    runs = [make_run(tmp_path / name, {"images": [8, 16], "mse": [2, 1]}) for name in names]
+    assert report(*runs, "--plots", tmp_path / "plots") == 0
+    assert report(*runs, "--plots", tmp_path / "plots") == 0  # they say in every script what they are about
+    svg = (tmp_path / "plots" / "diffusion-loss.svg").read_text(encoding="utf-8")
+    text = [
+        "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}text")
+    ]
+    assert set(names) <= set(text)
+    assert list(page_of(*runs, folder=tmp_path).plots()["Diffusion loss"]) == names
+
+
+def test_the_users_own_style_of_plots_is_left_alone_and_not_used(tmp_path: Path) -> None:
+    import matplotlib
+
+    run = make_run(tmp_path / "run", some_log())
+    assert report(run, "--plots", tmp_path / "a") == 0
+    with matplotlib.rc_context(
+        {"lines.linewidth": 9, "axes.facecolor": "red", "font.size": 30, "svg.fonttype": "path"}
+    ):
+        assert report(run, "--plots", tmp_path / "b") == 0
+        assert matplotlib.rcParams["font.size"] == 30
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
 def test_a_report_is_replaced_by_a_newer_one_and_nothing_else_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, other = make_run(tmp_path / "run", some_log()), make_run(tmp_path / "other", some_log())
+    log = {"images": [8, 16], "mse": [2, 1]}
+    run, other = make_run(tmp_path / "run", log), make_run(tmp_path / "other", log)
     page, plots = tmp_path / "report.html", tmp_path / "plots"
     words = ("-o", page, "--plots", plots)
     assert report(run, *words) == 0
     first = page.read_text(encoding="utf-8")
-    make_run(tmp_path / "more", some_log(60))
-    (tmp_path / "more" / "log.csv").replace(run / "log.csv")
+    with (run / "log.csv").open("a") as f:
+        f.write("24,0.5\r\n")
     assert report(run, *words) == 0
     assert page.read_text(encoding="utf-8") != first
     capsys.readouterr()

@@ -103,6 +103,12 @@ def test_the_pointer_reads_the_numbers(page: Any) -> None:
     assert values.all_inner_texts() == before
 
 
+def test_a_small_sheet_is_enlarged_as_far_as_there_is_room(page: Any) -> None:
+    width = page.evaluate("innerWidth")
+    shown = page.locator("#sheet0").bounding_box()["width"]
+    assert shown == 640 if width > 700 else 300 < shown <= width
+
+
 def test_nothing_is_wider_than_the_screen(page: Any) -> None:
     for details in page.locator("summary").all():
         details.click()

@@ -15,6 +15,7 @@ class Curve:
 
     columns: {column: label}; `evaluation/NAME` is a column of evaluation.csv, all others are of log.csv.
     meaning: one sentence.  scale: log where values are positive and span decades.  smooth: whether an average is drawn.
+    zero: whether the axis begins there.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Curve:
     meaning: str
     scale: Scale = "linear"
     smooth: bool = True
+    zero: bool = False
 
 
 QUARTERS = {
@@ -33,7 +35,7 @@ QUARTERS = {
 BY_NOISE = Curve(
     "Loss by noise level",
     QUARTERS,
-    "Mean square error of the prediction, for each quarter of the time from image to noise; what falls late is detail.",
+    "Mean square error of the prediction, for each quarter of the time from image to noise.",
     "log",
 )
 CURVES: dict[str, tuple[Curve, ...]] = {
@@ -79,11 +81,30 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         ),
         Curve(
             "Reconstruction term",
-            {"reconstruction": "reconstruction"},
+            {
+                "reconstruction": "in training",
+                "evaluation/train_reconstruction": "averaged weights",
+                "evaluation/held_out_reconstruction": "held-out images",
+            },
             "Bits per dimension that the image costs when its latent is known.",
         ),
-        Curve("KL term", {"kl": "KL"}, "Bits per dimension that the latent costs; at 0 the decoder ignores it.", "log"),
+        Curve(
+            "KL term",
+            {
+                "kl": "in training",
+                "evaluation/train_kl": "averaged weights",
+                "evaluation/held_out_kl": "held-out images",
+            },
+            "Bits per dimension that the latent costs; at 0 the decoder ignores it.",
+            "log",
+        ),
+        Curve("Loss", {"loss": "loss"}, "What is minimised: nats per number of the image, with beta and free bits."),
         Curve("Square error", {"mse": "mse"}, "Mean square error of the reconstruction, pixels in [-1, 1].", "log"),
+        Curve(
+            "Sigma",
+            {"evaluation/train_sigma": "averaged weights", "evaluation/held_out_sigma": "held-out images"},
+            "Deviation of the pixels around their reconstruction, by which the bound is measured.",
+        ),
     ),
     "classifier": (
         Curve(
@@ -118,8 +139,14 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 }
 # What every run logs, last.
 COMMON: tuple[Curve, ...] = (
-    Curve("Learning rate", {"lr": "learning rate"}, "Of the optimiser, at the last step before the row.", smooth=False),
-    Curve("Speed", {"images_per_second": "images/s"}, "Images per second, samples and checkpoints included."),
+    Curve(
+        "Learning rate",
+        {"lr": "learning rate"},
+        "Of the optimiser, at the last step before the row.",
+        smooth=False,
+        zero=True,
+    ),
+    Curve("Speed", {"images_per_second": "images/s"}, "Images per second, samples and saving included.", zero=True),
     Curve(
         "Gradient norm",
         {"gradient_norm": "all weights", "d_gradient_norm": "discriminator", "g_gradient_norm": "generator"},

@@ -28,10 +28,10 @@ def summary_rows(runs: Sequence[Run]) -> Rows:
         ("images/s", [number(run.images_seen / run.seconds) if run.seconds > 0 else NONE for run in runs]),
         ("parameters", [amount(run.parameters) for run in runs]),
     ]
-    labels = {name: label for run in runs for name, label in _headlines(run).items()}
-    for name, label in labels.items():
-        rows.append((label, [number(_last(run, name)) for run in runs]))
-    rows.append(("last row of the log", [f"{run.written:%Y-%m-%d %H:%M} UTC" if run.written else NONE for run in runs]))
+    heads = [_headlines(run) for run in runs]
+    for label in dict.fromkeys(label for some in heads for label in some):
+        rows.append((label, [number(some.get(label, math.nan)) for some in heads]))
+    rows.append(("last logged, UTC", [f"{run.written:%Y-%m-%d %H:%M}" if run.written else NONE for run in runs]))
     return rows
 
 
@@ -114,24 +114,17 @@ def number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else NONE
 
 
-def _headlines(run: Run) -> dict[str, str]:
-    """{column: label} of the numbers a run is judged by first: those of its family's first curve that the log has."""
-    curves = CURVES.get(run.family, ())
-    columns = {
-        name: label for name, label in (curves[0].columns if curves else {"loss": "loss"}).items() if name in run.log
-    }
-    title = curves[0].title.lower() if curves else ""
-    return {name: label if label == "loss" or not title else f"{title}, {label}" for name, label in columns.items()}
-
-
-def _last(run: Run, column: str) -> float:
-    """The newest value of the column's moving average."""
-    if column not in run.log:
-        return math.nan
-    there = np.isfinite(run.log[column])
-    if not there.any():
-        return math.nan
-    return float(moving_average(run.log["images"][there], run.log[column][there])[-1])
+def _headlines(run: Run) -> dict[str, float]:
+    """{label: number} of what a run is judged by first, its family's first curve: where its average stands now."""
+    found = {}
+    for curve in CURVES.get(run.family, ())[:1]:
+        for column, label in curve.columns.items():
+            y = run.log.get(column, np.array([]))
+            there = np.isfinite(y)
+            if there.any():
+                name = curve.title.lower() + (f", {label}" if len(curve.columns) > 1 else "")
+                found[name] = float(moving_average(run.log["images"][there], y[there])[-1])
+    return found
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -37,6 +37,7 @@ class Plot:
     meaning: str
     scale: Scale
     smooth: bool
+    zero: bool
     lines: list[Line]
 
 
@@ -100,4 +101,4 @@ def thin(values: np.ndarray) -> np.ndarray:
 def _plot(curve: Curve, title: str, lines: list[Line]) -> Plot:
     positive = all((line.y > 0).all() for line in lines)
     key = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
-    return Plot(key, title, curve.meaning, curve.scale if positive else "linear", curve.smooth, lines)
+    return Plot(key, title, curve.meaning, curve.scale if positive else "linear", curve.smooth, curve.zero, lines)

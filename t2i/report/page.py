@@ -17,7 +17,7 @@ from typing import Any
 
 from t2i import __version__
 from t2i.report.facts import config_rows, config_text, environment_rows, metric_rows, number, summary_rows
-from t2i.report.lines import Plot, plots
+from t2i.report.lines import HALF_LIFE, Plot, plots
 from t2i.report.plots import DARK, LIGHT, Theme, inline_svg
 from t2i.report.runs import Run
 from t2i.report.samples import Picture, pictures
@@ -41,6 +41,7 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "dark": _variables(DARK),
         "title": escape(", ".join(run.name for run in runs)),
         "made": f"{now:%Y-%m-%d %H:%M} UTC, t2i {escape(__version__)}",
+        "half-life": f"{100 * HALF_LIFE:g}\u00a0%",
         "runs": _summary(runs, families),
         "curves": _curves(drawn),
         "samples": _samples(runs),
@@ -48,7 +49,7 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "config": _config(families),
         "environment": _environment(runs),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
+    return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
 
 
 def marker(runs: Sequence[Run]) -> str:
@@ -114,7 +115,7 @@ def _samples(runs: Sequence[Run]) -> str:
     """The newest sheet of each run, and all of them as JSON for the slider."""
     shown = [(run, found) for run in runs if (found := pictures(run))]
     if not shown:
-        return "<p>No samples are drawn yet.</p>"
+        return "<p>There are no samples.</p>"
     stops = sorted({picture.images for _, found in shown for picture in found})
     top, disabled = len(stops) - 1, " disabled" if len(stops) == 1 else ""
     slider = (
@@ -136,10 +137,10 @@ def _samples(runs: Sequence[Run]) -> str:
 def _sheet(k: int, run: Run, picture: Picture) -> str:
     alt = f"Samples of {run.name} after {picture.images:,} images"
     return (
-        f'<figure class="sheet"><figcaption><b>{escape(run.name)}</b>'
+        f'<figure class="sheet" style="width:min(100%,{picture.shown}px)"><figcaption><b>{escape(run.name)}</b>'
         f' <span id="at{k}">{picture.images:,} images</span></figcaption>'
-        f'<img id="sheet{k}" src="{picture.uri}" alt="{escape(alt)}" width="{picture.width}" height="{picture.height}"'
-        f' style="width:min(100%,{picture.shown}px)"></figure>'
+        f'<img id="sheet{k}" src="{picture.uri}" alt="{escape(alt)}"'
+        f' width="{picture.width}" height="{picture.height}"></figure>'
     )
 
 

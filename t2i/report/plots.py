@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from t2i.report.lines import Line, Plot
+from t2i.report.lines import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,9 @@ WIDTH, HEIGHT = 5.0, 3.0  # inches of 72 SVG units
 DPI = 200  # of a PNG
 FEW = 30  # rows up to which each is marked by a dot
 STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))  # of lines for which no colour is left
+
+# First digits of the numbers on a log axis whose ends are less than so many times apart; beyond, powers of ten.
+LOG_TICKS = {4: (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 100: (1, 2, 5), 1000: (1, 3)}
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ def inline_svg(plot: Plot, key: str) -> tuple[str, list[float]]:
 
     Also the frame within it: left and right edge as parts of its width, and the images seen that stand there.
     """
-    figure = draw(plot, _PAGE, legend=False)
-    svg = _render(figure, "svg").decode()
+    with _own_style():
+        figure = draw(plot, _PAGE, legend=False)
+        svg = _render(figure, "svg").decode()
     frame = figure.axes[0].get_position()  # after drawing, which lays out
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -72,9 +76,10 @@ def render_all(plots: Sequence[Plot], note: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each plot as PNG and SVG, for light ground and for dark.  note: goes into their metadata."""
     for plot in plots:
         for ending, theme in THEMES.items():
-            figure = draw(plot, theme, legend=True)
-            for kind in ("png", "svg"):
-                yield f"{plot.key}{ending}.{kind}", _render(figure, kind, note)
+            with _own_style():
+                figure = draw(plot, theme, legend=True)
+                made = [(f"{plot.key}{ending}.{kind}", _render(figure, kind, note)) for kind in ("png", "svg")]
+            yield from made
 
 
 def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
@@ -83,31 +88,39 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
 
     figure = Figure(figsize=(WIDTH, HEIGHT), facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot(facecolor="none")
+    few = all(len(line.x) <= FEW for line in plot.lines)
+    for line in plot.lines if plot.smooth and not few else ():
+        axes.plot(line.x, line.y, color=theme.lines[line.place % len(theme.lines)], alpha=0.28, linewidth=0.8)
     for line in plot.lines:
         turn, k = divmod(line.place, len(theme.lines))
-        _draw_line(axes, line, theme.lines[k], STYLES[turn % len(STYLES)], plot.smooth)
+        marks: dict[str, Any] = {"marker": "o", "markersize": 3} if len(line.x) <= FEW else {}
+        style = STYLES[turn % len(STYLES)]
+        axes.plot(line.x, line.mean, color=theme.lines[k], linewidth=1.6, linestyle=style, **marks)
     _dress(axes, plot, theme)
     if legend:
-        figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=11)
-        if len(plot.lines) > 1 or plot.lines[0].label != plot.title:
-            columns = max(1, min(len(plot.lines), 60 // max(len(line.label) + 4 for line in plot.lines)))
-            figure.legend(
-                loc="outside lower left",
-                ncols=columns,
-                frameon=False,
-                fontsize=8,
-                labelcolor=theme.quiet,
-                handlelength=1.5,
-            )
+        _name(figure, plot, theme)
     return figure
 
 
-def _draw_line(axes: Axes, line: Line, colour: str, style: Any, smooth: bool) -> None:
-    few = len(line.x) <= FEW
-    if smooth and not few and not np.array_equal(line.y, line.mean):
-        axes.plot(line.x, line.y, color=colour, alpha=0.28, linewidth=0.8)
-    marks: dict[str, Any] = {"marker": "o", "markersize": 3} if few else {}
-    axes.plot(line.x, line.mean, color=colour, linewidth=1.6, linestyle=style, label=line.label, **marks)
+def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
+    """A title above, and below which line is which."""
+    figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=11, parse_math=False)
+    labels = [line.label for line in plot.lines]
+    columns = max(1, min(len(labels), 60 // (4 + max(map(len, labels)))))
+    figure.set_figheight(HEIGHT + 0.17 * (len(labels) // columns))
+    legend = figure.legend(
+        handles=figure.axes[0].get_lines()[-len(labels) :],
+        labels=["line"] * len(labels),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=theme.quiet,
+        handlelength=1.5,
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)  # a run's name is no formula, and may begin with _, which a legend leaves out
+        text.set_text(label)
 
 
 def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
@@ -124,6 +137,8 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        if plot.zero:
+            axes.set_ylim(bottom=0, top=1.1 * max(line.y.max() for line in plot.lines) or 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
     axes.grid(True, axis="y", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -139,10 +154,9 @@ def _log_ticks(ratio: float) -> Any:
 
     if ratio < 1.6:
         return MaxNLocator(5)
-    if ratio < 1e3:
-        return LogLocator(
-            subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 100 else (1.0, 3.0)
-        )
+    for most, digits in LOG_TICKS.items():
+        if ratio < most:
+            return LogLocator(subs=digits)
     return LogLocator(numticks=6)
 
 
@@ -156,10 +170,20 @@ def short(number: float) -> str:
 
 def _render(figure: Figure, kind: str, note: str = "") -> bytes:
     """The figure's bytes, the same for the same figure: no date, no random ids; text stays text."""
-    import matplotlib
-
     buffer = io.BytesIO()
     metadata: dict[str, Any] = {"Software": note} if kind == "png" else {"Date": None, "Creator": note or None}
-    with matplotlib.rc_context({"svg.hashsalt": "t2i", "svg.fonttype": "none"}):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script that it lacks
         figure.savefig(buffer, format=kind, dpi=DPI if kind == "png" else 72, metadata=metadata)
     return buffer.getvalue()
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """Plots look the same whatever the user's matplotlibrc says; text in an SVG stays text."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "t2i", "svg.fonttype": "none"})
+        yield

@@ -23,7 +23,7 @@ from t2i.errors import ConfigError, UsageError
 
 Columns = dict[str, np.ndarray]  # float64, one number per row; NaN where a cell is empty
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the format's own limit
-NOT_TRAINED = (".running_mean", ".running_var", ".num_batches_tracked")
+NOT_TRAINED = (".running_mean", ".running_var", ".num_batches_tracked", "._u", "._v")  # of batch and spectral norm
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Run:
         """Time the logged images took; nan where the log does not say."""
         if not {"images", "images_per_second"} <= self.log.keys():
             return math.nan
-        seen = np.diff(self.log["images"], prepend=0)
-        return float(np.nansum(seen / self.log["images_per_second"]))
+        seen, rate = np.diff(self.log["images"], prepend=0), self.log["images_per_second"]
+        return float(np.sum(seen[rate > 0] / rate[rate > 0]))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -90,7 +90,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """Read one run folder.  Raises UsageError where there is none."""
     path = folder / "config.yaml"
     if not path.is_file():
-        what = "is no run folder: it has no config.yaml" if folder.is_dir() else "is not there"
+        what = "is no run folder: it has no config.yaml" if folder.exists() else "is not there"
         raise UsageError(f"{folder} {what}", "t2i train writes them: runs/NAME, or what --run said")
     try:
         config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
