@@ -21,12 +21,16 @@ from t2i.config import DDPMConfig
 from t2i.data import tables
 from t2i.data.lazy import LazyTable
 from t2i.data.tables import load_table
+from t2i.diffusion.objective import TIMES
+from t2i.diffusion.schedule import SCHEDULES
 from t2i.errors import ConfigError, DataError, Terminated
 from t2i.pipelines.ddpm import DDPM
+from t2i.randomness import generator
 from t2i.training import ddpm
 from t2i.training.batch import class_names
 from t2i.training.ddpm import batch, build_unet
 from t2i.training.engine import Step
+from t2i.training.losses import by_noise_level
 from t2i.training.run import RunFolder
 from t2i.training.verify import verify_resume
 
@@ -73,6 +77,34 @@ def test_weighted_loss_is_logged_beside_the_plain_error(tmp_path: Path) -> None:
     assert all(row["loss"] == row["mse"] for row in plain)
     assert weighted[0]["mse"] == pytest.approx(plain[0]["mse"], rel=1e-5)  # the same draws, before the first update
     assert all(row["loss"] < row["mse"] for row in weighted)
+
+
+def test_error_by_noise_level_is_the_mean_of_the_samples_of_each_quarter() -> None:
+    """Discrete steps 1 .. T: T / 4 in each quarter; both ends of an interval, and empty quarters."""
+    steps = torch.arange(1, 1001).double()
+    found = by_noise_level(torch.arange(1, 1001).float(), steps, 1000.0)
+    assert [pair[1].item() for pair in found.values()] == [250] * 4
+    assert [(pair[0] / pair[1]).item() for pair in found.values()] == [125.5, 375.5, 625.5, 875.5]
+    found = by_noise_level(torch.tensor([1.0, 2, 4, 8]), torch.tensor([1e-9, 0.25, 0.2500001, 1.0]), 1.0)
+    assert [pair.tolist() for pair in found.values()] == [[3, 2], [4, 1], [0, 0], [8, 1]]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_noise_levels_are_logged_over_all_samples_since_the_row_before(parts: int, tmp_path: Path) -> None:
+    """With weights equal, the quarters' errors weighted by their samples are the mean error; in parts all the same."""
+    config = ddpm_config(images=32, batch=8, log_every=16, accumulate=parts, optimizer={"lr": 1e-9})
+    train(config, tmp_path / "run")
+    schedule = SCHEDULES[config.objective.schedule]()
+    for row, steps in zip(read_log(tmp_path / "run"), ((0, 1), (2, 3)), strict=True):
+        quarters = []
+        for index in steps:
+            draw = generator(config.seed, "noise", index)
+            torch.randn(8, 3, SIZE, SIZE, generator=draw)
+            quarters += (4 * TIMES[config.objective.time](8, schedule, draw) / schedule.T).ceil().tolist()
+        counts = [quarters.count(k) for k in (1, 2, 3, 4)]
+        known = [(row[f"mse_quarter{k}"], n) for k, n in enumerate(counts, 1) if n]
+        assert {f"mse_quarter{k}" for k, n in enumerate(counts, 1) if n} == {name for name in row if "quarter" in name}
+        assert sum(value * n for value, n in known) / 16 == pytest.approx(row["mse"], rel=1e-5)
 
 
 def test_weights_depend_on_the_seed_alone() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
+import json
 import os
+import platform
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_kit import (
     TRAINED,
     autoencoder_config,
@@ -23,6 +27,7 @@ from training_kit import (
     train,
 )
 
+import t2i
 from t2i.config import Run, load_config
 from t2i.errors import CheckpointError, Terminated
 from t2i.training.engine import Engine
@@ -361,3 +366,46 @@ def test_half_a_row_at_the_end_is_dropped(tmp_path: Path, end: str) -> None:
 def test_no_log_to_rewind(tmp_path: Path) -> None:
     RunFolder(tmp_path).rewind_log(12)
     assert not RunFolder(tmp_path).log.exists()
+
+
+def test_a_log_of_an_older_version_gets_the_new_columns(tmp_path: Path) -> None:
+    """A run goes on with a version that logs more, or less: the file stays one table, and rewinds as one."""
+    tmp_path.joinpath("run").mkdir()
+    folder = RunFolder(tmp_path / "run")
+    write_rows(folder, [4, 8])
+    folder.write_log({"images": 12, "loss": "0.5", "mse_quarter1": "0.25", "images_per_second": "2"})
+    write_rows(folder, [16])
+    folder.write_log({"images": 20, "loss": "0.4", "mse_quarter1": "", "images_per_second": "2"})
+    lines = folder.log.read_text().splitlines()
+    assert lines[0] == "images,loss,images_per_second,mse_quarter1"
+    assert [line.count(",") for line in lines] == [3] * 6
+    assert lines[3:] == ["12,0.5,2,0.25", "16,2.28571,1,", "20,0.4,2,"]
+    folder.rewind_log(16)
+    assert folder.log.read_text().splitlines() == lines[:5]
+    assert [row["mse_quarter1"] for row in folder.read_log()] == ["", "", "0.25", ""]
+
+
+# What computed it
+
+
+def test_the_environment_is_recorded_once_and_again_when_it_changes(
+    settings: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(settings, run, until=12)
+    train(settings, run, until=16)
+    (first,) = json.loads((run / "environment.json").read_text())
+    assert first["since"] == 0
+    assert (first["torch"], first["t2i"]) == (torch.__version__, t2i.__version__)
+    assert (first["processes"], first["precision"]) == (1, "no")
+    assert first["device"]
+    for secret in (getpass.getuser(), platform.node(), str(Path.home()), str(tmp_path)):
+        assert secret not in [str(value) for value in first.values()]
+    assert "/" not in "".join(value for key, value in first.items() if key != "device" and isinstance(value, str))
+    monkeypatch.setattr("t2i.training.environment.device_name", lambda _: "another machine")
+    train(settings, run, until=24)
+    entries = json.loads((run / "environment.json").read_text())
+    assert entries == [first, {**first, "since": 16, "device": "another machine"}]
+    (run / "environment.json").write_text("[")  # damaged: nothing depends on it
+    train(settings, run)
+    assert [entry["since"] for entry in json.loads((run / "environment.json").read_text())] == [24]

@@ -64,7 +64,7 @@ def test_the_result_is_on_stdout_and_the_words_on_stderr(makers: dict[str, Make]
     assert "torchvision" not in done.stderr
     assert "Warning" not in done.stderr
     run = tmp_path / "runs" / "small"
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.yaml", "export", "log.csv"]
+    assert {p.name for p in run.iterdir()} == {"checkpoints", "config.yaml", "environment.json", "export", "log.csv"}
     assert [row["lr"] for row in read_log(run)] == [1e-4 / 8, 1e-4 * 5 / 8]
     # as the same thing in Python, on the same machine: bit for bit
     train(makers["autoencoder"](images=8, optimizer__lr=1e-4), tmp_path / "python")

@@ -175,9 +175,9 @@ def train(config: Any, run: Path, **options: Any) -> Path:
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's log, without the only number that may differ between equal runs."""
+    """The rows of a run's log, without empty cells, and without the only number that may differ between equal runs."""
     with (run / "log.csv").open(newline="") as f:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(f)]
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(f)]
     for row in rows:
         del row["images_per_second"]
     return rows

@@ -22,6 +22,7 @@ from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, pictures
 from t2i.training.engine import Engine, Step
+from t2i.training.losses import by_noise_level
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
@@ -60,6 +61,7 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
         out = engine.module(x_t, timestep(t, schedule).to(engine.device, torch.float32), labels)
         errors = (out - target(x0, eps, t, schedule, objective.predict)).square().mean((1, 2, 3))
         weights = WEIGHTS[objective.weight](t, schedule, objective.predict).to(errors)
+        engine.tally(by_noise_level(errors, t, schedule.T))
         engine.update(step, (weights * errors).mean(), mse=errors.mean())
         if engine.crossed(config.sample_every):
             average = engine.average()

@@ -33,6 +33,7 @@ from t2i.processes import processes
 from t2i.randomness import derive_seed
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.ema import Ema
+from t2i.training.environment import environment, write_environment
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
 from t2i.training.run import Launch, RunFolder, say
 from t2i.training.sharding import average_gradients, like, whole
@@ -74,10 +75,14 @@ def choose_precision(wanted: str) -> str:
 
 @dataclass
 class _Meter:
-    """Means of the logged numbers since the last row of the log."""
+    """Means of the logged numbers since the last row of the log.
+
+    sums, counts: of numbers that each step has.  tallies: (2,), sum and count of samples, which a step may lack.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
     images: int = 0
     since: float = field(default_factory=time.perf_counter)
 
@@ -87,10 +92,14 @@ class _Meter:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Over the steps and all processes; every process must ask."""
+        """Over the steps, or samples, and all processes; every process must ask.  NaN: there was no such sample."""
         means = [self.sums[name] / self.counts[name] for name in self.sums]
         totals = torch.stack(means).to(accelerator.device)
-        return dict(zip(self.sums, accelerator.reduce(totals, "mean").tolist(), strict=True))
+        found = dict(zip(self.sums, accelerator.reduce(totals, "mean").tolist(), strict=True))
+        if self.tallies:
+            sums, counts = accelerator.reduce(torch.stack([*self.tallies.values()], 1), "sum")
+            found |= zip(self.tallies, (sums / counts).tolist(), strict=True)
+        return found
 
 
 class Engine:
@@ -148,6 +157,8 @@ class Engine:
         self._skips = 0
         self._signals = Signals()
         self._resume(launch.force)
+        if self.accelerator.is_main_process:
+            write_environment(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left; between two of them the run is logged, saved, and stopped if a signal asks."""
@@ -193,6 +204,14 @@ class Engine:
         self.accelerator.backward(loss / self.config.accumulate)
         self._losses.append((step.share, loss.detach()))
         self._meter.add({name: loss, **terms})
+
+    def tally(self, tallies: dict[str, Tensor]) -> None:
+        """For the log: means over those samples that a number is known of.
+
+        tallies: {name: (sum, number of samples)} over a part of a step, (2,) float32; the same names on all processes.
+        """
+        for name, value in tallies.items():
+            self._meter.tallies[name] = self._meter.tallies.get(name, 0) + value
 
     def descend(self, step: Step, name: str = "gradient_norm") -> None:
         """The second: clip, and one optimiser step for the weights that have gradients.  Raises NonFinite."""
@@ -314,9 +333,10 @@ class Engine:
             lr = learning_rate(self.config.optimizer, self._before, self.config.images)
             rate = meter.images / (self._meter.since - meter.since)
             row = {**means, "lr": lr, "images_per_second": rate}
-            self.folder.write_log({"images": self.images_seen, **{k: f"{v:.6g}" for k, v in row.items()}})
+            cells = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()}
+            self.folder.write_log({"images": self.images_seen, **cells})
             bar.set_postfix({name: f"{value:.4f}" for name, value in means.items() if name.endswith("loss")})
-            self.accelerator.log(row, self.images_seen)
+            self.accelerator.log({name: row[name] for name, cell in cells.items() if cell}, self.images_seen)
 
     def _agreed_stop(self) -> int:
         """The signal that ends the run, the same on all processes: one alone would keep the others waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,3 +45,17 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, peak 2, from the mean squared error over the whole batch."""
     return 10 * (4 / F.mse_loss(x, y)).log10()
+
+
+def by_noise_level(errors: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
+    """{mse_quarter1: (sum, number), ...}: of the samples whose time is in each quarter of (0, end], (2,) float32.
+
+    errors: (B,) of each sample.  t: (B,).  Of discrete steps 1 .. T each quarter has as many.
+    """
+    quarter = (4 * t / end).ceil().clamp(1, 4).to(errors.device)
+    errors = errors.detach().float()
+    found = {}
+    for k in range(1, 5):
+        there = quarter == k
+        found[f"mse_quarter{k}"] = torch.stack([errors.where(there, 0).sum(), there.sum().to(errors)])
+    return found

@@ -1,17 +1,20 @@
 """The run folder: one place for everything a training run reads and writes about itself.
 
 config.yaml                     the whole config, defaults included
-log.csv                         one row every `log_every` images
+environment.json                versions, device, processes, precision: a list, one entry `since` each change of them
+log.csv                         one row every `log_every` images: means since the row before
 evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
 samples/000000020000.png        pictures drawn along the way, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
 export/                         what the run is for, in diffusers' own format
+
+Columns of log.csv: images (seen), the losses and terms of the family, gradient_norm, lr (of the last step), and
+images_per_second. Diffusion has mse_quarter1 .. mse_quarter4 too: the plain mean square error of the samples whose time
+fell into that quarter of [0, T], the first being the least noise; empty where none did.
 """
 
 from __future__ import annotations
 
-import csv
-import os
 import shutil
 import sys
 import time
@@ -25,6 +28,7 @@ from t2i import files
 from t2i.config import Run, build_config, config_difference, dump_config, parse_yaml
 from t2i.errors import CheckpointError
 from t2i.processes import processes
+from t2i.training import log
 from t2i.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 Start = Literal["auto", "resume", "fresh"]
@@ -61,6 +65,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
         self.log = path / "log.csv"
         self.evaluation = path / "evaluation.csv"
         self.samples = path / "samples"
@@ -141,40 +146,16 @@ class RunFolder:
         """Drop the rows of the log and of the evaluation that a resumed run will write again."""
         for path in (self.log, self.evaluation):
             if path.exists():
-                _rewind(path, images_seen)
+                log.rewind(path, images_seen)
 
     def read_log(self) -> list[dict[str, str]]:
         """The rows of the log, oldest first."""
-        if not self.log.exists():
-            return []
-        with self.log.open(newline="") as f:
-            return list(csv.DictReader(f))
+        return log.read(self.log)
 
     def write_log(self, row: dict[str, Any]) -> None:
-        """Append one row to the log; the first row gives the columns."""
-        _append(self.log, row)
+        """Append one row to the log."""
+        log.append(self.log, row)
 
     def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
-        """Append one row to the evaluation; the first row gives the columns."""
-        _append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})
-
-
-def _rewind(path: Path, images_seen: int) -> None:
-    with path.open(newline="") as f:
-        reader = csv.DictReader(f)
-        rows = [row for row in reader if None not in row.values() and int(row["images"]) <= images_seen]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as f:
-        writer = csv.DictWriter(f, reader.fieldnames or [])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        """Append one row to the evaluation."""
+        log.append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})

@@ -26,6 +26,7 @@ from t2i.processes import is_main, processes
 from t2i.randomness import derive_seed, generator
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
+from t2i.training.losses import by_noise_level
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, size, work
 from t2i.training.run import Launch, RunFolder
 from t2i.training.tokenizer import train_tokenizer
@@ -145,8 +146,9 @@ def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launc
         t = shifted(t, schedule, config.objective.shift)[step.share]
         x_t = add_noise(x0, eps, t, schedule)
         prediction = engine.module(x_t, t.to(engine.device, torch.float32), ids)
-        loss = (prediction - target(x0, eps, t, schedule, config.objective.predict)).square().mean()
-        engine.update(step, loss)
+        squares = (prediction - target(x0, eps, t, schedule, config.objective.predict)).square()
+        engine.tally(by_noise_level(squares.detach().mean((1, 2, 3)), t, schedule.T))
+        engine.update(step, squares.mean())
         if engine.crossed(config.sample_every):
             average = engine.average()
             if is_main():

@@ -1,0 +1,166 @@
+"""Which curves each family's log holds, and what they mean: dicts to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Scale = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One plot over images seen.
+
+    columns: {column: label}; `evaluation/NAME` is a column of evaluation.csv, all others are of log.csv.
+    meaning: one sentence.  scale: log where values are positive and span decades.  smooth: whether an average is drawn.
+    zero: whether the axis begins there.
+    """
+
+    title: str
+    columns: dict[str, str]
+    meaning: str
+    scale: Scale = "linear"
+    smooth: bool = True
+    zero: bool = False
+
+
+QUARTERS = {
+    "mse_quarter1": "least noise",
+    "mse_quarter2": "second quarter",
+    "mse_quarter3": "third quarter",
+    "mse_quarter4": "most noise",
+}
+BY_NOISE = Curve(
+    "Loss by noise level",
+    QUARTERS,
+    "Mean square error of the prediction, for each quarter of the time from image to noise.",
+    "log",
+)
+CURVES: dict[str, tuple[Curve, ...]] = {
+    "ddpm": (
+        Curve(
+            "Diffusion loss",
+            {"loss": "weighted", "mse": "plain"},
+            "Mean square error of the prediction over all noise levels, as weighted in training and without weights.",
+            "log",
+        ),
+        BY_NOISE,
+    ),
+    "text2image": (
+        Curve("Diffusion loss", {"loss": "loss"}, "Mean square error of the prediction over all noise levels.", "log"),
+        BY_NOISE,
+    ),
+    "dcgan": (
+        Curve(
+            "Losses of the players",
+            {"d_loss": "discriminator", "g_loss": "generator"},
+            "Each player's own error function; they pull against each other, so neither need fall.",
+        ),
+        Curve(
+            "Accuracy of the discriminator",
+            {"d_accuracy_real": "on real", "d_accuracy_fake": "on generated"},
+            "Share of images it takes for what they are: near 1 on both, the generator learns little.",
+        ),
+        Curve(
+            "Spread of generated images",
+            {"spread": "spread"},
+            "Their deviation as a part of the real images': far below 1, too many look the same.",
+        ),
+    ),
+    "vae": (
+        Curve(
+            "Evidence lower bound",
+            {
+                "bits_per_dim": "in training",
+                "evaluation/train_bits_per_dim": "averaged weights",
+                "evaluation/held_out_bits_per_dim": "held-out images",
+            },
+            "The negative bound in bits per dimension, an upper limit of what the image costs: lower is better.",
+        ),
+        Curve(
+            "Reconstruction term",
+            {
+                "reconstruction": "in training",
+                "evaluation/train_reconstruction": "averaged weights",
+                "evaluation/held_out_reconstruction": "held-out images",
+            },
+            "Bits per dimension that the image costs when its latent is known.",
+        ),
+        Curve(
+            "KL term",
+            {
+                "kl": "in training",
+                "evaluation/train_kl": "averaged weights",
+                "evaluation/held_out_kl": "held-out images",
+            },
+            "Bits per dimension that the latent costs; at 0 the decoder ignores it.",
+            "log",
+        ),
+        Curve("Loss", {"loss": "loss"}, "What is minimised: nats per number of the image, with beta and free bits."),
+        Curve("Square error", {"mse": "mse"}, "Mean square error of the reconstruction, pixels in [-1, 1].", "log"),
+        Curve(
+            "Sigma",
+            {"evaluation/train_sigma": "averaged weights", "evaluation/held_out_sigma": "held-out images"},
+            "Deviation of the pixels around their reconstruction, by which the bound is measured.",
+        ),
+    ),
+    "classifier": (
+        Curve(
+            "Cross-entropy",
+            {"loss": "in training", "evaluation/cross_entropy": "held-out images"},
+            "Nats that the right class costs; in training with smoothed labels and augmented images.",
+            "log",
+        ),
+        Curve(
+            "Accuracy",
+            {"accuracy": "in training", "evaluation/accuracy": "held-out images"},
+            "Share of images whose most likely class is the right one.",
+        ),
+        Curve(
+            "Calibration error",
+            {"evaluation/calibration_error": "held-out images"},
+            "Mean distance between how sure the model is and how often it is right.",
+        ),
+    ),
+    "autoencoder": (
+        Curve("Loss", {"loss": "loss"}, "The weighted sum of all terms.", "log"),
+        Curve(
+            "Distance from the image",
+            {"l1": "pixels", "gradient": "edges"},
+            "Mean absolute error of pixels, and of differences between neighbours.",
+            "log",
+        ),
+        Curve("Structural similarity", {"ssim": "SSIM"}, "1 where the reconstruction equals the image."),
+        Curve("PSNR", {"psnr": "PSNR"}, "Decibels between the image and its reconstruction: higher is better."),
+        Curve("KL term", {"kl": "KL"}, "Nats per number of the image that the latent differs from a normal one."),
+    ),
+}
+# What every run logs, last.
+COMMON: tuple[Curve, ...] = (
+    Curve(
+        "Learning rate",
+        {"lr": "learning rate"},
+        "Of the optimiser, at the last step before the row.",
+        smooth=False,
+        zero=True,
+    ),
+    Curve("Speed", {"images_per_second": "images/s"}, "Images per second, samples and saving included.", zero=True),
+    Curve(
+        "Gradient norm",
+        {"gradient_norm": "all weights", "d_gradient_norm": "discriminator", "g_gradient_norm": "generator"},
+        "Before it is clipped: a rise tells of steps that are too long.",
+        "log",
+    ),
+)
+
+
+def curves_of(family: str, columns: Iterable[str]) -> list[Curve]:
+    """The family's curves, and one for each column that none of them knows: nothing that was logged is hidden."""
+    known = [*CURVES.get(family, ()), *COMMON]
+    named = {name for curve in known for name in curve.columns}
+    rest = sorted(name for name in columns if name not in named)
+    own = [Curve(name.rpartition("/")[2].replace("_", " "), {name: name}, f"Column {name}.") for name in rest]
+    cut = len(known) - len(COMMON)
+    return [*known[:cut], *own, *known[cut:]]

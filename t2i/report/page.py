@@ -1,0 +1,182 @@
+"""The report: one page that needs nothing else. Its frame is page.html; what comes from runs is escaped here.
+
+The page forbids itself the network, and any script but its own (whose hash it carries), by a Content-Security-Policy.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from t2i import __version__
+from t2i.report.facts import config_rows, config_text, environment_rows, metric_rows, number, summary_rows
+from t2i.report.lines import HALF_LIFE, Plot, plots
+from t2i.report.plots import DARK, LIGHT, Theme, inline_svg
+from t2i.report.runs import Run
+from t2i.report.samples import Picture, pictures
+
+Rows = list[tuple[str, list[str]]]  # what, and its value in each column
+
+
+def build(runs: Sequence[Run], now: datetime) -> str:
+    """The whole page for these runs, as HTML."""
+    families = {
+        family: [run for run in runs if run.family == family] for family in dict.fromkeys(r.family for r in runs)
+    }
+    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    script = re.search("<script>(.*?)</script>", frame, re.DOTALL)
+    assert script is not None
+    drawn = {family: plots(some) for family, some in families.items()}
+    parts = {
+        "hash": base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode(),
+        "marker": marker(runs),
+        "light": _variables(LIGHT),
+        "dark": _variables(DARK),
+        "title": escape(", ".join(run.name for run in runs)),
+        "made": f"{now:%Y-%m-%d %H:%M} UTC, t2i {escape(__version__)}",
+        "half-life": f"{100 * HALF_LIFE:g}\u00a0%",
+        "runs": _summary(runs, families),
+        "curves": _curves(drawn),
+        "samples": _samples(runs),
+        "metrics": _section("Metrics", metric_rows(runs), runs),
+        "config": _config(families),
+        "environment": _environment(runs),
+    }
+    return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
+
+
+def marker(runs: Sequence[Run]) -> str:
+    """What a report, page or plot, says it is about: the names of its runs, the same text in HTML, SVG and PNG."""
+    names = json.dumps([run.name for run in runs])
+    return "t2i report on " + re.sub("[<>&']", lambda match: f"\\u{ord(match[0]):04x}", names)
+
+
+def _variables(theme: Theme) -> str:
+    lines = "".join(f"--line{k}:{colour};" for k, colour in enumerate(theme.lines))
+    return f"--ink:{theme.ink};--quiet:{theme.quiet};--grid:{theme.grid};--paper:{theme.paper};{lines}"
+
+
+def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
+    rows = summary_rows(runs)
+    if len(runs) == 1:
+        facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, (value,) in rows)
+        return f'<dl class="facts">{facts}</dl>'
+    places = [families[run.family].index(run) if len(families[run.family]) > 1 else None for run in runs]
+    heads = [("" if k is None else _swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
+    return _table(heads, rows)
+
+
+def _curves(drawn: dict[str, list[Plot]]) -> str:
+    """The plots of each family, and their numbers as JSON, which the script reads out under the pointer."""
+    parts, data, count = [], {}, 0
+    for family, some in drawn.items():
+        if len(drawn) > 1:
+            parts.append(f"<h3>{escape(family)}</h3>")
+        figures = []
+        for plot in some:
+            key = f"plot{(count := count + 1)}"
+            svg, frame = inline_svg(plot, key)
+            data[key] = {"title": plot.title, "frame": frame, "lines": [_line(line) for line in plot.lines]}
+            figures.append(_figure(plot, key, svg))
+        parts.append(f'<div class="plots">{"".join(figures)}</div>' if figures else "<p>Nothing is logged yet.</p>")
+    return "".join(parts) + _json("curves", data)
+
+
+def _line(line: Any) -> dict[str, Any]:
+    columns = {"x": line.x, "y": line.y, "mean": line.mean}
+    return {"label": line.label} | {name: [float(f"{v:.6g}") for v in values] for name, values in columns.items()}
+
+
+def _figure(plot: Plot, key: str, svg: str) -> str:
+    legend = "".join(
+        f"<li>{_swatch(line.place)}{escape(line.label)} <b>{escape(number(line.mean[-1]))}</b></li>"
+        for line in plot.lines
+    )
+    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{key}-title {key}-meaning"', 1)
+    return (
+        f'<figure id="{key}"><figcaption><h4 id="{key}-title">{escape(plot.title)}</h4>'
+        f'<p id="{key}-meaning">{escape(plot.meaning)}</p></figcaption>'
+        f'<ul class="legend">{legend}</ul><div class="frame">{svg}<i hidden></i></div></figure>'
+    )
+
+
+def _swatch(place: int) -> str:
+    return f'<span class="swatch" style="background:var(--line{place % len(LIGHT.lines)})"></span>'
+
+
+def _samples(runs: Sequence[Run]) -> str:
+    """The newest sheet of each run, and all of them as JSON for the slider."""
+    shown = [(run, found) for run in runs if (found := pictures(run))]
+    if not shown:
+        return "<p>There are no samples.</p>"
+    stops = sorted({picture.images for _, found in shown for picture in found})
+    top, disabled = len(stops) - 1, " disabled" if len(stops) == 1 else ""
+    slider = (
+        f'<label class="slider"><span>After <output id="stop">{stops[-1]:,}</output> images</span>'
+        f'<input id="slider" type="range" min="0" max="{top}" step="1" value="{top}"{disabled}'
+        f' aria-label="Images seen" aria-valuetext="{stops[-1]:,} images"></label>'
+    )
+    sheets = "".join(_sheet(k, run, found[-1]) for k, (run, found) in enumerate(shown))
+    data = {
+        "stops": stops,
+        "runs": [
+            {"name": run.name, "images": [p.images for p in found], "uris": [p.uri for p in found]}
+            for run, found in shown
+        ],
+    }
+    return f'{slider}<div class="sheets">{sheets}</div>' + _json("samples", data)
+
+
+def _sheet(k: int, run: Run, picture: Picture) -> str:
+    alt = f"Samples of {run.name} after {picture.images:,} images"
+    return (
+        f'<figure class="sheet" style="width:min(100%,{picture.shown}px)"><figcaption><b>{escape(run.name)}</b>'
+        f' <span id="at{k}">{picture.images:,} images</span></figcaption>'
+        f'<img id="sheet{k}" src="{picture.uri}" alt="{escape(alt)}"'
+        f' width="{picture.width}" height="{picture.height}"></figure>'
+    )
+
+
+def _config(families: dict[str, list[Run]]) -> str:
+    parts = []
+    for family, some in families.items():
+        if len(some) > 1 and (rows := config_rows(some)):
+            parts.append(f"<h3>What differs{f' ({escape(family)})' if len(families) > 1 else ''}</h3>")
+            parts.append(_table([escape(run.name) for run in some], rows))
+        for run in some:
+            text = f"<pre>{escape(config_text(run))}</pre>"
+            parts.append(f"<details><summary>{escape(run.name)}: the whole config</summary>{text}</details>")
+    return "".join(parts)
+
+
+def _environment(runs: Sequence[Run]) -> str:
+    heads, rows = environment_rows(runs)
+    return _table([escape(head) for head in heads], rows) if rows else "<p>Not recorded.</p>"
+
+
+def _section(title: str, rows: Rows, runs: Sequence[Run]) -> str:
+    return f"<section><h2>{title}</h2>{_table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
+
+
+def _table(heads: Iterable[str], rows: Rows) -> str:
+    """heads: HTML.  rows: text, escaped here.  It scrolls by itself where it is too wide for the screen."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
+        for name, values in rows
+    )
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>'  # the tabindex lets the keyboard scroll it
+
+
+def _json(name: str, data: Any) -> str:
+    """Data for the script; no text in it can end the element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'

@@ -1,0 +1,189 @@
+"""Plots by matplotlib: as SVG that takes its colours from the page it stands in, and as PNG and SVG files.
+
+Figures are made by hand, without pyplot: there is no current figure, no window, and nothing that outlives a call.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from t2i.report.lines import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 5.0, 3.0  # inches of 72 SVG units
+DPI = 200  # of a PNG
+FEW = 30  # rows up to which each is marked by a dot
+STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))  # of lines for which no colour is left
+
+# First digits of the numbers on a log axis whose ends are less than so many times apart; beyond, powers of ten.
+LOG_TICKS = {4: (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 100: (1, 2, 5), 1000: (1, 3)}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a plot: of text, of quieter text, of the grid, of the ground, and of lines in turn."""
+
+    ink: str
+    quiet: str
+    grid: str
+    paper: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "#1d2127", "#5c6570", "#e4e7eb", "#ffffff", ("#1663b0", "#c2500f", "#187a55", "#8543b5", "#94700a", "#5a6672")
+)
+DARK = Theme(
+    "#e7eaee", "#9aa4b0", "#2d333b", "#15181c", ("#6db3f7", "#f59a66", "#5cc79c", "#c79df3", "#dcb84c", "#a6b1bd")
+)
+THEMES = {"": LIGHT, "-dark": DARK}  # by what is added to a file's name
+
+# In a page colours are the page's own, by CSS variable: these stand for them while matplotlib draws.
+_PAGE = Theme("#000001", "#000002", "#000003", "none", tuple(f"#00001{k}" for k in range(len(LIGHT.lines))))
+_VARIABLES = {_PAGE.ink: "--ink", _PAGE.quiet: "--quiet", _PAGE.grid: "--grid"} | {
+    colour: f"--line{k}" for k, colour in enumerate(_PAGE.lines)
+}
+
+
+def inline_svg(plot: Plot, key: str) -> tuple[str, list[float]]:
+    """An <svg> element for HTML: no header, no address of anything, ids that begin with the key.
+
+    Also the frame within it: left and right edge as parts of its width, and the images seen that stand there.
+    """
+    with _own_style():
+        figure = draw(plot, _PAGE, legend=False)
+        svg = _render(figure, "svg").decode()
+    frame = figure.axes[0].get_position()  # after drawing, which lays out
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    svg = re.sub("#0000[01][0-9]", lambda match: f"var({_VARIABLES[match[0]]})", svg).strip()
+    return svg, [frame.x0, frame.x1, *figure.axes[0].get_xlim()]
+
+
+def render_all(plots: Sequence[Plot], note: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each plot as PNG and SVG, for light ground and for dark.  note: goes into their metadata."""
+    for plot in plots:
+        for ending, theme in THEMES.items():
+            with _own_style():
+                figure = draw(plot, theme, legend=True)
+                made = [(f"{plot.key}{ending}.{kind}", _render(figure, kind, note)) for kind in ("png", "svg")]
+            yield from made
+
+
+def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
+    """The plot as a figure of its own: faint what was logged, strong its moving average."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), facecolor=theme.paper, layout="constrained")
+    axes = figure.add_subplot(facecolor="none")
+    few = all(len(line.x) <= FEW for line in plot.lines)
+    for line in plot.lines if plot.smooth and not few else ():
+        axes.plot(line.x, line.y, color=theme.lines[line.place % len(theme.lines)], alpha=0.28, linewidth=0.8)
+    for line in plot.lines:
+        turn, k = divmod(line.place, len(theme.lines))
+        marks: dict[str, Any] = {"marker": "o", "markersize": 3} if len(line.x) <= FEW else {}
+        style = STYLES[turn % len(STYLES)]
+        axes.plot(line.x, line.mean, color=theme.lines[k], linewidth=1.6, linestyle=style, **marks)
+    _dress(axes, plot, theme)
+    if legend:
+        _name(figure, plot, theme)
+    return figure
+
+
+def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
+    """A title above, and below which line is which."""
+    figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=11, parse_math=False)
+    labels = [line.label for line in plot.lines]
+    columns = max(1, min(len(labels), 60 // (4 + max(map(len, labels)))))
+    figure.set_figheight(HEIGHT + 0.17 * (len(labels) // columns))
+    legend = figure.legend(
+        handles=figure.axes[0].get_lines()[-len(labels) :],
+        labels=["line"] * len(labels),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=theme.quiet,
+        handlelength=1.5,
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)  # a run's name is no formula, and may begin with _, which a legend leaves out
+        text.set_text(label)
+
+
+def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
+    """Axes as quiet as they can be: a grid across, numbers one can read, nothing around."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    axes.set_xlabel("images seen", color=theme.quiet, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    if plot.scale == "log":
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(_log_ticks(high / low))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if plot.zero:
+            axes.set_ylim(bottom=0, top=1.1 * max(line.y.max() for line in plot.lines) or 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
+    axes.grid(True, axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=theme.quiet, labelsize=9)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(theme.grid)
+
+
+def _log_ticks(ratio: float) -> Any:
+    """Where a log axis has numbers: about five, of few digits, however far it reaches."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if ratio < 1.6:
+        return MaxNLocator(5)
+    for most, digits in LOG_TICKS.items():
+        if ratio < most:
+            return LogLocator(subs=digits)
+    return LogLocator(numticks=6)
+
+
+def short(number: float) -> str:
+    """4.2k, 620k, 1.5M: a number of images on an axis."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:g}"
+
+
+def _render(figure: Figure, kind: str, note: str = "") -> bytes:
+    """The figure's bytes, the same for the same figure: no date, no random ids; text stays text."""
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Software": note} if kind == "png" else {"Date": None, "Creator": note or None}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script that it lacks
+        figure.savefig(buffer, format=kind, dpi=DPI if kind == "png" else 72, metadata=metadata)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """Plots look the same whatever the user's matplotlibrc says; text in an SVG stays text."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "t2i", "svg.fonttype": "none"})
+        yield

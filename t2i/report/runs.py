@@ -1,0 +1,185 @@
+"""A run folder as a report sees it: read once, while it may still be written.
+
+A row that is half written, or a file that is damaged or not there yet, is left out, and nothing stops.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2i.config import parse_yaml
+from t2i.errors import ConfigError, UsageError
+
+Columns = dict[str, np.ndarray]  # float64, one number per row; NaN where a cell is empty
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the format's own limit
+NOT_TRAINED = (".running_mean", ".running_var", ".num_batches_tracked", "._u", "._v")  # of batch and spectral norm
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known about one run.
+
+    log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
+    samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
+    parameters: trained numbers, None before the first checkpoint.  written: when its log was last.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    log: Columns
+    evaluation: Columns = field(default_factory=dict)
+    samples: list[tuple[int, Path]] = field(default_factory=list)
+    environment: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    written: datetime | None = None
+
+    @property
+    def family(self) -> str:
+        return str(self.config.get("family", "unknown"))
+
+    @property
+    def total(self) -> int:
+        """Images that the config asks for, 0 where it does not say."""
+        images = self.config.get("images")
+        return images if isinstance(images, int) else 0
+
+    @property
+    def images_seen(self) -> int:
+        """Up to the newest row of the log."""
+        return int(self.log["images"][-1]) if self.log else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time the logged images took; nan where the log does not say."""
+        if not {"images", "images_per_second"} <= self.log.keys():
+            return math.nan
+        seen, rate = np.diff(self.log["images"], prepend=0), self.log["images_per_second"]
+        return float(np.sum(seen[rate > 0] / rate[rate > 0]))
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in these folders; of several with one name each gets its parent's before it.
+
+    Raises UsageError for a folder that is no run, and for one that is given twice.
+    """
+    found = [path.resolve() for path in paths]
+    twice = [path for path, n in Counter(found).items() if n > 1]
+    if twice:
+        raise UsageError(f"{twice[0].name} is given twice", "give each run folder once")
+    names = Counter(path.name for path in found)
+    return [
+        read_run(given, path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}")
+        for given, path in zip(paths, found, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read one run folder.  Raises UsageError where there is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        what = "is no run folder: it has no config.yaml" if folder.exists() else "is not there"
+        raise UsageError(f"{folder} {what}", "t2i train writes them: runs/NAME, or what --run said")
+    try:
+        config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ConfigError) as e:
+        raise UsageError(f"{path} cannot be read: {e}") from None
+    log = folder / "log.csv"
+    return Run(
+        name=name or folder.resolve().name,
+        path=folder,
+        config=config,
+        log=read_numbers(log),
+        evaluation=read_numbers(folder / "evaluation.csv"),
+        samples=sorted((int(p.stem), p) for p in folder.glob("samples/*.png") if p.stem.isdigit()),
+        environment=_environment(folder),
+        facts=_numbers(_json(folder / "export" / "facts.json", {})),
+        parameters=_parameters(folder),
+        written=datetime.fromtimestamp(log.stat().st_mtime, UTC) if log.is_file() else None,
+    )
+
+
+def read_numbers(path: Path) -> Columns:
+    """The columns of a CSV file of numbers whose first is `images`; empty where there is no whole row.
+
+    A row without its line end is still being written; one that is no row of numbers is passed over.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError:
+        return {}
+    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1])) or [[]]
+    whole = [numbers for row in rows if (numbers := _row(row, len(header)))]
+    if header[:1] != ["images"] or not whole:
+        return {}
+    return dict(zip(header, np.array(whole, dtype=np.float64).T, strict=True))
+
+
+def _row(cells: list[str], length: int) -> list[float] | None:
+    try:
+        numbers = [float(cell) if cell else math.nan for cell in cells]
+    except ValueError:
+        return None
+    return numbers if len(cells) == length and math.isfinite(numbers[0]) else None
+
+
+def _environment(folder: Path) -> list[dict[str, Any]]:
+    """What computed the run; of a run that an older version began, what its checkpoint says."""
+    entries = _json(folder / "environment.json", [])
+    if (
+        isinstance(entries, list)
+        and entries
+        and all(isinstance(e, dict) and isinstance(e.get("since"), int) for e in entries)
+    ):
+        return entries
+    state = _json(_newest(folder) / "state.json", {})
+    known = {key: state[key] for key in ("torch", "processes", "threads", "precision") if key in state}
+    return [{"since": 0, **known}] if known else []
+
+
+def _newest(folder: Path) -> Path:
+    """The newest checkpoint, or a path where there is nothing."""
+    found = [p for p in folder.glob("checkpoints/*") if p.name.isdigit()]
+    return max(found, key=lambda p: int(p.name), default=folder / "checkpoints" / "none")
+
+
+def _parameters(folder: Path) -> int | None:
+    """Counted from the shapes in the head of a checkpoint's model; its numbers are not read."""
+    try:
+        with (_newest(folder) / "model.safetensors").open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(min(size, MAX_HEADER_BYTES)))
+        tensors = {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
+        return sum(math.prod(shape) for name, shape in tensors.items() if not name.endswith(NOT_TRAINED))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _json(path: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return otherwise
+
+
+def _numbers(values: Any, prefix: str = "") -> dict[str, float]:
+    """Numbers of nested values by dotted name; lists (per class, confusion) are left to the file itself."""
+    found: dict[str, float] = {}
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = value
+    return found

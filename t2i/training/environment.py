@@ -1,0 +1,54 @@
+"""What computed a run: versions, device, processes, precision. Never a user, a host, a path or a token."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from t2i import __version__, files
+
+
+def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
+    """As plain JSON values."""
+    return {
+        "t2i": __version__,
+        **{name: version(name) for name in ("torch", "diffusers", "accelerate")},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9R14`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def write_environment(path: Path, images_seen: int, facts: dict[str, Any]) -> None:
+    """Add an entry, `since` images seen, where the newest one that still counts says something else."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for entry in entries if entry["since"] < images_seen]
+    except (OSError, ValueError, TypeError, KeyError):
+        entries = []  # a run of an older version, or a damaged file: nothing depends on it
+    if not entries or entries[-1] != {"since": entries[-1]["since"], **facts}:
+        entries.append({"since": images_seen, **facts})
+    files.write(json.dumps(entries, indent=1).encode(), path, overwrite=True)

@@ -1,0 +1,56 @@
+"""A log of numbers as CSV that is valid at every moment: rows are appended, and may bring new columns."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Append a row; the first one gives the columns.
+
+    Columns that the file does not have yet (it was begun by an older version) are added to it, empty in the rows
+    before; those that this row does not have are empty in it.
+    """
+    columns = _columns(path)
+    new = [name for name in row if name not in columns]
+    if new:
+        _write(path, columns + new, read(path))
+    with path.open("a", newline="") as f:
+        csv.DictWriter(f, columns + new, restval="").writerow(row)
+
+
+def rewind(path: Path, images_seen: int) -> None:
+    """Drop the rows after so many images, and any that was not finished."""
+    _write(
+        path,
+        _columns(path),
+        [row for row in read(path) if None not in row.values() and int(row["images"]) <= images_seen],
+    )
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows, oldest first; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def _columns(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as f:
+        return next(csv.reader(f), [])
+
+
+def _write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as f:
+        writer = csv.DictWriter(f, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
