@@ -133,6 +133,21 @@ def test_metrics_are_those_of_the_export_or_the_newest_evaluation(tmp_path: Path
     assert "confusion" not in page.text
 
 
+def test_a_classifiers_answers_by_class(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", some_log(), family="classifier")
+    (run / "export").mkdir()
+    facts, classes = run / "export" / "facts.json", run / "export" / "classes.json"
+    facts.write_text(json.dumps({"confusion": [[30, 10], [0, 5]]}))
+    classes.write_text(json.dumps({"classes": ["cat", "<b>dog"]}))
+    page = page_of(run, folder=tmp_path)
+    shares = [attributes["style"] for name, attributes in page.tags if "--share" in str(attributes.get("style"))]
+    assert shares == ["--share:75.0%", "--share:25.0%", "--share:0.0%", "--share:100.0%"]
+    assert "75.0" in page.text
+    assert page.text.count("<b>dog") == 2
+    classes.write_text(json.dumps({"classes": ["cat"]}))  # of another model
+    assert "Answers by class" not in page_of(run, folder=tmp_path).text
+
+
 # A run in any state
 
 
@@ -402,6 +417,7 @@ def test_every_familys_run(family: str, makers: dict[str, Callable[..., Any]], t
     (entry,) = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert entry["t2i"] in page.text
     assert entry["device"] in page.text
+    assert ("Answers by class" in page.text) == (family == "classifier")
 
 
 def test_parameters_are_counted_without_reading_them(makers: dict[str, Callable[..., Any]], tmp_path: Path) -> None:

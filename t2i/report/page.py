@@ -45,7 +45,7 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "runs": _summary(runs, families),
         "curves": _curves(drawn),
         "samples": _samples(runs),
-        "metrics": _section("Metrics", metric_rows(runs), runs),
+        "metrics": _section("Metrics", metric_rows(runs), runs) + _confusions(runs),
         "config": _config(families),
         "environment": _environment(runs),
     }
@@ -163,6 +163,32 @@ def _environment(runs: Sequence[Run]) -> str:
 
 def _section(title: str, rows: Rows, runs: Sequence[Run]) -> str:
     return f"<section><h2>{title}</h2>{_table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
+
+
+def _confusions(runs: Sequence[Run]) -> str:
+    """What classifiers answer, class by class, as parts of the images of each true class."""
+    parts = []
+    for run in runs:
+        if run.confusion:
+            classes, counts = run.confusion
+            head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
+            rows = "".join(
+                f'<tr><th scope="row">{escape(name)}</th>{"".join(_share(n, sum(row)) for n in row)}</tr>'
+                for name, row in zip(classes, counts, strict=True)
+            )
+            table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            parts.append(f'<h3>{escape(run.name)}</h3><div class="wide confusion" tabindex="0">{table}</div>')
+    meaning = (
+        '<p class="quiet">Of the held-out images of a class (row), how many of 100 were taken for which (column).</p>'
+    )
+    return f"<section><h2>Answers by class</h2>{meaning}{''.join(parts)}</section>" if parts else ""
+
+
+def _share(count: int, total: int) -> str:
+    """A cell of a confusion matrix, the darker the more."""
+    part = count / total if total else 0.0
+    text = f"{100 * part:.1f}" if count else ""
+    return f'<td style="--share:{100 * part:.1f}%">{text}</td>'
 
 
 def _table(heads: Iterable[str], rows: Rows) -> str:

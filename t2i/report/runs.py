@@ -32,6 +32,7 @@ class Run:
 
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
     samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
+    confusion: of a classifier, the classes, and images by true class (rows) and answer (columns).
     parameters: trained numbers, None before the first checkpoint.  written: when its log was last.
     """
 
@@ -43,6 +44,7 @@ class Run:
     samples: list[tuple[int, Path]] = field(default_factory=list)
     environment: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    confusion: tuple[list[str], list[list[int]]] | None = None
     parameters: int | None = None
     written: datetime | None = None
 
@@ -106,6 +108,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         samples=sorted((int(p.stem), p) for p in folder.glob("samples/*.png") if p.stem.isdigit()),
         environment=_environment(folder),
         facts=_numbers(_json(folder / "export" / "facts.json", {})),
+        confusion=_confusion(folder / "export"),
         parameters=_parameters(folder),
         written=datetime.fromtimestamp(log.stat().st_mtime, UTC) if log.is_file() else None,
     )
@@ -147,6 +150,16 @@ def _environment(folder: Path) -> list[dict[str, Any]]:
     state = _json(_newest(folder) / "state.json", {})
     known = {key: state[key] for key in ("torch", "processes", "threads", "precision") if key in state}
     return [{"since": 0, **known}] if known else []
+
+
+def _confusion(export: Path) -> tuple[list[str], list[list[int]]] | None:
+    """None where there is none, or where it does not fit the classes."""
+    try:
+        matrix, classes = _json(export / "facts.json", {})["confusion"], _json(export / "classes.json", {})["classes"]
+        names, counts = [str(name) for name in classes], [[int(n) for n in row] for row in matrix]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (names, counts) if [len(row) for row in counts] == [len(names)] * len(names) else None
 
 
 def _newest(folder: Path) -> Path:
