@@ -31,6 +31,7 @@ import t2i
 from t2i.config import Run, load_config
 from t2i.errors import CheckpointError, Terminated
 from t2i.training.engine import Engine
+from t2i.training.environment import idle_cores
 from t2i.training.run import Launch, RunFolder
 
 Make = Callable[..., Any]  # changes -> config
@@ -409,3 +410,28 @@ def test_the_environment_is_recorded_once_and_again_when_it_changes(
     (run / "environment.json").write_text("[")  # damaged: nothing depends on it
     train(settings, run)
     assert [entry["since"] for entry in json.loads((run / "environment.json").read_text())] == [24]
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "threads", "env", "said"),
+    [
+        (
+            "cpu",
+            1,
+            1,
+            {"ACCELERATE_MIXED_PRECISION": "no"},
+            "1 thread of 8 cores; accelerate launch --cpu, or OMP_NUM_THREADS=8",
+        ),
+        ("cpu", 2, 1, {"ACCELERATE_MIXED_PRECISION": "no"}, "OMP_NUM_THREADS=4"),
+        ("cpu", 8, 1, {"ACCELERATE_MIXED_PRECISION": "no"}, None),
+        ("cpu", 1, 8, {"ACCELERATE_MIXED_PRECISION": "no"}, None),
+        ("cuda", 1, 1, {"ACCELERATE_MIXED_PRECISION": "no"}, None),
+        ("cpu", 1, 1, {}, None),  # the user's own choice
+    ],
+)
+def test_cores_that_a_launcher_leaves_idle_are_told(
+    device: str, processes: int, threads: int, env: dict[str, str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    note = idle_cores(torch.device(device), processes, threads, env)
+    assert note is None if said is None else note is not None and said in note

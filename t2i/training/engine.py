@@ -33,7 +33,7 @@ from t2i.processes import processes
 from t2i.randomness import derive_seed
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.ema import Ema
-from t2i.training.environment import environment, write_environment
+from t2i.training.environment import environment, idle_cores, write_environment
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
 from t2i.training.run import Launch, RunFolder, say
 from t2i.training.sharding import average_gradients, like, whole
@@ -158,6 +158,8 @@ class Engine:
         self._signals = Signals()
         self._resume(launch.force)
         if self.accelerator.is_main_process:
+            if note := idle_cores(self.device, self.accelerator.num_processes, torch.get_num_threads()):
+                say(note)
             write_environment(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
 
     def steps(self) -> Iterator[Step]:

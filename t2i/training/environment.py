@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,21 @@ def device_name(device: torch.device) -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "CPU"
+
+
+def idle_cores(device: torch.device, processes: int, threads: int, env: Mapping[str, str] = os.environ) -> str | None:
+    """What to say where a launcher leaves most of a CPU idle; None: nothing.
+
+    `accelerate launch` gives each process one thread, unless told `--cpu` or a number.
+    """
+    cores = os.cpu_count() or 1
+    launched = "ACCELERATE_MIXED_PRECISION" in env  # which its launcher sets
+    if device.type != "cpu" or not launched or threads > 1 or processes >= cores:
+        return None
+    each = cores // processes
+    return (
+        f"note: computing with 1 thread of {cores} cores; accelerate launch --cpu, or OMP_NUM_THREADS={each}, takes all"
+    )
 
 
 def write_environment(path: Path, images_seen: int, facts: dict[str, Any]) -> None:
