@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 CLASSES_FILE = "classes.json"
 KINDS = ("DDPMPipeline", "DDIMPipeline")
 SAMPLER, SPACING, STEPS = "dpm++2m", "trailing", 20
+BATCH = 64  # pictures drawn at once, unless said
 
 
 class DDPM:
@@ -129,7 +130,7 @@ class DDPM:
         guidance: float = 1.0,
         *,
         spacing: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> list[Image]:
         """Draw `batch` pictures; picture k has seed + k, whatever is drawn beside it.
 
@@ -192,10 +193,10 @@ class DDPM:
                 "choose ddim, dpm++2m, heun or euler",
             )
 
+        way = great_circle(a, b, count).to(self.unet.device)
         drawn: list[Image] = []
-        for part in torch.arange(count).split(64):
-            x_T = great_circle(a, b, count)[part].to(self.unet.device)
-            *_, (_, x, _) = self._walk(x_T, fresh, None if labels is None else labels[part], **settings)
+        for part in torch.arange(count).split(BATCH):
+            *_, (_, x, _) = self._walk(way[part], fresh, None if labels is None else labels[part], **settings)
             drawn += images.from_tensor(x.cpu())
         return drawn
 
