@@ -1,6 +1,6 @@
 """Can someone who never saw the model name what it draws? Makes the sheet to show, and counts the answers.
 
-    python scripts/naming_test.py sheet.png                             # the 35 pictures of the grid, shuffled, no labels
+    python scripts/naming_test.py sheet.png                             # the 35 pictures of the grid, in random order
     python scripts/naming_test.py sheet.png --answers "1=house, 2=dog"  # how many are right, and which are not
 
 Whoever looks knows the seven words, and neither the order nor how often each comes.
