@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,4 +30,21 @@ def processes() -> PartialState:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        _part_at_exit()
+    return state
+
+
+@cache
+def _part_at_exit() -> None:
+    """Leave the group while the interpreter lives: a thread of gloo's that then frees a tensor aborts the process."""
+
+    def part() -> None:
+        import torch
+
+        gc.collect()  # a network wrapped for several processes holds the group, and so its threads
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(part)

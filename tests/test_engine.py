@@ -564,41 +564,45 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
 
 DRIVER = """
-import sys
+import atexit, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 from test_engine import TARGET, config, data, start
 from t2i.errors import NonFinite
 
-run, fault = Path(sys.argv[1]), int(sys.argv[2])
-engine = start(config(batch=4, log_every=8), run)
-try:
-    for step in engine.steps():
-        x = data(step)[step.share]
-        loss = (engine.module(x) - x @ TARGET.T).square().mean()
-        if step.index == fault and engine.rank == 1:
-            loss = loss * float("nan")
-        engine.update(step, loss)
-except NonFinite as e:
-    (run / f"rank{{engine.rank}}.txt").write_text(e.message)
-torch.distributed.destroy_process_group()
+def main(run, fault):
+    engine = start(config(batch=4, log_every=8), run)
+    try:
+        for step in engine.steps():
+            x = data(step)[step.share]
+            loss = (engine.module(x) - x @ TARGET.T).square().mean()
+            if step.index == fault and engine.rank == 1:
+                loss = loss * float("nan")
+            engine.update(step, loss)
+    except NonFinite as e:
+        (run / f"rank{{engine.rank}}.txt").write_text(e.message)
+
+atexit.register(lambda: print("parted" if not torch.distributed.is_initialized() else "left"))  # runs last
+main(Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-def launch_two(tmp_path: Path, *arguments: str) -> None:
+def launch_two(tmp_path: Path, *arguments: str) -> str:
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver)]
     env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_two_processes_log_what_one_does_and_stop_together(tmp_path: Path) -> None:
     """The log is of the global batch; a NaN on one of two processes stops both, with its images named (FAULTS 11)."""
-    launch_two(tmp_path, str(tmp_path / "two"), "6")
+    printed = launch_two(tmp_path, str(tmp_path / "two"), "6")
+    assert printed.split() == ["parted", "parted"], "a group that outlives the interpreter can abort it"
     one = start(config(batch=4, log_every=8), tmp_path / "one")
     run_all(one)
     ours, theirs = read_log(tmp_path / "one"), read_log(tmp_path / "two")

@@ -28,6 +28,7 @@ from t2i.pipelines import limits
 from t2i.pipelines.classes import Labels, label_numbers
 from t2i.pipelines.ddpm_scheduler import read_scheduler
 from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.model import draw_batches
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.zoo import read_json
 
@@ -139,14 +140,8 @@ class DDPM:
         guidance: 1 or less is off.  batch_size: how many are drawn at once.
         Raises UsageError, NonFinite.
         """
-        numbers = self.label_numbers(batch, labels)
-        drawn: list[Image] = []
-        for begin in range(0, batch, batch_size):
-            part = range(begin, min(begin + batch_size, batch))
-            some = None if numbers is None else numbers[part.start : part.stop]
-            settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "spacing": spacing}
-            drawn += self.draw([seed + k for k in part], some, **settings)
-        return drawn
+        settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "spacing": spacing}
+        return draw_batches(self, batch, labels, seed, batch_size, **settings)
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """What `draw` takes besides seeds and labels, with the defaults of what is not given.

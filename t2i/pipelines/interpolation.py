@@ -9,7 +9,7 @@ from t2i import images
 from t2i.recipe import Mark
 
 if TYPE_CHECKING:
-    from t2i.pipelines.sampling import ImageModel
+    from t2i.pipelines.model import ImageModel
 
 BETWEEN = 6  # frames of the animation from one picture of the strip to the next
 SCALE = 96  # least pixels per side of a picture

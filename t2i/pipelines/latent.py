@@ -20,6 +20,7 @@ from t2i.errors import ModelError, NonFinite, UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.classes import Labels, label_numbers
 from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.model import draw_batches
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.pipelines.quiet import quiet
 
@@ -77,13 +78,7 @@ class LatentPipeline(DiffusionPipeline):
         labels: names or numbers of classes, one for all or a list that is gone through in turn; None: all in turn.
         batch_size: how many are drawn at once.  Raises UsageError, NonFinite.
         """
-        numbers = self.label_numbers(batch, labels)
-        drawn: list[Image] = []
-        for begin in range(0, batch, batch_size):
-            part = range(begin, min(begin + batch_size, batch))
-            some = None if numbers is None else numbers[part.start : part.stop]
-            drawn += self.draw([seed + k for k in part], some)
-        return drawn
+        return draw_batches(self, batch, labels, seed, batch_size)
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """What `draw` takes besides seeds and labels: nothing.  Raises UsageError where something is given."""

@@ -10,18 +10,18 @@ or on another number of processes, is the same bit for bit on the same hardware.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from t2i import files, images
 from t2i.errors import ModelError, UsageError
 from t2i.pipelines import limits
-from t2i.pipelines.classes import Labels
 from t2i.pipelines.dcgan import DCGAN
 from t2i.pipelines.ddpm import DDPM, KINDS
 from t2i.pipelines.loading import locate
+from t2i.pipelines.model import ImageModel
 from t2i.pipelines.records import versions
 from t2i.pipelines.vae import VAE
 from t2i.processes import processes
@@ -30,38 +30,9 @@ from t2i.zoo import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 MANIFEST = "sampling.json"
 MODELS: dict[str, Any] = dict.fromkeys(KINDS, DDPM) | {"DCGAN": DCGAN, "VAE": VAE}  # by the pipeline class of a folder
-
-
-class ImageModel(Protocol):
-    """What every family's pipeline offers: image k of a batch is a function of the model, its class and its seed."""
-
-    name: str
-    hash: str | None
-    classes: tuple[str, ...]
-
-    def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
-        """Class numbers of a batch, (B,) int64; None for an unconditional model."""
-        ...
-
-    def settings(self, **given: Any) -> dict[str, Any]:
-        """What `draw` takes besides, with defaults.  Raises UsageError for what the model has no use for."""
-        ...
-
-    def draw(self, seeds: Sequence[int], labels: Tensor | None, **settings: Any) -> list[Image]:
-        """One batch of pictures."""
-        ...
-
-    def interpolate(self, first: int, last: int, count: int, label: str | int | None, **settings: Any) -> list[Image]:
-        """`count` pictures on the way from one seed to another."""
-        ...
-
-    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture's recipe says of how it was drawn."""
-        ...
 
 
 def load_model(

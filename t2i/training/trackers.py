@@ -23,7 +23,8 @@ def make_accelerator(config: Run, folder: Path, precision: str) -> Accelerator:
     log_with = list(config.trackers) or None  # an empty list is warned about
     accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=str(folder))
     if config.trackers:
-        accelerator.init_trackers(folder.name, config=flat(config.model_dump(mode="json")))
+        kept_here = {"wandb": {"dir": str(folder)}}  # not in whatever folder the user stands in
+        accelerator.init_trackers(folder.name, flat(config.model_dump(mode="json")), init_kwargs=kept_here)
     return accelerator
 
 
