@@ -35,8 +35,9 @@ class ClassBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """x: (B, C, H, W).  labels: (B,) int64.  Returns (B, C, H, W)."""
-        scale, shift = self.scale(labels)[:, :, None, None], self.shift(labels)[:, :, None, None]
-        return torch.addcmul(shift, scale, self.norm(x))
+        h = self.norm(x)
+        scale, shift = (table(labels)[:, :, None, None].to(h.dtype) for table in (self.scale, self.shift))
+        return torch.addcmul(shift, scale, h)  # in h's precision: tables of float32 would make it float32
 
 
 class Generator(ModelMixin, ConfigMixin):

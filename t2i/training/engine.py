@@ -34,6 +34,7 @@ from t2i.randomness import derive_seed
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.ema import Ema
 from t2i.training.environment import environment, idle_cores, write_environment
+from t2i.training.memory import keep_freed_memory
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
 from t2i.training.run import Launch, RunFolder, say
 from t2i.training.sharding import average_gradients, like, whole
@@ -130,6 +131,8 @@ class Engine:
             AcceleratorState._reset_state()  # one program may train twice, each time in another precision
         self.accelerator = make_accelerator(config, folder.path, self.precision)
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        if self.device.type == "cpu":
+            keep_freed_memory()
         parts = self.accelerator.num_processes * config.accumulate
         if config.batch % parts:
             raise T2IError(
@@ -140,7 +143,7 @@ class Engine:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
             torch.use_deterministic_algorithms(True)
-        self.raw = module.to(self.device)
+        self.raw = module.to(self.device, memory_format=_memory_format(self.device, module))
         self.module = torch.compile(self.raw) if config.compile else self.raw
         self.optimizer: Any = adamw(config.optimizer, self.raw, rates or {})
         self._wrapped = wrapped
@@ -356,6 +359,16 @@ class Engine:
             raise Terminated(
                 f"terminated at {self.images_seen:,} images; the state is saved", "the same command again resumes"
             )
+
+
+def _memory_format(device: torch.device, module: nn.Module) -> torch.memory_format:
+    """How images and kernels lie in memory: a pixel's channels together where that is faster.
+
+    On a CPU that saves the convolutions a copy of what goes in and out: ResNet and DCGAN's networks trained 1.2 to 1.4
+    times as fast. But torch's group norm then takes 8 times as long, and the U-Net with it 1.2 times (2026-11-25).
+    """
+    grouped = any(isinstance(part, nn.GroupNorm) for part in module.modules())
+    return torch.channels_last if device.type == "cpu" and not grouped else torch.preserve_format
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

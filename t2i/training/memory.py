@@ -1,12 +1,32 @@
-"""Out of memory while training: what to change, so that the run stays the same run."""
+"""Memory while training: kept from step to step, and what to change when there is too little of it."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 
 from t2i.config import Run
 from t2i.errors import OutOfMemory
+
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free for the tensors of the next step.  Linux with glibc; elsewhere nothing.
+
+    By default it gives every large block back to the system and takes new pages, which the system must clear: half the
+    time of a step. `ddpm-cifar10-10m` in batches of 256 on a CPU made 28 images/s, and 55 with this (2 cores of an
+    Intel Xeon with AMX, 2026-11-25). The process keeps the memory of its largest step.
+    """
+    with suppress(OSError, AttributeError):  # no such library, or none with mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 256 << 20)
 
 
 @contextmanager

@@ -18,10 +18,11 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor on the device of `model`, and sharded as `model` is.  Every process must ask."""
+    """A whole tensor as `model` is: on its device, as it lies in memory, and sharded.  Every process must ask."""
     if isinstance(model, DTensor):
         return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
-    return tensor.to(model.device, copy=True)  # a copy: what was read is still mapped from a file that will be pruned
+    # a copy: what was read is still mapped from a file that will be pruned
+    return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
 
 def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
