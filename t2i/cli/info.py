@@ -26,8 +26,8 @@ _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 def info(paths: tuple[Path, ...], as_json: bool) -> None:
     """Show how an image was made, or what a run or model folder holds.
 
-    Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files; run folders, finished or still training; and
-    pipeline folders (mini: the embedded one). Exit code 1: there is no such record.
+    Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files; run folders, finished or still training;
+    and pipeline folders (mini: the embedded one). Exit code 1: there is no such record.
     """
     failures: list[T2IError] = []
     for path in paths:
