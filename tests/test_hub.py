@@ -147,6 +147,7 @@ def run(hub: HubServer, folder: Path, *calls: list[str]) -> list[tuple[int, str,
     return [tuple(ran) for ran in json.loads(done.stdout.splitlines()[-1])]
 
 
+@pytest.mark.slow  # the Hub's library tries five times
 def test_a_model_comes_from_the_hub_and_what_broke_off_goes_on(hub: HubServer, tmp_path: Path) -> None:
     tiny = ["-m", "owner/tiny"]
     broken, drawn, again, other = run(
