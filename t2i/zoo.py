@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -191,11 +192,12 @@ def _resolve_mini() -> ResolvedModel:
 
 def _resolve_folder(path: Path) -> ResolvedModel:
     name = path.resolve().name
+    path = Path(os.path.abspath(path))  # "." has no name to be called by; links stay
     for folder in (path, path / "export"):
         if (folder / "model_index.json").is_file():
             return ResolvedModel("folder", str(folder), name, model_defaults(folder, Defaults()))
     raise ModelError(
-        f"{path} is not a model: it has no model_index.json",
+        f"{name} is not a model: it has no model_index.json",
         "give a diffusers pipeline folder, a finished training run, or one .safetensors file",
     )
 
