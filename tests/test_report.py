@@ -148,6 +148,16 @@ def test_a_classifiers_answers_by_class(tmp_path: Path) -> None:
     assert "Answers by class" not in page_of(run, folder=tmp_path).text
 
 
+def test_what_was_said_of_a_run_that_goes_wrong(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, some_log(), seed=k) for k, name in enumerate("ab")]
+    assert "Warnings" not in page_of(runs[0], folder=tmp_path).html
+    (runs[0] / "warnings.csv").write_text("images,text\r\n100,it <b>falls\r\n200,other\r\n2100,it <b>falls\r\n300,half")
+    for page in (page_of(runs[0], folder=tmp_path), page_of(*runs, folder=tmp_path)):
+        assert "a: it <b>falls (2 times, at 100 to 2,100 images)" in page.text
+        assert "a: other (at 200 images)" in page.text
+        assert "half" not in page.text.replace("half-life", "")
+
+
 # A run in any state
 
 

@@ -25,11 +25,13 @@ from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, gradient_pena
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
-from t2i.training.run import Launch, RunFolder, say
+from t2i.training.run import Launch, RunFolder
 
 SETTLING = 64  # batches over which the batch norms of the averaged generator are measured
 PINNED = 0.99  # share of right answers from which on a discriminator teaches its generator little
 ALIKE = 0.4  # spread of generated images, as a part of the real ones', below which too many look the same
+WON = f"the discriminator is right about {100 * PINNED:.0f} % and more of both kinds: the generator learns little"
+COLLAPSED = f"generated images differ less than {ALIKE:g} times as much as real ones: the generator collapses"
 
 
 class Players(nn.Module):
@@ -137,7 +139,9 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
             if is_main():
                 path = folder.samples / f"{engine.images_seen:012d}.png"
                 draw_samples(pipeline(engine, average, config, classes), config, path)
-                warn_of_collapse(folder, engine.images_seen - config.sample_every)
+                # the row of the step that drew the last sheet was written after it
+                since = engine.images_seen - config.sample_every - config.batch
+                warn_of_collapse(folder, since, game.winnable)
     average = engine.average()
     if is_main():
         pipeline(engine, average, config, classes).save_pretrained(folder.export)
@@ -197,14 +201,19 @@ def draw_samples(model: DCGAN, config: DCGANConfig, path: Path) -> None:
     images.save(images.grid(drawn, columns=config.samples.columns), path, overwrite=True)
 
 
-def warn_of_collapse(folder: RunFolder, since: int) -> None:
-    """Say so when the log after `since` images shows a game that is won, or a generator that repeats itself."""
+def warn_of_collapse(folder: RunFolder, since: int, winnable: bool = True) -> None:
+    """Say so, to the user and in the run folder, when the log after `since` images shows a game that is won, or a
+    generator that repeats itself.
+
+    winnable: as the Game says.
+    """
     rows = [row for row in folder.read_log() if int(row["images"]) > since]
     if not rows:
         return
-    mean = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0] if key != "images"}
-    where = f"at {int(rows[-1]['images']):,} images"
-    if min(mean["d_accuracy_real"], mean["d_accuracy_fake"]) > PINNED:
-        say(f"{where} the discriminator is right about {100 * PINNED:.0f} % of both kinds: the generator learns little")
-    if mean["spread"] < ALIKE:
-        say(f"{where} generated images differ {mean['spread']:.2f} times as much as real ones: the generator collapses")
+    names = ("d_accuracy_real", "d_accuracy_fake", "spread")
+    real, fake, spread = (sum(float(row[name]) for row in rows) / len(rows) for name in names)
+    seen = int(rows[-1]["images"])
+    if winnable and min(real, fake) > PINNED:
+        folder.warn(seen, WON)
+    if spread < ALIKE:
+        folder.warn(seen, COLLAPSED)
