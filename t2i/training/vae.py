@@ -28,6 +28,7 @@ from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_bat
 from t2i.training.run import Launch, RunFolder
 
 FACTS = "facts.json"
+SCALE = 64  # least pixels per side of a picture on the sheet, beside whose words smaller ones are lost
 
 
 def outline(config: VAEConfig) -> Outline:
@@ -166,4 +167,5 @@ def draw_samples(model: VAE, config: VAEConfig, table: Table, path: Path) -> Non
     for k in range(2):
         drawn += model.interpolate(config.seed + 2 * k, config.seed + 2 * k + 1, columns, k if model.classes else None)
     names = ["samples", "", "images", "through z", "seed to seed", ""]
+    drawn = [images.enlarge(picture, SCALE) for picture in drawn]
     images.save(images.grid(drawn, columns=columns, row_labels=names), path, overwrite=True)
