@@ -93,7 +93,7 @@ def _translation(x: Tensor, u: Tensor) -> Tensor:
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
     """A square of half the side is 0; its centre may be anywhere."""
     side = x.shape[-1]
-    return erase(x, (u[:, 5:7] * side).long(), side // 4)
+    return erase(x, (u[:, 5:7] * side).long(), 2 * (side // 4))
 
 
 POLICIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
