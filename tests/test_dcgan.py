@@ -10,7 +10,9 @@ import torch
 from test_ddpm import launch
 from training_kit import SIZE, dcgan_config, fingerprint, make_images, read_log, train, write_config
 
-from t2i.config import DCGANConfig
+from t2i import images
+from t2i.cli.main import main
+from t2i.config import DCGANConfig, load_config, shipped_config
 from t2i.data.tables import load_table
 from t2i.errors import ConfigError, DataError, NonFinite
 from t2i.pipelines.dcgan import DCGAN
@@ -110,8 +112,8 @@ def test_the_discriminator_learns_to_tell(tmp_path: Path) -> None:
 
 def test_a_run_may_end_between_turns_of_the_generator(tmp_path: Path) -> None:
     """Nine steps, four turns: the last row has no step of the generator, and the run goes on, looking back at it."""
-    for images in (36, 72):
-        train(dcgan_config(images=images, d_steps=2, log_every=8, sample_every=20), tmp_path / "run")
+    for end in (36, 72):
+        train(dcgan_config(images=end, d_steps=2, log_every=8, sample_every=20), tmp_path / "run")
     assert [row["images"] for row in read_log(tmp_path / "run") if "g_loss" not in row] == [36]
     assert len([*(tmp_path / "run" / "samples").iterdir()]) == 3
 
@@ -154,10 +156,25 @@ def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], said: str)
         dcgan_config(**changes)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_classic_is_for_32_and_64_pixels(size: int) -> None:
+    """The shipped config as it is, and as its head says for larger images."""
+    larger = ["data.size=64", "model.generator=[512, 256, 128, 64]", "model.discriminator=[64, 128, 256, 512]"]
+    config = load_config(shipped_config("dcgan-classic"), "dcgan", tuple(larger) if size == 64 else ())
+    assert isinstance(config, DCGANConfig)
+    players = Players(config, 0).eval()
+    x = players.generator(torch.zeros(1, config.model.latent))
+    assert x.shape == (1, 3, size, size)
+    assert players.discriminator(x).shape == (1,)
+    kinds = [type(m).__name__ for m in players.discriminator.modules()]
+    assert "BatchNorm2d" in kinds
+    assert config.loss.game == "bce"
+
+
 # What it leaves
 
 
-def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANConfig, Path]) -> None:
+def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANConfig, Path], tmp_path: Path) -> None:
     config, run = trained
     model = DCGAN.from_pretrained(run, device="cpu")
     assert model.classes == ("circle", "square", "triangle")
@@ -172,6 +189,12 @@ def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANC
         assert not torch.equal(value, average[f"generator.{name}"])  # not the average of what the batches had
     (image,) = model(1, "square", seed=3)
     assert image.size == (SIZE, SIZE)
+    assert main(["sample", str(run), "-b", "1", "--label", "square", "-s", "3", "--quiet", "-o", str(tmp_path)]) == 0
+    assert (images.pixels(images.decode(tmp_path / "000000.png")).int() - images.pixels(image).int()).abs().max() <= 1
+    model.save_pretrained(tmp_path / "again")
+    again = DCGAN.from_pretrained(tmp_path / "again", device="cpu")
+    assert again.classes == model.classes
+    assert images.pixel_hash(again(1, "square", seed=3)[0]) == images.pixel_hash(image)
     assert [p.name for p in sorted((run / "samples").iterdir())] == [f"{16:012d}.png", f"{32:012d}.png"]
 
 
@@ -196,12 +219,12 @@ def test_a_lost_game_is_said_and_kept(tmp_path: Path, capfd: pytest.CaptureFixtu
     folder.path.mkdir()
     good = {"g_loss": "0.5", "d_accuracy_real": 0.8, "d_accuracy_fake": 0.7, "spread": 0.9}
     bad = good | {"g_loss": "", "d_accuracy_real": 1.0, "d_accuracy_fake": 0.995, "spread": 0.1}
-    for images, row in ((10, good), (20, bad)):
-        folder.write_log({"images": images, **row})
-        warn_of_collapse(folder, images - 10)
+    for seen, row in ((10, good), (20, bad)):
+        folder.write_log({"images": seen, **row})
+        warn_of_collapse(folder, seen - 10)
         said = capfd.readouterr().err
-        assert (f"run at 20 images: {WON}\n" in said) == (images == 20)
-        assert (f"run at 20 images: {COLLAPSED}\n" in said) == (images == 20)
+        assert (f"run at 20 images: {WON}\n" in said) == (seen == 20)
+        assert (f"run at 20 images: {COLLAPSED}\n" in said) == (seen == 20)
     warn_of_collapse(folder, 20)
     assert capfd.readouterr().err == ""
     assert read_warnings(folder.warnings) == [(20, WON), (20, COLLAPSED)]

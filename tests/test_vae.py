@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from training_kit import SHAPES, SIZE, fingerprint, make_images, read_log, train, vae_config, write_config
 
 from t2i import images
+from t2i.cli.main import main
 from t2i.config import VAEConfig
 from t2i.data.tables import load_table
 from t2i.errors import ConfigError, DataError, UsageError
@@ -156,6 +157,13 @@ def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None
 
 
 # The pipeline
+
+
+def test_a_run_is_sampled_by_its_folder(trained: tuple[VAEConfig, Path], tmp_path: Path) -> None:
+    assert main(["sample", str(trained[1]), "-b", "2", "-s", "3", "--quiet", "-o", str(tmp_path)]) == 0
+    model = VAE.from_pretrained(trained[1], device="cpu")
+    for k, drawn in enumerate(model.draw([3, 4], torch.tensor([0, 1]))):
+        assert images.pixel_hash(images.decode(tmp_path / f"{k:06d}.png")) == images.pixel_hash(drawn)
 
 
 def test_a_picture_depends_on_its_seed_alone(trained: tuple[VAEConfig, Path]) -> None:
