@@ -30,6 +30,7 @@ CLASSIC: dict[str, Any] = {
     "model": {"kind": "classic", "generator": [16, 8], "discriminator": [8, 16], "norm": "batch"},
     "loss": {"game": "bce", "augment": []},
 }
+ZERO = torch.zeros(4)
 WASSERSTEIN: dict[str, Any] = {"model": {"norm": "none"}, "loss": {"game": "wgan-gp"}}
 
 
@@ -108,6 +109,25 @@ def test_the_discriminator_learns_to_tell(tmp_path: Path) -> None:
     first, last = read_log(tmp_path / "run")[0], read_log(tmp_path / "run")[-1]
     assert last["d_loss"] < 0.5 * first["d_loss"]
     assert last["d_accuracy_real"] == last["d_accuracy_fake"] == 1
+
+
+def test_a_picture_for_each_class_is_no_spread() -> None:
+    """Over all of the batch the pictures differ as much as independent ones; within a class they do not at all."""
+    draw = torch.Generator().manual_seed(0)
+    real, labels = torch.randn(64, 3, 8, 8, generator=draw), torch.arange(64) % 5
+    of_class = torch.randn(5, 3, 8, 8, generator=draw)[labels]
+
+    def spread(fake: torch.Tensor, labels: torch.Tensor | None) -> float:
+        return float(dcgan.reading(ZERO, ZERO, real, fake, labels)["spread"])
+
+    assert spread(of_class, None) > 0.8
+    assert spread(of_class, labels) < 1e-6
+    assert spread(of_class + 0.5 * torch.randn(64, 3, 8, 8, generator=draw), labels) == pytest.approx(0.5, rel=0.02)
+    assert spread(0.5 * real, labels) == pytest.approx(0.5, rel=1e-5)
+    few = torch.arange(64)  # no class twice
+    assert spread(0.5 * real, few) == pytest.approx(0.5, rel=1e-5)
+    by_hand = torch.stack([real[labels == k].var(0) * ((labels == k).sum() - 1) for k in range(5)]).sum(0) / (64 - 5)
+    assert dcgan.deviation(real, labels) == pytest.approx(float(by_hand.sqrt().mean()), rel=1e-5)
 
 
 def test_a_run_may_end_between_turns_of_the_generator(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i import images
@@ -125,7 +126,7 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
                 fake = turn.generate("latent")
             on_real, on_fake = turn.judge(real, "augment real"), turn.judge(fake, "augment fake")
         loss = game.discriminator(on_real, on_fake) + turn.penalty(real, fake)
-        engine.backward(step, loss, "d_loss", **reading(on_real.detach(), on_fake.detach(), real, fake))
+        engine.backward(step, loss, "d_loss", **reading(on_real.detach(), on_fake.detach(), real, fake, labels))
         engine.descend(step, "d_gradient_norm")
         if (step.index + 1) % config.d_steps == 0:
             with frozen(players.discriminator):
@@ -148,16 +149,32 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
     return folder.export
 
 
-def reading(on_real: Tensor, on_fake: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+def reading(on_real: Tensor, on_fake: Tensor, real: Tensor, fake: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     """What tells how the game stands: the discriminator's accuracy on both kinds, and how much images differ.
 
-    spread: the deviation of generated images over the batch, as a part of that of the real ones.
+    spread: the deviation of generated images, as a part of that of the real ones.
     """
     return {
         "d_accuracy_real": (on_real > 0).float().mean(),
         "d_accuracy_fake": (on_fake < 0).float().mean(),
-        "spread": fake.std(0).mean() / real.std(0).mean(),
+        "spread": deviation(fake, labels) / deviation(real, labels),
     }
+
+
+def deviation(x: Tensor, labels: Tensor | None) -> Tensor:
+    """How much images differ, within a class where there are any: the standard deviation, a mean over all numbers.
+
+    Over all of the batch a generator that has one picture for each class would differ as real images do.
+    x: (B, 3, S, S).  labels: (B,) int64.  Where no class is there twice, over all of the batch.
+    """
+    if labels is None:
+        return x.std(0).mean()
+    member = F.one_hot(labels).to(x.dtype)  # (B, classes)
+    count = member.sum(0)
+    means = (member.T @ x.flatten(1)) / count.clamp(min=1)[:, None]
+    freedom = len(x) - (count > 0).sum()
+    variance = (x.flatten(1) - means[labels]).square().sum(0) / freedom.clamp(min=1)
+    return torch.where(freedom > 0, variance, x.flatten(1).var(0)).sqrt().mean()
 
 
 @contextmanager
