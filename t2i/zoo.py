@@ -196,6 +196,11 @@ def _resolve_folder(path: Path) -> ResolvedModel:
     for folder in (path, path / "export"):
         if (folder / "model_index.json").is_file():
             return ResolvedModel("folder", str(folder), name, model_defaults(folder, Defaults()))
+    if (path / "export" / "config.json").is_file():
+        kind = str(read_json(path / "export" / "config.json").get("_class_name", "network"))[:40]
+        raise ModelError(f"{name} is a training run whose export, one {kind}, draws no pictures by itself")
+    if (path / "config.yaml").is_file():
+        raise ModelError(f"{name} is a training run that has exported nothing yet", "its t2i train command, to the end")
     raise ModelError(
         f"{name} is not a model: it has no model_index.json",
         "give a diffusers pipeline folder, a finished training run, or one .safetensors file",

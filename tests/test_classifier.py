@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def test_translation_reads_from_where_it_says() -> None:
 
 
 def test_erasing_hides_a_square() -> None:
-    hidden = erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 0]]), 2)[0, 0] == 0
+    hidden = erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 0]]), 4)[0, 0] == 0
     assert hidden.sum() == 8
     assert hidden[2:6, :2].all()
+    for side in (1, 3, 4):  # an odd one too
+        assert (erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 4]]), side) == 0).sum() == side**2
 
 
 def test_augmentation_depends_on_the_global_index_alone() -> None:
@@ -119,7 +122,8 @@ def test_export_is_what_was_measured(trained: tuple[ClassifierConfig, Path]) -> 
     net = ResNet.from_pretrained(run / "export", use_safetensors=True).eval()
     logits, labels = answers(net, config, load_table(config.held_out, False))
     facts = json.loads((run / "export" / "facts.json").read_text())
-    assert facts == {"images_seen": 32} | judge(logits, labels)
+    found = hashlib.sha256((run / "export" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    assert facts == {"images_seen": 32, "weights_sha256": found} | judge(logits, labels)
     assert [row["images"] for row in evaluation(run)] == ["16", "32"]
 
 

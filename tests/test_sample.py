@@ -128,6 +128,19 @@ def test_every_family_is_sampled(one_step: Path, tmp_path: Path, capfd: pytest.C
     assert "other settings: seed was 5, now 6" in capfd.readouterr().err
 
 
+def test_damaged_weights_draw_no_black_picture(
+    one_step: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS 27."""
+    pipe = load_model(str(one_step))
+    next(iter(pipe.network.parameters())).data.fill_(float("nan"))  # type: ignore[attr-defined]
+    pipe.save_pretrained(tmp_path / "damaged")  # type: ignore[attr-defined]
+    for options in ([], ["--interpolate", "1:9"]):
+        assert main(["sample", str(tmp_path / "damaged"), *options, "-o", str(tmp_path / "out")]) == 1
+        assert "non-finite image" in capfd.readouterr().err
+        assert not list(tmp_path.rglob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -4,6 +4,7 @@ config.yaml                     the whole config, defaults included
 environment.json                versions, device, processes, precision: a list, one entry `since` each change of them
 log.csv                         one row every `log_every` images: means since the row before
 evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
+warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
 samples/000000020000.png        pictures drawn along the way, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
 export/                         what the run is for, in diffusers' own format
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
+
+from tqdm import tqdm
 
 from t2i import files
 from t2i.config import Run, build_config, config_difference, dump_config, parse_yaml
@@ -55,8 +58,8 @@ FREE = INTERVALS | {"keep", "latents", "accumulate", "compile", "deterministic",
 
 
 def say(message: str) -> None:
-    """A word to the user, on stderr: stdout carries results."""
-    print(message, file=sys.stderr, flush=True)
+    """A word to the user, on stderr, on a line of its own though a bar stands there: stdout carries results."""
+    tqdm.write(message, file=sys.stderr)
 
 
 class RunFolder:
@@ -68,6 +71,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.log = path / "log.csv"
         self.evaluation = path / "evaluation.csv"
+        self.warnings = path / "warnings.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
@@ -143,8 +147,8 @@ class RunFolder:
         return None
 
     def rewind_log(self, images_seen: int) -> None:
-        """Drop the rows of the log and of the evaluation that a resumed run will write again."""
-        for path in (self.log, self.evaluation):
+        """Drop the rows of the log, the evaluation and the warnings that a resumed run will write again."""
+        for path in (self.log, self.evaluation, self.warnings):
             if path.exists():
                 log.rewind(path, images_seen)
 
@@ -155,6 +159,11 @@ class RunFolder:
     def write_log(self, row: dict[str, Any]) -> None:
         """Append one row to the log."""
         log.append(self.log, row)
+
+    def warn(self, images_seen: int, text: str) -> None:
+        """Say what goes wrong, and keep it for the report.  text: the same each time the same is meant."""
+        say(f"{self.path.name} at {images_seen:,} images: {text}")
+        log.append(self.warnings, {"images": images_seen, "text": text})
 
     def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
         """Append one row to the evaluation."""
