@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from test_ddpm_pipeline import NAMES, make
+from training_kit import ddpm_config, train
 
 from t2i import images, recipe
 from t2i.cli.main import main
+from t2i.data.example import example
 from t2i.nn.dcgan import Generator
 from t2i.nn.vae import VAENetwork
 from t2i.pipelines.dcgan import DCGAN
@@ -70,6 +72,35 @@ def test_trajectory_writes_a_picture_and_an_animation(
     options = ["--trajectory", "--photo", str(tmp_path / "red.png"), "--steps", "3", "-o", str(tmp_path / "t")]
     assert main(["sample", str(model), *options]) == 0
     assert capfd.readouterr().out.split() == [str(tmp_path / "t" / f"trajectory.{kind}") for kind in ("png", "webp")]
+
+
+def test_trajectory_of_a_run_dissolves_an_image_of_its_training_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first of the class that is drawn; where the data is not, the sample itself, and that is said."""
+    config = ddpm_config(images=4)
+    train(config, tmp_path / "run")
+    found = example(config.data, "shape", "square")
+    assert found is not None
+    call = ["sample", str(tmp_path / "run"), "--trajectory", "--label", "square", "--steps", "2"]
+    assert main([*call, "-o", str(tmp_path / "here")]) == 0
+    assert capfd.readouterr().err == ""
+    assert distance(dissolved(tmp_path / "here"), found) == 0
+    other = example(config.data, "shape", "circle")
+    assert other is not None
+    assert distance(found, other) > 100  # the test can fail
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("shapes.parquet", "gone.parquet"))
+    assert main([*call, "-o", str(tmp_path / "gone")]) == 0
+    assert "the training images are not here" in capfd.readouterr().err
+    assert distance(dissolved(tmp_path / "gone"), found) > 20
+
+
+def dissolved(folder: Path) -> Image.Image:
+    """The picture at the upper left of a trajectory, in its own pixels."""
+    with Image.open(folder / "trajectory.png") as sheet:
+        x, y = sheet.width - 11 * 96 - 10 * 2, sheet.height - 3 * 96 - 2 * 2
+        return sheet.crop((x, y, x + 96, y + 96)).resize((16, 16), 0)
 
 
 @pytest.mark.parametrize(
