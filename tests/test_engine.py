@@ -50,10 +50,11 @@ def start(settings: Run, path: Path, **options: Any) -> Engine:
     """An engine over a linear layer, as a loop makes it."""
     folder = RunFolder(path)
     data_hash, rates = options.pop("data_hash", "data"), options.pop("rates", None)
+    width = options.pop("width", 3)
     launch = Launch(progress=False, **options)
     folder.begin(settings, launch)
     torch.manual_seed(0)
-    net = nn.Linear(3, 1)
+    net = nn.Linear(width, 1)
     return Engine(settings, folder, net, data_hash, launch, rates)
 
 
@@ -288,6 +289,25 @@ def test_optimizer_state_that_lacks_a_parameter_is_refused_by_name(
     engine.save()
     with pytest.raises(CheckpointError, match=r"optimizer part has no weight\.exp_avg"):
         start(config(), tmp_path / "run")
+
+
+def test_average_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
+    """FAULTS 7: never silently fresh."""
+    engine = start(config(images=12), tmp_path / "run")
+    run_all(engine)
+    del engine.ema.values["bias"]
+    engine.save()
+    with pytest.raises(CheckpointError, match="ema part bias is not there, in this model"):
+        start(config(), tmp_path / "run")
+
+
+def test_another_network_is_refused_by_name_although_forced(tmp_path: Path) -> None:
+    """FAULTS 8: --force accepts another config, and weights that do not fit cannot be made to."""
+    run_all(start(config(images=12), tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"model part weight is \(1, 3\), in this model \(1, 5\)") as caught:
+        start(config(), tmp_path / "run", force=True, width=5)
+    assert "--fresh" in str(caught.value.hint)
+    assert start(config(), tmp_path / "run").images_seen == 12
 
 
 # Non-finite numbers

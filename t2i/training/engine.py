@@ -31,7 +31,7 @@ from t2i.config import Run
 from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
 from t2i.processes import processes
 from t2i.randomness import derive_seed
-from t2i.training.checkpoint import Checkpoint
+from t2i.training.checkpoint import Checkpoint, check_fit
 from t2i.training.ema import Ema
 from t2i.training.environment import environment, idle_cores, write_environment
 from t2i.training.memory import keep_freed_memory
@@ -286,6 +286,8 @@ class Engine:
                 "--force goes on with the new data, --fresh starts over",
             )
         now = self.raw.state_dict()
+        for part, tensors in (("model", now), ("ema", self.ema.values)):
+            check_fit(part, checkpoint.tensors[part], tensors)
         self.raw.load_state_dict({name: like(t, now[name]) for name, t in checkpoint.tensors["model"].items()})
         self.ema.load(checkpoint.tensors["ema"])
         load_state_tensors(self.optimizer, self.raw, checkpoint.tensors["optimizer"])
