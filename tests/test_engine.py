@@ -550,6 +550,30 @@ def test_tensorboard_has_the_rows_of_the_log(tmp_path: Path) -> None:
     assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-5)
 
 
+def test_wandb_has_the_rows_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline; its files lie in the run folder, not where the user stands, and the config is among what it is told."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    told, log = [], wandb.Run.log
+
+    def listen(run: Any, values: dict[str, float], step: int | None = None, **options: Any) -> None:
+        told.append((step, values["loss"], values["lr"]))
+        log(run, values, step=step, **options)
+
+    monkeypatch.setattr(wandb.Run, "log", listen)
+    engine = start(config(trackers=("wandb",), images=12), tmp_path / "run")
+    run_all(engine)
+    rows = [(row["images"], row["loss"], row["lr"]) for row in read_log(tmp_path / "run")]
+    assert [row[0] for row in told] == [4, 8, 12]
+    assert [x for row in told for x in row] == pytest.approx([x for row in rows for x in row], rel=1e-5)
+    tracked = engine.accelerator.get_tracker("wandb", unwrap=True)
+    assert tracked.config["optimizer.lr"] == 0.1
+    assert len([*(tmp_path / "run").rglob("*.wandb")]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 def test_missing_tracker_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     with pytest.raises(T2IError, match="tracker 'wandb' is not installed") as caught:
