@@ -31,7 +31,11 @@ Examples:
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [samples/RUN NAME].")
 @click.option("--grid", is_flag=True, help="Also save all images on one sheet, grid.png.")
 @click.option("--trajectory", is_flag=True, help="Instead, show both processes: noise added, noise removed.")
-@click.option("--photo", type=click.Path(dir_okay=False, path_type=Path), help="The picture --trajectory dissolves. [a training image, where they are here]")
+@click.option(
+    "--photo",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The picture --trajectory dissolves.  [a training image, where they are here]",
+)
 @click.option("--interpolate", metavar="A:B", help="Instead, the way from seed A to seed B, on a strip and as a film.")
 @click.option("--animation", type=click.Choice(["webp", "gif"]), default="webp", help="Form of the film.  [webp]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")

@@ -74,6 +74,16 @@ def choose_precision(wanted: str) -> str:
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
+def check_division(config: Run, processes: int) -> None:
+    """Raises T2IError when the global batch does not divide over so many processes and the config's parts."""
+    parts = processes * config.accumulate
+    if config.batch % parts:
+        raise T2IError(
+            f"batch {config.batch} does not divide over {processes} processes, {config.accumulate} parts each",
+            f"--set batch={config.batch - config.batch % parts or parts}",
+        )
+
+
 @dataclass
 class _Meter:
     """Means of the logged numbers since the last row of the log.
@@ -133,13 +143,7 @@ class Engine:
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         if self.device.type == "cpu":
             keep_freed_memory()
-        parts = self.accelerator.num_processes * config.accumulate
-        if config.batch % parts:
-            raise T2IError(
-                f"batch {config.batch} does not divide over {self.accelerator.num_processes} processes, "
-                f"{config.accumulate} parts each",
-                f"--set batch={config.batch - config.batch % parts or parts}",
-            )
+        check_division(config, self.accelerator.num_processes)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
             torch.use_deterministic_algorithms(True)
