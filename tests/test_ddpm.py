@@ -149,6 +149,17 @@ def test_unconditional_batches_have_no_labels(tmp_path: Path) -> None:
     assert x.abs().max() <= 1
 
 
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    """FAULTS 16: it could only learn what it learns without."""
+    (tmp_path / "data").mkdir()
+    make_images(tmp_path / "data" / "horse")
+    (tmp_path / "data" / "horse" / "metadata.jsonl").unlink()
+    config = ddpm_config(tmp_path / "data", label="label")
+    with pytest.raises(DataError, match=r"column 'label' has 1 classes \(horse\); it takes two") as caught:
+        train(config, tmp_path / "run")
+    assert "--set label=null" in str(caught.value.hint)
+
+
 def test_missing_classes_are_named(tmp_path: Path) -> None:
     config = ddpm_config(make_images(tmp_path / "images"), label="kind")
     with pytest.raises(DataError, match="no column 'kind' of classes"):

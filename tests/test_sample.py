@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +123,31 @@ def test_mistakes_are_said_and_nothing_is_written(
     assert main(["sample", str(model), *options, "-o", str(tmp_path / "out")]) == code
     assert said in capfd.readouterr().err
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_terminated_between_two_pictures_the_same_command_makes_what_is_missing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 3: exit 143, nothing half-written; in the end the pictures are those of one go, bit for bit."""
+    call = ["sample", str(model), "-b", "5", "--batch-size", "3", "--steps", "2", "--sampler", "ddpm", "--quiet", "-o"]
+    save = images.save
+
+    def terminated(image: Image.Image, path: Path, **options: Any) -> Path:
+        if path.name == "000001.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(image, path, **options)
+
+    monkeypatch.setattr(images, "save", terminated)
+    with pytest.raises(SystemExit) as caught:
+        main([*call, str(tmp_path / "stopped")])
+    assert caught.value.code == 143
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == ["000000.png", "sampling.json"]
+    for name in ("stopped", "straight"):
+        assert main([*call, str(tmp_path / name)]) == 0
+    for k in range(5):
+        made, expected = ((tmp_path / name / f"{k:06d}.png").read_bytes() for name in ("stopped", "straight"))
+        assert made == expected
 
 
 def test_no_such_run_is_exit_4(capfd: pytest.CaptureFixture[str]) -> None:

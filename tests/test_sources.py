@@ -307,6 +307,23 @@ def test_empty_folders_say_what_was_looked_for(tmp_path):
     fails("*.parquet", path=tmp_path)
 
 
+def test_a_file_that_may_not_be_read_is_named_or_skipped(tmp_path, monkeypatch):
+    for k in range(3):
+        save(tmp_path / "data" / f"{k}.png", k)
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # not chmod: root reads everything
+    fails("1.png", "cannot be read", "Permission denied", "bad_images=skip", path=tmp_path / "data")
+    table = load(tmp_path / "data", bad="skip")
+    assert len(table) == 2
+    assert "1.png" in table.skipped[0]
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"x" * 100_000])
 def test_a_caption_file_that_holds_no_caption_is_named(tmp_path, content):
     save(tmp_path / "a.png", 1)
