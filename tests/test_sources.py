@@ -152,7 +152,7 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
     fails("no image could be read", "row 0", path=parquet(tmp_path / "a.parquet", [b"x"]), bad="skip")
 
 
-def test_the_first_of_several_bad_files_is_named(tmp_path):
+def test_the_first_of_several_bad_files_is_named_and_how_many_there_are(tmp_path, capsys):
     for name in ("a", "c", "b"):
         (tmp_path / f"{name}.jpg").write_text("text as JPEG")
     save(tmp_path / "d.png", 4)
@@ -160,6 +160,7 @@ def test_the_first_of_several_bad_files_is_named(tmp_path):
     table = load(tmp_path, bad="skip")
     assert [Path(line.split(".jpg")[0]).name for line in table.skipped] == ["a", "b", "c"]
     assert torch.equal(table.pixels[0], expected(4))
+    assert "left out 3 of 4 images; the first: " in capsys.readouterr().err
 
 
 # Folders
