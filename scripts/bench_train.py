@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import diffusers
@@ -155,10 +155,20 @@ def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str
         "diffusers, bf16": Side(network_of_diffusers, theirs),
         "diffusers, as shipped (float32)": Side(network_of_diffusers, theirs, bf16=False),
     }
-    if find_spec("denoising_diffusion_pytorch"):
+    if peer_is_here():
         sides["denoising-diffusion-pytorch, bf16"] = Side(network_of_peer, peer, same=False)
         sides["denoising-diffusion-pytorch, as shipped (float32)"] = Side(network_of_peer, peer, False, same=False)
     return sides, draws
+
+
+def peer_is_here() -> bool:
+    """Whether denoising-diffusion-pytorch can be imported; what else it needs, torchvision, is said where it is not."""
+    try:
+        import_module("denoising_diffusion_pytorch")
+    except ImportError as e:
+        print(f"without denoising-diffusion-pytorch: {e}", file=sys.stderr)
+        return False
+    return True
 
 
 def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[tuple[str, list[float], str]]:
