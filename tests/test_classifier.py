@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from training_kit import classifier_config, fingerprint, make_images, read_log, 
 
 from t2i.config import ClassifierConfig
 from t2i.data.tables import load_table
-from t2i.errors import ConfigError, DataError
+from t2i.errors import ConfigError, DataError, Terminated
 from t2i.nn.resnet import ResNet
+from t2i.training import classifier
 from t2i.training.augment import erase, translate
 from t2i.training.classifier import answers, augmented, judge
 from t2i.training.engine import Step
@@ -153,6 +156,24 @@ def test_resumed_run_equals_the_uninterrupted_one(changes: dict[str, Any], tmp_p
     for until in (12, 20):
         train(config, tmp_path / "run", until=until)
     train(config, tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "straight")
+    assert evaluation(tmp_path / "run") == evaluation(tmp_path / "straight")
+
+
+def test_terminated_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 3: the state is saved, and the run ends as one that was not stopped."""
+    train(classifier_config(), tmp_path / "straight")
+
+    def terminated(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(*arguments)
+
+    monkeypatch.setattr(classifier, "judge", terminated)
+    with pytest.raises(Terminated, match="terminated at 16 images") as caught:
+        train(classifier_config(), tmp_path / "run")
+    assert caught.value.exit_code == 143
+    monkeypatch.undo()
+    train(classifier_config(), tmp_path / "run", start="resume")
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "straight")
     assert evaluation(tmp_path / "run") == evaluation(tmp_path / "straight")
 

@@ -325,6 +325,22 @@ def test_python_door_is_lazy_and_complete() -> None:
     assert done.stdout == "module 't2i' has no attribute 'nothing'\n"
 
 
+def test_pipelines_are_named_at_their_door_and_loaded_when_asked_for() -> None:
+    code = (
+        "import sys, t2i.pipelines as door\n"
+        "assert not {'torch', 'diffusers'} & set(sys.modules), 'heavy'\n"
+        "for name in door.__all__: assert callable(getattr(door, name)), name\n"
+        "from t2i.pipelines import DDPM\n"
+        "from t2i.pipelines.ddpm import DDPM as its_own\n"
+        "assert DDPM is its_own\n"
+        "try: door.nothing\n"
+        "except AttributeError as e: print(e)\n"
+    )
+    done = run("-c", code)
+    assert done.stderr == ""
+    assert done.stdout == "module 't2i.pipelines' has no attribute 'nothing'\n"
+
+
 def test_load_is_the_pipelines_own() -> None:
     import t2i
     from t2i.pipelines.text_to_image import TextToImage
