@@ -192,7 +192,8 @@ def test_damaged_weights_draw_no_black_picture(
 ) -> None:
     """FAULTS 27."""
     pipe = load_model(str(one_step))
-    next(iter(pipe.network.parameters())).data.fill_(float("nan"))  # type: ignore[attr-defined]
+    for parameter in pipe.network.parameters():  # type: ignore[attr-defined]
+        parameter.data.fill_(float("nan"))
     pipe.save_pretrained(tmp_path / "damaged")  # type: ignore[attr-defined]
     for options in ([], ["--interpolate", "1:9"]):
         assert main(["sample", str(tmp_path / "damaged"), *options, "-o", str(tmp_path / "out")]) == 1

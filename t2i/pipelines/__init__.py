@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from t2i.pipelines.text_to_image import TextToImage
     from t2i.pipelines.vae import VAE
 
-__all__ = ["DCGAN", "DDPM", "PIPELINES", "VAE", "TextToImage"]
+__all__ = ["DCGAN", "DDPM", "VAE", "TextToImage"]
 
-PIPELINES = {"DCGAN": "dcgan", "DDPM": "ddpm", "VAE": "vae", "TextToImage": "text_to_image"}  # name -> its module
+_MODULES = {"DCGAN": "dcgan", "DDPM": "ddpm", "VAE": "vae", "TextToImage": "text_to_image"}  # name -> its module
 
 
 def __getattr__(name: str) -> Any:
-    if name in PIPELINES:
-        return getattr(import_module(f"t2i.pipelines.{PIPELINES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"t2i.pipelines.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
