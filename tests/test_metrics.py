@@ -43,6 +43,15 @@ def test_moments_do_not_depend_on_batches(sizes: list[int], shift: float) -> Non
     assert moments.count == sum(sizes)
 
 
+def test_moments_of_what_is_left_and_from_what_is_written() -> None:
+    x = features(60, 5, shift=10.0)
+    for whole in (Moments.of(x), Moments.given(60, x.mean(0), x.T.cov())):
+        left = whole.without(x[:20])
+        assert left.count == 40
+        torch.testing.assert_close(left.mean(), x[20:].mean(0), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(left.covariance(), x[20:].T.cov(), rtol=1e-9, atol=1e-9)
+
+
 def test_frechet_distance_of_known_gaussians() -> None:
     """Diagonal covariances: the sum of (m - m')^2 + (s - s')^2 over the dimensions."""
     m, s = torch.tensor([0.0, 1.0, -2.0]).double(), torch.tensor([1.0, 2.0, 0.5]).double()

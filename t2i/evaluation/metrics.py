@@ -50,6 +50,17 @@ class Moments:
             raise DataError(f"a covariance needs at least 2 images, got {self.count}")
         return (self.outer - torch.outer(self.sums, self.sums) / self.count) / (self.count - 1)
 
+    def without(self, features: Tensor) -> Moments:
+        """The moments of what is left when these, (B, D), which are among them, are taken out."""
+        x = features.double() - self.shift
+        sums, outer = self.sums - x.sum(0), self.outer - x.T @ x
+        return Moments(self.count - len(x), self.shift, sums, outer)
+
+    @classmethod
+    def given(cls, count: int, mean: Tensor, covariance: Tensor) -> Moments:
+        """From a number of images, their mean (D,) and unbiased covariance (D, D)."""
+        return cls(count, mean.double(), torch.zeros_like(mean.double()), covariance.double() * (count - 1))
+
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """Of features that are all at hand: (N, D)."""
