@@ -17,7 +17,7 @@ from t2i import config
 from t2i.errors import DataError, ModelError, UsageError
 from t2i.evaluation.features import Extractor, load_extractor
 from t2i.evaluation.looking import Seen
-from t2i.evaluation.measures import Side, by_class, floor, measure, split
+from t2i.evaluation.measures import Side, by_class, evenly, floor, is_balanced, measure, split
 from t2i.evaluation.metrics import Moments, frechet_distance, kernel_distance, manifolds, nearest
 from t2i.evaluation.reference import (
     Reference,
@@ -47,7 +47,7 @@ def reference(judge: Extractor, real: Path) -> Reference:
 
 def seen(n: int = 90, d: int = 4) -> Seen:
     x = torch.randn(n, d, generator=generator(0, "seen"))
-    labels = torch.arange(n) % 3
+    labels = (torch.arange(n) % 3)[torch.randperm(n, generator=generator(0, "order"))]
     return Seen(Moments.of(x), torch.arange(n), x, x[:, :3], labels, torch.arange(n), CLASSES)
 
 
@@ -58,8 +58,9 @@ def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: P
     assert frechet_distance(found.seen.moments, reference.seen.moments) < 1e-9
     for name in ("rows", "features", "logits", "labels", "digests"):
         assert torch.equal(getattr(found.seen, name), getattr(reference.seen, name)), name
-    assert found.floors[40].draws == floor(reference.seen, 40).draws
-    assert found.floor(40) is found.floors[40]
+    assert [one.balanced for one in found.floors] == [False, True]
+    assert found.floors[0].draws == floor(reference.seen, 40).draws
+    assert found.floor(40, True) is found.floors[1]
     assert load_file(path)["covariance"].dtype == torch.float64
     with pytest.raises(UsageError, match="exists already"):
         save_reference(reference, path)
@@ -89,6 +90,30 @@ def test_the_floor_is_real_against_the_others() -> None:
         assert draw["nearest"] == pytest.approx(float(nearest(x, y)[0].median()))
     assert found.mean("recall") == pytest.approx(sum(draw["recall"] for draw in found.draws) / 3)
     assert found.spread("frechet") == pytest.approx(stdev([d["frechet"] for d in found.draws]))
+
+
+def test_balanced_draws_have_every_class_alike() -> None:
+    """Any stretch of the order; and a floor of classes that lie far apart is lower than that of random draws."""
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=generator(0, "labels"))]
+    order = evenly(torch.arange(100), labels)
+    assert sorted(order.tolist()) == list(range(100))
+    for k in range(5):
+        counts = torch.bincount(labels[order[20 * k : 20 * k + 20]], minlength=3)
+        assert ((counts - torch.tensor([10, 6, 4])).abs() <= 1).all()
+    data = seen()
+    apart = data.features + 10 * data.labels[:, None]
+    far = replace(data, features=apart, moments=Moments.of(apart))
+    even, random = (floor(far, 24, balanced).mean("frechet") for balanced in (True, False))
+    assert even is not None
+    assert random is not None
+    assert even < random / 2
+
+
+def test_what_is_balanced() -> None:
+    data = seen()
+    assert is_balanced(replace(data, labels=torch.arange(31) % 3), data)
+    assert not is_balanced(replace(data, labels=data.labels.clamp(max=1)), data)
+    assert not is_balanced(replace(data, labels=torch.full((9,), -1)), data)
 
 
 def test_a_floor_of_too_many_is_of_half_the_reference() -> None:

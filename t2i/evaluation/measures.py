@@ -19,6 +19,7 @@ from t2i.randomness import generator
 PAIRS = 10_000  # pictures of each side, at most, where each is compared with each
 FEWEST = 10  # pictures that every number here can be had of
 DRAWS = 3  # of the floor
+UNEVEN = 0.005  # of all pictures, by which the share of a class may be off where classes are balanced
 LOOKED_UP = 1_000  # pictures of the floor whose nearest others are looked up: a median needs no more
 OF_CLASS = 2 * FEWEST  # pictures of one class, at least, for numbers of its own
 
@@ -107,13 +108,17 @@ def accuracy(side: Side) -> float:
 
 
 def by_class(fake: Side, real: Side, classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """{class: {`n`, `accuracy`, `frechet`}}, of classes with at least OF_CLASS pictures on both sides."""
+    """{class: {`n`, `accuracy`, `frechet`}}, of classes with at least OF_CLASS pictures on both sides.
+
+    `frechet` only where there are more pictures than features: else the covariance of so few is singular.
+    """
     found = {}
     for number, name in enumerate(classes):
         mine, theirs = (side.take(side.labels == number) for side in (fake, real))
         if min(len(mine.labels), len(theirs.labels)) >= OF_CLASS:
             numbers = {"n": float(len(mine.labels))}
-            numbers["frechet"] = frechet_distance(Moments.of(mine.features), Moments.of(theirs.features))
+            if min(len(mine.labels), len(theirs.labels)) > mine.features.shape[1]:
+                numbers["frechet"] = frechet_distance(Moments.of(mine.features), Moments.of(theirs.features))
             if mine.logits is not None:
                 numbers["accuracy"] = accuracy(mine)
             found[name] = numbers
@@ -125,12 +130,14 @@ class Floor:
     """What real pictures get against real ones.
 
     n: pictures of a draw.  pairs: real pictures each is compared with.  disjoint: whether no two draws share a picture.
+    balanced: whether each class has its share of every draw.
     draws: the numbers of each.  classes: {class: numbers} of each.
     """
 
     n: int
     pairs: int
     disjoint: bool
+    balanced: bool
     draws: list[dict[str, float]]
     classes: list[dict[str, dict[str, float]]]
 
@@ -157,8 +164,21 @@ def floor_size(reference: Seen, n: int) -> int:
     return min(n, len(reference.features) // 2)
 
 
-def floor(reference: Seen, n: int) -> Floor:
-    """The floor at n pictures.  Raises DataError: the reference is too small for any."""
+def is_balanced(found: Seen, reference: Seen) -> bool:
+    """Whether each class has the share of the pictures that it has of the reference, to UNEVEN of them all."""
+    if (found.labels < 0).any() or (reference.labels < 0).any() or not reference.classes:
+        return False
+    counts = (torch.bincount(side.labels, minlength=len(reference.classes)) for side in (found, reference))
+    ours, theirs = (count / count.sum() for count in counts)
+    return bool(((ours - theirs).abs() <= UNEVEN + 1 / len(found.labels)).all())
+
+
+def floor(reference: Seen, n: int, balanced: bool = False) -> Floor:
+    """The floor at n pictures.  Raises DataError: the reference is too small for any.
+
+    balanced: every draw has each class's share of the reference, as pictures have that were drawn class by class; to
+    them, n pictures at random would be a floor too high, since chance gives one class more and another less.
+    """
     kept, size = len(reference.features), floor_size(reference, n)
     if size < FEWEST:
         raise DataError(f"a floor needs at least {FEWEST} pictures, and a reference of twice as many, got {kept}")
@@ -166,8 +186,20 @@ def floor(reference: Seen, n: int) -> Floor:
     disjoint = DRAWS * size <= kept
     draws, classes = [], []
     for k in range(DRAWS):
-        rows = torch.arange(k * size, (k + 1) * size) if disjoint else sample(kept, size, 1 + k)
-        out, left = split(reference, rows)
+        order = torch.arange(kept) if disjoint else sample(kept, kept, 1 + k)
+        if balanced:
+            order = evenly(order, reference.labels)
+        out, left = split(reference, order[k * size :][:size] if disjoint else order[:size])
         draws.append(measure(out, left, pairs, k, LOOKED_UP))
         classes.append(by_class(out, left, reference.classes))
-    return Floor(size, pairs, disjoint, draws, classes)
+    return Floor(size, pairs, disjoint, balanced, draws, classes)
+
+
+def evenly(order: Tensor, labels: Tensor) -> Tensor:
+    """The same rows in an order any stretch of which has each class's share of them all, to one picture."""
+    classes = labels[order]
+    place = torch.zeros(len(order), dtype=torch.float64)
+    for number in classes.unique():
+        mine = (classes == number).nonzero()[:, 0]
+        place[mine] = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / len(mine)
+    return order[place.argsort(stable=True)]

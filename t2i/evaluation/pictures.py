@@ -116,6 +116,7 @@ class Drawn:
     size: int
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    sides: tuple[int, ...] = ()
     formats: tuple[str, ...] = ()
 
     @property
@@ -131,10 +132,6 @@ class Drawn:
             "seed": self.seed,
             "settings": {key: value for key, value in self.settings.items() if value is not None},
         }
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        return ()
 
     def pixels(self, which: Sequence[int]) -> Tensor:
         numbers = self._numbers(which)
@@ -163,13 +160,19 @@ def open_pictures(
     path = Path(what)
     is_model = any((folder / "model_index.json").is_file() for folder in (path, path / "export"))
     if is_model or (path / "config.yaml").is_file():
-        model = load_model(what, device=device, offline=offline)
-        return Drawn(model, count or 0, size, seed, model.settings(**settings))
+        return drawn(load_model(what, device=device, offline=offline), size, count or 0, seed, **settings)
     if settings:
         raise UsageError(f"{', '.join(settings)}: {path.name} holds pictures that are drawn already", "leave it out")
     if (path / MANIFEST).is_file():
         return open_sampled(path, size)
     return open_stored(config.Source(path=what), size, label)
+
+
+def drawn(model: ImageModel, size: int, count: int, seed: int = 0, **given: Any) -> Drawn:
+    """What a model draws with these settings.  Raises UsageError: settings it has no use for."""
+    settings = model.settings(**given)
+    (one,) = model.draw([seed], model.label_numbers(1, None), **settings)
+    return Drawn(model, count, size, seed, settings, (min(one.size),))
 
 
 def open_sampled(folder: Path, size: int) -> Sampled:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,17 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reference:
-    """facts: how it came about.  seen: what the extractor saw.  floors: measured in advance, by number of pictures."""
+    """facts: how it came about.  seen: what the extractor saw.  floors: measured in advance."""
 
     facts: Facts
     seen: Seen
-    floors: dict[int, Floor] = field(default_factory=dict)
+    floors: tuple[Floor, ...] = ()
 
-    def floor(self, n: int) -> Floor:
-        """The floor at n pictures, as measured in advance, else now."""
+    def floor(self, n: int, balanced: bool = False) -> Floor:
+        """The floor at n pictures, as measured in advance, else now.  balanced: see `measures.floor`."""
         size = floor_size(self.seen, n)
-        return self.floors[size] if size in self.floors else floor(self.seen, n)
+        known = (one for one in self.floors if (one.n, one.balanced) == (size, balanced))
+        return next(known, None) or floor(self.seen, n, balanced)
 
 
 def make_reference(
@@ -111,9 +112,10 @@ def make_reference(
 
 
 def with_floor(reference: Reference, n: int = FLOOR_AT) -> Reference:
-    """The same, with the floor at n pictures measured."""
-    measured = floor(reference.seen, n)
-    return Reference(reference.facts, reference.seen, reference.floors | {measured.n: measured})
+    """The same, with the floor at n pictures measured: of random ones, and of all classes alike where there are any."""
+    labelled = bool(reference.facts.classes) and not (reference.seen.labels < 0).any()
+    measured = (floor(reference.seen, n, balanced) for balanced in ([False, True] if labelled else [False]))
+    return Reference(reference.facts, reference.seen, (*reference.floors, *measured))
 
 
 def class_names(data: Stored) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def save_reference(reference: Reference, path: Path, overwrite: bool = False) ->
     }
     if seen.logits is not None:
         tensors["logits"] = seen.logits
-    record = asdict(reference.facts) | {"floors": {n: asdict(one) for n, one in reference.floors.items()}}
+    record = asdict(reference.facts) | {"floors": [asdict(one) for one in reference.floors]}
     data = save({name: t.contiguous() for name, t in tensors.items()}, {"t2i": json.dumps(record, sort_keys=True)})
     files.write(data, path, overwrite=overwrite)
     return path
@@ -164,13 +166,23 @@ def load_reference(path: Path) -> Reference:
 
 
 def _read(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Reference:
-    floors = {int(n): Floor(**one) for n, one in record.pop("floors").items()}
+    floors = tuple(Floor(**one) for one in record.pop("floors"))
     sequences = {name: tuple(record.pop(name)) for name in ("formats", "sides", "classes")}
     facts = Facts(**record, **sequences)
     moments = Moments.given(facts.count, tensors["mean"], tensors["covariance"])
     kept = [tensors[name] for name in ("rows", "features")]
     seen = Seen(moments, *kept, tensors.get("logits"), tensors["labels"], tensors["digests"], facts.classes)
     return Reference(facts, seen, floors)
+
+
+def extractor_spec(reference: Reference) -> str:
+    """What names the extractor of a reference.  Raises UsageError: it was a folder of some machine's."""
+    if not reference.facts.spec:
+        raise UsageError(
+            f"the reference was made with {reference.facts.tag}, a folder of its own machine",
+            "say where it is here: --features SPEC",
+        )
+    return reference.facts.spec
 
 
 def check_extractor(reference: Reference, extractor: Extractor) -> None:
