@@ -101,7 +101,7 @@ def judge(_: str, device: str, offline: bool) -> Extractor:
         raise ModelError(
             "this installation of t2i carries no judge (t2i/judge)", "--features runs/CLASSIFIER takes one of yours"
         )
-    return _resnet("judge", JUDGE, int(read_json(JUDGE / JUDGE_FILE)["size"]), device)
+    return load_resnet("judge", JUDGE, int(read_json(JUDGE / JUDGE_FILE)["size"]), device)
 
 
 def classifier(run: Path, device: str) -> Extractor:
@@ -116,10 +116,11 @@ def classifier(run: Path, device: str) -> Extractor:
         raise ModelError(f"{run}/config.yaml cannot be read as a run's config") from None
     if family != "classifier":
         raise ModelError(f"{run} is a run of family {family!r}, not of a classifier", "a classifier judges the others")
-    return _resnet(run.resolve().name, export, size, device)
+    return load_resnet(run.resolve().name, export, size, device)
 
 
-def _resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
+def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
+    """A classifier's exported folder as an extractor.  Raises ModelError."""
     weights = sorted(folder.glob("*.safetensors"))
     for file in weights:
         check_safetensors(file)
