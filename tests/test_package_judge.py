@@ -1,4 +1,4 @@
-"""The embedded judge: packed in float16, measured as it will be loaded; the one in the package is what its card says."""
+"""The embedded judge: packed in float16, measured as it is loaded; the one in the package is what its card says."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_card_says_what_the_rounded_weights_do(tmp_path: Path, monkeypatch: 
         "--out",
         str(out),
         "--data-says",
-        "coloured shapes",
+        "shapes",
     ]
     done = CliRunner().invoke(main, [*options, "--machine", "two cores", "--date", "today"], catch_exceptions=False)
     assert done.exit_code == 0, done.output

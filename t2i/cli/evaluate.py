@@ -99,7 +99,7 @@ def _reference(
 @click.option("--steps", type=int, help="Of a diffusion model.")
 @click.option("--guidance", type=float, help="Of a diffusion model.")
 @click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
-@click.option("--split", default="train", help="Of a Hub data set.  [train]")
+@click.option("--cas", nargs=2, metavar="TRAIN TEST", help="Also learn from the pictures, and from TRAIN; try on TEST.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for score.json and sheets."
 )
@@ -138,7 +138,7 @@ def _score(
     seed: int,
     label: str | None,
     data: str | None,
-    split: str,
+    cas: tuple[str, str] | None,
     output: Path | None,
     device: str | None,
     offline: bool,
@@ -146,10 +146,11 @@ def _score(
     quiet: bool,
     **settings: Any,
 ) -> dict[str, Any] | None:
+    from t2i.evaluation.cas import classification_accuracy_score
     from t2i.evaluation.features import load_extractor
     from t2i.evaluation.pictures import open_pictures
     from t2i.evaluation.reference import extractor_spec, load_reference
-    from t2i.evaluation.score import score
+    from t2i.evaluation.score import choose, score
     from t2i.evaluation.sheets import save_score
     from t2i.pipelines.quiet import prepare_libraries
 
@@ -161,9 +162,14 @@ def _score(
     )
     with _bar("judging", quiet) as seen:
         result = score(pictures, found, extractor, n, seed, seen)
+    if result is not None and cas is not None:
+        which = choose(pictures, n, seed)
+        with _bar("learning", quiet) as seen:
+            result["cas"] = classification_accuracy_score(
+                pictures, which, *cas, found.facts.size, seed=seed, device=extractor.device, label=label, seen=seen
+            )
     if result is not None and output is not None:
-        real = None if data is None else (data, split)
-        save_score(result, pictures, found, real, output, overwrite)
+        save_score(result, pictures, found, data, output, overwrite)
     return result
 
 

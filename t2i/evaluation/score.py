@@ -208,6 +208,9 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 "" if numbers["ratio"] is None else f"{numbers['ratio']:.2f}",
             )
         )
+    if cas := result.get("cas"):
+        ratio = "" if cas["ratio"] is None else f"{cas['ratio']:.2f}"
+        rows.append(("learned from the pictures, accuracy", _number(cas["value"]), _number(cas["ceiling"]), ratio))
     for name, numbers in result["classes"].items():
         for key in ("accuracy", "frechet"):
             if key in numbers:

@@ -23,15 +23,15 @@ def save_score(
     result: dict[str, Any],
     pictures: Pictures,
     reference: Reference,
-    real: tuple[str, str] | None,
+    data: str | None,
     folder: Path,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write score.json, grid.png, and closest.png where the reference's data are given: their path and split.
+    """Write score.json, grid.png, and closest.png where the reference's data are given, by path.
 
     Raises UsageError: files that are there; DataError: other data than the reference's.
     """
-    below = None if real is None else neighbours(result, reference, *real)
+    below = None if data is None else neighbours(result, reference, data)
     files.write(json.dumps(result, indent=1).encode(), folder / "score.json", overwrite=overwrite)
     shown = range(min(SHOWN, pictures.count))
     images.save(
@@ -50,9 +50,9 @@ def save_score(
     return written
 
 
-def neighbours(result: dict[str, Any], reference: Reference, path: str, split: str = "train") -> list[Image]:
+def neighbours(result: dict[str, Any], reference: Reference, path: str) -> list[Image]:
     """The real pictures that the closest pairs name.  Raises DataError: these are other data than the reference's."""
-    data = open_stored(config.Source(path=path, split=split), reference.facts.size)
+    data = open_stored(config.Source(path=path), reference.facts.size)
     if data.table.hash != reference.facts.data_hash:
         raise DataError(
             f"{data.name} is not the data of the reference: {data.table.hash[:12]}, it has "
