@@ -39,6 +39,8 @@ class Plot:
     smooth: bool
     zero: bool
     lines: list[Line]
+    across: str = "images seen"
+    doubling: bool = False  # whether the axis across grows by doubling
 
 
 def plots(runs: Sequence[Run]) -> list[Plot]:
