@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -134,7 +134,8 @@ def _point(
     seen: Seen,
 ) -> dict[str, Any] | None:
     """One point of a curve: where, and the score there."""
-    given = {kind: value, "count": plan.curve_n, "seed": plan.seed, "device": extractor.device, "offline": True}
+    given: dict[str, Any] = {"count": plan.curve_n, "seed": plan.seed, "device": extractor.device, "offline": True}
+    given[kind] = value
     pictures = open_pictures(subject, reference.facts.size, **given)
     path = folder / f"{kind}-{value:g}.json"
     one = _judged(pictures, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
@@ -161,7 +162,7 @@ def _judged(
         seen(n, n)
         return known
     timed = Timed(pictures)
-    result = score(timed, reference, extractor, n, seed, seen)  # type: ignore[arg-type]  it hands on the rest
+    result = score(cast(Pictures, timed), reference, extractor, n, seed, seen)
     if result is None:
         return None
     result["wanted"] = wanted

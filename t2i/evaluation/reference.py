@@ -167,11 +167,10 @@ def load_reference(path: Path) -> Reference:
 
 def _read(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Reference:
     floors = tuple(Floor(**one) for one in record.pop("floors"))
-    sequences = {name: tuple(record.pop(name)) for name in ("formats", "sides", "classes")}
-    facts = Facts(**record, **sequences)
+    facts = Facts(**record | {name: tuple(record[name]) for name in ("formats", "sides", "classes")})
     moments = Moments.given(facts.count, tensors["mean"], tensors["covariance"])
-    kept = [tensors[name] for name in ("rows", "features")]
-    seen = Seen(moments, *kept, tensors.get("logits"), tensors["labels"], tensors["digests"], facts.classes)
+    kept = {name: tensors[name] for name in ("rows", "features", "labels", "digests")}
+    seen = Seen(moments, **kept, logits=tensors.get("logits"), classes=facts.classes)
     return Reference(facts, seen, floors)
 
 
