@@ -7,9 +7,10 @@
     python scripts/bench.py families [--data FILE.parquet] [--label COLUMN] [--rounds 5]
     python scripts/bench.py memory [--unet 35m] [--batch 16] [--device cuda]
 
-Every measurement is a fresh process, but `train` and `sample` make their turns in one. What is compared runs in turns
-in one session, and a ratio is the median over the rounds of the ratio within a round, so that a slow minute of the
-machine falls on both sides. For help and generate one round before the first is thrown away: it warms the disk.
+Every measurement is a fresh process; in `train` each side keeps its own, and `sample` makes all turns in one. What is
+compared runs in turns in one session, and a ratio is the median over the rounds of the ratio within a round, so that a
+slow minute of the machine falls on both sides. For help and generate one round before the first is thrown away: it
+warms the disk.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Training steps of our U-Net and loop, in turns with others', in one process: see bench_train.py."""
+    """Training steps of our U-Net and loop, in turns with others': see bench_train.py."""
     from bench_train import measure
 
     found = measure(options.unet, options.batch, options.rounds or 20, options.data, options.device)

@@ -108,7 +108,7 @@ def plain_classifier(config: Any, batches: Batches, classes: int, device: torch.
     most, side = config.augment.shift, config.data.size
     for x, labels in batches:
         x = translate(x, torch.randint(-most, most + 1, (len(x), 2), device=device))
-        x = erase(x, torch.randint(side, (len(x), 2), device=device), config.augment.erase // 2)
+        x = erase(x, torch.randint(side, (len(x), 2), device=device), config.augment.erase)
         with torch.autocast(device.type, torch.bfloat16):
             logits = net(x)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)

@@ -1,7 +1,8 @@
-"""Training steps of one U-Net, ours and diffusers', in turns in one process: `python scripts/bench.py train`.
+"""Training steps of one U-Net, ours and diffusers', in turns: `python scripts/bench.py train`.
 
-t2i's side and diffusers' start from the same weights and see the same images, noise and times, so their losses must
-agree; what differs is the network's code, the optimiser's kernel, the average and the loop around them. Where
+Each side is a process of its own, as its users run it, and waits while another has its turn. t2i's side and diffusers'
+start from the same weights and see the same images, noise and times, so their losses must agree; what differs is the
+network's code, the optimiser's kernel, the average, the loop around them and how it keeps memory. Where
 denoising-diffusion-pytorch is installed, its nearest U-Net (same widths, other blocks) and loop run beside them. A side
 steps as a generator: one step each time it is asked, whose loss it yields.
 """
@@ -14,7 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import diffusers
 import torch
@@ -30,6 +34,7 @@ from t2i.diffusion.schedule import linear, timestep
 from t2i.nn.unet import UNet2DModel
 from t2i.training.ddpm import build_unet
 from t2i.training.ema import Ema
+from t2i.training.memory import keep_freed_memory
 from t2i.training.optimizer import adamw
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SIZE = 32  # pixels per side
 OPTIMIZER = Optimizer(lr=2e-4, betas=(0.9, 0.999), warmup=0)
+PAUSE = 0.3  # seconds before a turn: the threads of the one before go to sleep
 Draw = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
@@ -47,6 +53,8 @@ def ours(unet: UNet2DModel, draw: Draw, bf16: bool) -> Iterator[float]:
     device, schedule = unet.device, linear()
     optimizer, ema = adamw(OPTIMIZER, unet, {}), Ema(unet, 50_000)
     seen = 0
+    if device.type == "cpu":
+        keep_freed_memory()
     attention = SDPBackend.MATH if device.type == "cpu" else SDPBackend.FLASH_ATTENTION
     while True:
         x0, eps, k = draw()
@@ -144,7 +152,11 @@ def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str
         return unet.to(device)
 
     def network_of_peer() -> Any:
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+        # Its trainer and its scores want torchvision; network and loss, which alone are measured, do not.
+        absent = [n for n in ("torchvision", "pytorch_fid") if not find_spec(n)]
+        parts = [n + part for n in absent for part in ("", ".transforms", ".utils", ".fid_score", ".inception")]
+        with patch.dict(sys.modules, {name: MagicMock() for name in parts}):
+            from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
         widths = config.model.channels
         unet = Unet(widths[0], dim_mults=tuple(c // widths[0] for c in widths))
@@ -161,24 +173,42 @@ def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str
     return sides, draws
 
 
+def serve(turns: Connection, model: str, batch: int, data: str, device: str, name: str) -> None:
+    """One side as a process: at every word it makes a step, and answers with its seconds and its loss."""
+    sides, draws = make_sides(model, batch, data, device)
+    side = sides[name]
+    steps = side.step(side.network(), draws(), side.bf16)
+    while turns.recv():
+        start = time.perf_counter()
+        loss = next(steps)  # it reads the loss, and so waits for the device
+        turns.send((time.perf_counter() - start, loss))
+
+
 def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[tuple[str, list[float], str]]:
     """The table: one step of each side in turn, the first two left out.
 
     Images/s, our ratio to each other side, how far the losses lie apart, and how near each comes to the convolutions
     alone: the rate at which this machine computes a plain bf16 convolution, over the work of a training image.
     """
-    sides, draws = make_sides(model, batch, data, device)
+    sides, _ = make_sides(model, batch, data, device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     work = {name: flops(side.network(), device) for name, side in sides.items()}
-    running = {name: side.step(side.network(), draws(), side.bf16) for name, side in sides.items()}
+    context, turns = get_context("spawn"), {}
+    for name in sides:
+        turns[name], theirs_of_pipe = context.Pipe()
+        words = (theirs_of_pipe, model, batch, data, device, name)
+        context.Process(target=serve, args=words, daemon=True).start()
     for number in range(steps + 2):
-        for name, side in running.items() if number % 2 else reversed(running.items()):
-            start = time.perf_counter()
-            loss = next(side)  # it reads the loss, and so waits for the device
+        for name in turns if number % 2 else reversed(turns):
+            time.sleep(PAUSE)
+            turns[name].send(True)
+            elapsed, loss = turns[name].recv()
             if number >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
                 losses[name].append(loss)
+    for turn in turns.values():
+        turn.send(False)
     rates = {name: [batch / s for s in seconds[name]] for name in sides}
     lines = [(f"{name}, {work[name] / 1e9:.1f} GFLOP", rates[name], "images/s") for name in sides]
     mine, *others = sides

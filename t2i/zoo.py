@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -191,11 +192,17 @@ def _resolve_mini() -> ResolvedModel:
 
 def _resolve_folder(path: Path) -> ResolvedModel:
     name = path.resolve().name
+    path = Path(os.path.abspath(path))  # "." has no name to be called by; links stay
     for folder in (path, path / "export"):
         if (folder / "model_index.json").is_file():
             return ResolvedModel("folder", str(folder), name, model_defaults(folder, Defaults()))
+    if (path / "export" / "config.json").is_file():
+        kind = str(read_json(path / "export" / "config.json").get("_class_name", "network"))[:40]
+        raise ModelError(f"{name} is a training run whose export, one {kind}, draws no pictures by itself")
+    if (path / "config.yaml").is_file():
+        raise ModelError(f"{name} is a training run that has exported nothing yet", "its t2i train command, to the end")
     raise ModelError(
-        f"{path} is not a model: it has no model_index.json",
+        f"{name} is not a model: it has no model_index.json",
         "give a diffusers pipeline folder, a finished training run, or one .safetensors file",
     )
 

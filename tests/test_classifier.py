@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from training_kit import classifier_config, fingerprint, make_images, read_log, 
 
 from t2i.config import ClassifierConfig
 from t2i.data.tables import load_table
-from t2i.errors import ConfigError, DataError
+from t2i.errors import ConfigError, DataError, Terminated
 from t2i.nn.resnet import ResNet
+from t2i.training import classifier
 from t2i.training.augment import erase, translate
 from t2i.training.classifier import answers, augmented, judge
 from t2i.training.engine import Step
@@ -72,9 +76,11 @@ def test_translation_reads_from_where_it_says() -> None:
 
 
 def test_erasing_hides_a_square() -> None:
-    hidden = erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 0]]), 2)[0, 0] == 0
+    hidden = erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 0]]), 4)[0, 0] == 0
     assert hidden.sum() == 8
     assert hidden[2:6, :2].all()
+    for side in (1, 3, 4):  # an odd one too
+        assert (erase(torch.ones(1, 1, 8, 8), torch.tensor([[4, 4]]), side) == 0).sum() == side**2
 
 
 def test_augmentation_depends_on_the_global_index_alone() -> None:
@@ -119,7 +125,8 @@ def test_export_is_what_was_measured(trained: tuple[ClassifierConfig, Path]) -> 
     net = ResNet.from_pretrained(run / "export", use_safetensors=True).eval()
     logits, labels = answers(net, config, load_table(config.held_out, False))
     facts = json.loads((run / "export" / "facts.json").read_text())
-    assert facts == {"images_seen": 32} | judge(logits, labels)
+    found = hashlib.sha256((run / "export" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    assert facts == {"images_seen": 32, "weights_sha256": found} | judge(logits, labels)
     assert [row["images"] for row in evaluation(run)] == ["16", "32"]
 
 
@@ -149,6 +156,24 @@ def test_resumed_run_equals_the_uninterrupted_one(changes: dict[str, Any], tmp_p
     for until in (12, 20):
         train(config, tmp_path / "run", until=until)
     train(config, tmp_path / "run")
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "straight")
+    assert evaluation(tmp_path / "run") == evaluation(tmp_path / "straight")
+
+
+def test_terminated_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 3: the state is saved, and the run ends as one that was not stopped."""
+    train(classifier_config(), tmp_path / "straight")
+
+    def terminated(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(*arguments)
+
+    monkeypatch.setattr(classifier, "judge", terminated)
+    with pytest.raises(Terminated, match="terminated at 16 images") as caught:
+        train(classifier_config(), tmp_path / "run")
+    assert caught.value.exit_code == 143
+    monkeypatch.undo()
+    train(classifier_config(), tmp_path / "run", start="resume")
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "straight")
     assert evaluation(tmp_path / "run") == evaluation(tmp_path / "straight")
 

@@ -10,14 +10,17 @@ import torch
 from test_ddpm import launch
 from training_kit import SIZE, dcgan_config, fingerprint, make_images, read_log, train, write_config
 
-from t2i.config import DCGANConfig
+from t2i import images
+from t2i.cli.main import main
+from t2i.config import DCGANConfig, load_config, shipped_config
 from t2i.data.tables import load_table
-from t2i.errors import ConfigError, DataError
+from t2i.errors import ConfigError, DataError, NonFinite
 from t2i.pipelines.dcgan import DCGAN
+from t2i.report.runs import read_warnings
 from t2i.training import dcgan
 from t2i.training.batch import class_numbers
 from t2i.training.checkpoint import load_checkpoint
-from t2i.training.dcgan import Players, Turn, settle, warn_of_collapse
+from t2i.training.dcgan import COLLAPSED, WON, Players, Turn, settle, warn_of_collapse
 from t2i.training.engine import Step
 from t2i.training.run import RunFolder
 from t2i.training.verify import verify_resume
@@ -27,6 +30,7 @@ CLASSIC: dict[str, Any] = {
     "model": {"kind": "classic", "generator": [16, 8], "discriminator": [8, 16], "norm": "batch"},
     "loss": {"game": "bce", "augment": []},
 }
+ZERO = torch.zeros(4)
 WASSERSTEIN: dict[str, Any] = {"model": {"norm": "none"}, "loss": {"game": "wgan-gp"}}
 
 
@@ -98,12 +102,56 @@ def test_every_game_can_be_played(changes: dict[str, Any], tmp_path: Path) -> No
 
 def test_the_discriminator_learns_to_tell(tmp_path: Path) -> None:
     """Against a generator that stands still it wins."""
-    config = dcgan_config(images=640, sample_every=10_000, save_every=10_000, loss={"augment": []})
+    config = dcgan_config(images=640, sample_every=64, save_every=10_000, loss={"augment": []})
     config = config.model_copy(update={"log_every": 64, "d_steps": 10**6})
     train(config, tmp_path / "run")
+    assert (576, WON) in read_warnings(tmp_path / "run" / "warnings.csv")
     first, last = read_log(tmp_path / "run")[0], read_log(tmp_path / "run")[-1]
     assert last["d_loss"] < 0.5 * first["d_loss"]
     assert last["d_accuracy_real"] == last["d_accuracy_fake"] == 1
+
+
+def test_a_picture_for_each_class_is_no_spread() -> None:
+    """Over all of the batch the pictures differ as much as independent ones; within a class they do not at all."""
+    draw = torch.Generator().manual_seed(0)
+    real, labels = torch.randn(64, 3, 8, 8, generator=draw), torch.arange(64) % 5
+    of_class = torch.randn(5, 3, 8, 8, generator=draw)[labels]
+
+    def spread(fake: torch.Tensor, labels: torch.Tensor | None) -> float:
+        return float(dcgan.reading(ZERO, ZERO, real, fake, labels)["spread"])
+
+    assert spread(of_class, None) > 0.8
+    assert spread(of_class, labels) < 1e-6
+    assert spread(of_class + 0.5 * torch.randn(64, 3, 8, 8, generator=draw), labels) == pytest.approx(0.5, rel=0.02)
+    assert spread(0.5 * real, labels) == pytest.approx(0.5, rel=1e-5)
+    few = torch.arange(64)  # no class twice
+    assert spread(0.5 * real, few) == pytest.approx(0.5, rel=1e-5)
+    by_hand = torch.stack([real[labels == k].var(0) * ((labels == k).sum() - 1) for k in range(5)]).sum(0) / (64 - 5)
+    assert dcgan.deviation(real, labels) == pytest.approx(float(by_hand.sqrt().mean()), rel=1e-5)
+
+
+def test_a_run_may_end_between_turns_of_the_generator(tmp_path: Path) -> None:
+    """Nine steps, four turns: the last row has no step of the generator, and the run goes on, looking back at it."""
+    for end in (36, 72):
+        train(dcgan_config(images=end, d_steps=2, log_every=8, sample_every=20), tmp_path / "run")
+    assert [row["images"] for row in read_log(tmp_path / "run") if "g_loss" not in row] == [36]
+    assert len([*(tmp_path / "run" / "samples").iterdir()]) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 11, of either player: the step and its images are named, and what is saved is whole."""
+    hinge = dcgan.GAMES["hinge"]
+    for broken in (
+        hinge._replace(generator=lambda fake: fake.mean() * float("nan")),
+        hinge._replace(discriminator=lambda real, fake: real.mean() * float("inf")),
+    ):
+        run = tmp_path / f"run{broken.generator is hinge.generator}"
+        train(dcgan_config(), run, until=12)
+        monkeypatch.setitem(dcgan.GAMES, "hinge", broken)
+        with pytest.raises(NonFinite, match=r"at step 3, process \[0\], images 12..15"):
+            train(dcgan_config(), run)
+        monkeypatch.setitem(dcgan.GAMES, "hinge", hinge)
+        assert [path.name for path in RunFolder(run).saved()] == [f"{12:012d}"]
 
 
 def test_every_image_needs_a_class(tmp_path: Path) -> None:
@@ -128,18 +176,45 @@ def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], said: str)
         dcgan_config(**changes)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_classic_is_for_32_and_64_pixels(size: int) -> None:
+    """The shipped config as it is, and as its head says for larger images."""
+    larger = ["data.size=64", "model.generator=[512, 256, 128, 64]", "model.discriminator=[64, 128, 256, 512]"]
+    config = load_config(shipped_config("dcgan-classic"), "dcgan", tuple(larger) if size == 64 else ())
+    assert isinstance(config, DCGANConfig)
+    players = Players(config, 0).eval()
+    x = players.generator(torch.zeros(1, config.model.latent))
+    assert x.shape == (1, 3, size, size)
+    assert players.discriminator(x).shape == (1,)
+    kinds = [type(m).__name__ for m in players.discriminator.modules()]
+    assert "BatchNorm2d" in kinds
+    assert config.loss.game == "bce"
+
+
 # What it leaves
 
 
-def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANConfig, Path]) -> None:
-    _, run = trained
+def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANConfig, Path], tmp_path: Path) -> None:
+    config, run = trained
     model = DCGAN.from_pretrained(run, device="cpu")
     assert model.classes == ("circle", "square", "triangle")
     average = weights(run, 32, "ema")
     for name, value in model.generator.named_parameters():
         assert torch.equal(value, average[f"generator.{name}"])
+    settled = Players(config, 3).generator
+    settled.load_state_dict({n.removeprefix("generator."): t for n, t in average.items() if n.startswith("generator.")})
+    settle(settled, config, 3, torch.device("cpu"))
+    for name, value in model.generator.named_buffers():
+        assert torch.equal(value, settled.state_dict()[name])
+        assert not torch.equal(value, average[f"generator.{name}"])  # not the average of what the batches had
     (image,) = model(1, "square", seed=3)
     assert image.size == (SIZE, SIZE)
+    assert main(["sample", str(run), "-b", "1", "--label", "square", "-s", "3", "--quiet", "-o", str(tmp_path)]) == 0
+    assert (images.pixels(images.decode(tmp_path / "000000.png")).int() - images.pixels(image).int()).abs().max() <= 1
+    model.save_pretrained(tmp_path / "again")
+    again = DCGAN.from_pretrained(tmp_path / "again", device="cpu")
+    assert again.classes == model.classes
+    assert images.pixel_hash(again(1, "square", seed=3)[0]) == images.pixel_hash(image)
     assert [p.name for p in sorted((run / "samples").iterdir())] == [f"{16:012d}.png", f"{32:012d}.png"]
 
 
@@ -158,16 +233,31 @@ def test_batch_norms_of_the_average_are_measured() -> None:
     assert (h.std((0, 2, 3)) - 1).abs().max() < 0.02
 
 
-def test_a_lost_game_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = RunFolder(tmp_path)
-    good = {"d_accuracy_real": 0.8, "d_accuracy_fake": 0.7, "spread": 0.9}
-    for images, row in ((10, good), (20, good | {"d_accuracy_real": 1.0, "d_accuracy_fake": 0.995, "spread": 0.1})):
-        folder.write_log({"images": images, **row})
-        warn_of_collapse(folder, images - 10)
+def test_a_lost_game_is_said_and_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A row that has no step of the generator has an empty cell."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    good = {"g_loss": "0.5", "d_accuracy_real": 0.8, "d_accuracy_fake": 0.7, "spread": 0.9}
+    bad = good | {"g_loss": "", "d_accuracy_real": 1.0, "d_accuracy_fake": 0.995, "spread": 0.1}
+    for seen, row in ((10, good), (20, bad)):
+        folder.write_log({"images": seen, **row})
+        warn_of_collapse(folder, seen - 10)
         said = capfd.readouterr().err
-        assert ("the discriminator is right about" in said) == (images == 20)
-        assert ("differ 0.10 times as much as real ones" in said) == (images == 20)
+        assert (f"run at 20 images: {WON}\n" in said) == (seen == 20)
+        assert (f"run at 20 images: {COLLAPSED}\n" in said) == (seen == 20)
     warn_of_collapse(folder, 20)
+    assert capfd.readouterr().err == ""
+    assert read_warnings(folder.warnings) == [(20, WON), (20, COLLAPSED)]
+    folder.rewind_log(10)  # a run that goes on from there will say it again
+    assert read_warnings(folder.warnings) == []
+
+
+def test_a_critic_has_not_won_by_being_right(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only the differences of a Wasserstein critic's answers count: where their zero lies means nothing."""
+    assert [name for name, game in dcgan.GAMES.items() if not game.winnable] == ["wgan-gp"]
+    folder = RunFolder(tmp_path)
+    folder.write_log({"images": 10, "d_accuracy_real": 1.0, "d_accuracy_fake": 1.0, "spread": 0.9})
+    warn_of_collapse(folder, 0, dcgan.GAMES["wgan-gp"].winnable)
     assert capfd.readouterr().err == ""
 
 
@@ -175,7 +265,9 @@ def test_a_lost_game_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"d_steps": 2, "log_every": 8}, CLASSIC, WASSERSTEIN], ids=["2", "classic", "wgan-gp"]
+    "changes",
+    [{"d_steps": 2, "log_every": 8}, CLASSIC, WASSERSTEIN, {"loss": {"r1": 1.0}}],
+    ids=["2", "classic", "wgan-gp", "r1"],
 )
 def test_resumed_run_equals_the_uninterrupted_one(changes: dict[str, Any], tmp_path: Path) -> None:
     """Both networks, both of their averages and both optimisers' states; stopped between turns of the generator."""
@@ -187,8 +279,9 @@ def test_resumed_run_equals_the_uninterrupted_one(changes: dict[str, Any], tmp_p
     if config.d_steps > 1:  # a row of the log is a mean over the steps since the run was started, or since the last row
         del resumed["log"], straight["log"]
     assert resumed == straight
-    state = weights(tmp_path / "run", 32, "optimizer")
-    assert {name.split(".")[0] for name in state} == {"generator", "discriminator"}
+    for part in ("model", "ema", "optimizer"):
+        names = weights(tmp_path / "run", 32, part)
+        assert {name.split(".")[0] for name in names} == {"generator", "discriminator"}
 
 
 def test_verify_resume(tmp_path: Path) -> None:
@@ -197,12 +290,12 @@ def test_verify_resume(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None:
-    """Without batch norm, whose statistics follow the local batch, to rounding; with it, resumed runs are equal."""
+    """About: each half of the batch has its own batch norm. Resumed they are equal bit for bit."""
     changes: dict[str, Any] = {"batch": 8, "images": 64, "log_every": 8, "loss": {"augment": ["translation"]}}
     config = dcgan_config(**changes)
     path = write_config(config, tmp_path / "config.yaml")
     launch(2, path, tmp_path / "two", family="dcgan")
     train(config, tmp_path / "one")
     one, two = read_log(tmp_path / "one")[0], read_log(tmp_path / "two")[0]
-    assert two["d_loss"] == pytest.approx(one["d_loss"], rel=0.1)  # each half has its own batch norm
+    assert two["d_loss"] == pytest.approx(one["d_loss"], rel=0.1)
     assert "equal bit for bit" in launch(2, path, tmp_path / "verify", "--verify-resume", family="dcgan")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from training_kit import SIZE, ddpm_config, fingerprint, make_images, read_log, train, write_config
 
+from t2i import images
 from t2i.config import DDPMConfig
 from t2i.data import tables
 from t2i.data.lazy import LazyTable
@@ -148,6 +149,17 @@ def test_unconditional_batches_have_no_labels(tmp_path: Path) -> None:
     assert x.abs().max() <= 1
 
 
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    """FAULTS 16: it could only learn what it learns without."""
+    (tmp_path / "data").mkdir()
+    make_images(tmp_path / "data" / "horse")
+    (tmp_path / "data" / "horse" / "metadata.jsonl").unlink()
+    config = ddpm_config(tmp_path / "data", label="label")
+    with pytest.raises(DataError, match=r"column 'label' has 1 classes \(horse\); it takes two") as caught:
+        train(config, tmp_path / "run")
+    assert "--set label=null" in str(caught.value.hint)
+
+
 def test_missing_classes_are_named(tmp_path: Path) -> None:
     config = ddpm_config(make_images(tmp_path / "images"), label="kind")
     with pytest.raises(DataError, match="no column 'kind' of classes"):
@@ -192,11 +204,18 @@ def test_export_of_an_unconditional_run_draws_with_plain_diffusers(tmp_path: Pat
     assert image.size == (SIZE, SIZE)
 
 
-def test_samples_are_drawn_along_the_way(trained: tuple[DDPMConfig, Path]) -> None:
+def test_samples_are_drawn_along_the_way(trained: tuple[DDPMConfig, Path], tmp_path: Path) -> None:
+    """Of the same latents and classes each time, by the averaged weights of that moment."""
     config, run = trained
     assert [p.name for p in sorted((run / "samples").iterdir())] == [f"{16:012d}.png", f"{32:012d}.png"]
-    again = DDPM.from_pretrained(run, device="cpu")(4, seed=config.seed, steps=2)
-    assert len(again) == 4
+    train(ddpm_config(images=16), tmp_path / "half")
+    sheets = []
+    for images_seen, exported in ((16, tmp_path / "half"), (32, run)):
+        sheets.append(images.decode(run / "samples" / f"{images_seen:012d}.png"))
+        drawn = DDPM.from_pretrained(exported, device="cpu")(4, ["circle", "square", "triangle"], config.seed, steps=2)
+        again = images.grid(drawn, columns=config.samples.columns)
+        assert (images.pixels(sheets[-1]).int() - images.pixels(again).int()).abs().max() <= 1
+    assert sheets[0].tobytes() != sheets[1].tobytes()
 
 
 # Resume and processes
@@ -273,23 +292,72 @@ def test_verify_resume_finds_a_difference(tmp_path: Path, monkeypatch: pytest.Mo
         verify_resume(ddpm_config(), tmp_path / "verify", progress=False)
 
 
-def launch(processes: int, config: Path, run: Path, *options: str, family: str = "ddpm") -> str:
-    """`t2i train` under torchrun, on CPUs."""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from t2i.cli.main import main
+from t2i.training import checkpoint
+
+sync = checkpoint._sync
+
+def die(path):
+    if str(path).endswith("000000000048.partial/ema.safetensors"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(path)
+
+checkpoint._sync = die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def launch(
+    processes: int,
+    config: Path,
+    run: Path,
+    *options: str,
+    family: str = "ddpm",
+    driver: Path | None = None,
+    code: int = 0,
+) -> str:
+    """`t2i train` under torchrun, on CPUs, or a driver with the same arguments; all that is said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    call = ["-m", "--", "t2i", "train", family, str(config), "--run", str(run), "--quiet", *options]
+    program = ["--", str(driver)] if driver else ["-m", "--", "t2i"]
+    call = ["train", family, str(config), "--run", str(run), "--quiet", *options]
     env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *call], env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = subprocess.run(
+        [*command, *program, *call], env=env, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_and_resume_bit_for_bit(tmp_path: Path) -> None:
-    config = ddpm_config(batch=8, images=64)
+@pytest.mark.parametrize("storage", ["memory", "mapped"])
+def test_two_processes_have_the_losses_of_one_and_resume_bit_for_bit(storage: str, tmp_path: Path) -> None:
+    """FAULTS 1 and 10: accumulated, in the fifth epoch of ten images, after SIGKILL while a checkpoint is written."""
+    data = data_kit.parquet(tmp_path / "ten.parquet", [data_kit.encoded(k) for k in range(10)], group=3)
+    config = ddpm_config(data, batch=8, accumulate=2, images=64, save_every=24, data__storage=storage)
     path = write_config(config, tmp_path / "config.yaml")
+    (tmp_path / "driver.py").write_text(KILLED)
     train(config, tmp_path / "one")
     launch(2, path, tmp_path / "two")
-    for a, b in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-4)
-    said = launch(2, path, tmp_path / "verify", "--verify-resume")
-    assert "equal bit for bit" in said
+    launch(2, path, tmp_path / "killed", driver=tmp_path / "driver.py", code=1)
+    left = RunFolder(tmp_path / "killed").checkpoints
+    assert sorted(p.name for p in left.iterdir()) == [f"{24:012d}", f"{48:012d}.partial"]
+    said = launch(2, path, tmp_path / "killed")
+    assert said.count("000000000048.partial: it was not finished") == 1
+    assert said.count("at 24 images") == 1
+    assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_verify_that_they_resume(tmp_path: Path) -> None:
+    path = write_config(ddpm_config(batch=8, accumulate=2, images=64), tmp_path / "config.yaml")
+    said = launch(2, path, tmp_path / "run", "--verify-resume")
+    assert said.count("equal bit for bit") == 1
+    assert "after 64 images, with and without an interruption at 32" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]

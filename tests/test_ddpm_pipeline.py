@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from t2i import images
 from t2i.errors import ModelError, NonFinite, UsageError
@@ -127,21 +127,37 @@ def test_folder_is_diffusers_own(tmp_path: Path) -> None:
 
 
 def test_a_flat_folder_as_published_by_google_loads(tmp_path: Path) -> None:
-    """google/ddpm-cifar10-32 has its parts beside model_index.json, not in folders of their own."""
+    """google/ddpm-cifar10-32: parts beside model_index.json, configs and names of attention of 2022, a pickle beside.
+
+    It says fixed_large: its own ancestral walk is our ddpm-large.
+    """
     theirs = diffusers.DDPMPipeline(
-        diffusers.UNet2DModel.from_config(make_unet().config), diffusers.DDPMScheduler(clip_sample=True)
+        diffusers.UNet2DModel.from_config(make_unet().config),
+        diffusers.DDPMScheduler(variance_type="fixed_large"),
     )
     theirs.save_pretrained(tmp_path / "nested")
+    theirs.set_progress_bar_config(disable=True)
     flat = tmp_path / "flat"
     flat.mkdir()
-    for part in ("unet", "scheduler"):
-        for file in (tmp_path / "nested" / part).iterdir():
-            (flat / file.name).write_bytes(file.read_bytes())
-    (flat / "model_index.json").write_bytes((tmp_path / "nested" / "model_index.json").read_bytes())
-    theirs.set_progress_bar_config(disable=True)
+    weights = load_file(tmp_path / "nested" / "unet" / "diffusion_pytorch_model.safetensors")
+    for new, before in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+        weights = {name.replace(f".{new}.", f".{before}."): value for name, value in weights.items()}
+    assert any(".proj_attn." in name for name in weights)
+    save_file(weights, flat / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (flat / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02not looked at")
+    unet = json.loads((tmp_path / "nested" / "unet" / "config.json").read_text())
+    later = ("num_class_embeds", "class_embed_type", "resnet_time_scale_shift", "add_attention", "downsample_type")
+    unet = {name: value for name, value in unet.items() if name not in later} | {"_diffusers_version": "0.0.4"}
+    scheduler = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_start": 0.0001}
+    scheduler |= {"beta_schedule": "linear", "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None}
+    scheduler |= {"variance_type": "fixed_large"}
+    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
+    index |= {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    for name, part in {"config": unet, "scheduler_config": scheduler, "model_index": index}.items():
+        (flat / f"{name}.json").write_text(json.dumps(part))
     ours = DDPM.from_pretrained(flat, device="cpu")
     expected = theirs(generator=torch.Generator().manual_seed(0), num_inference_steps=10).images
-    assert difference(ours(1, sampler="ddpm", steps=10, spacing="leading"), expected) <= 1
+    assert difference(ours(1, sampler="ddpm-large", steps=10, spacing="leading"), expected) <= 1
 
 
 def test_class_conditional_folder_from_elsewhere_has_numbers_for_names(tmp_path: Path) -> None:

@@ -50,10 +50,11 @@ def start(settings: Run, path: Path, **options: Any) -> Engine:
     """An engine over a linear layer, as a loop makes it."""
     folder = RunFolder(path)
     data_hash, rates = options.pop("data_hash", "data"), options.pop("rates", None)
+    width = options.pop("width", 3)
     launch = Launch(progress=False, **options)
     folder.begin(settings, launch)
     torch.manual_seed(0)
-    net = nn.Linear(3, 1)
+    net = nn.Linear(width, 1)
     return Engine(settings, folder, net, data_hash, launch, rates)
 
 
@@ -288,6 +289,25 @@ def test_optimizer_state_that_lacks_a_parameter_is_refused_by_name(
     engine.save()
     with pytest.raises(CheckpointError, match=r"optimizer part has no weight\.exp_avg"):
         start(config(), tmp_path / "run")
+
+
+def test_average_that_lacks_a_parameter_is_refused_by_name(tmp_path: Path) -> None:
+    """FAULTS 7: never silently fresh."""
+    engine = start(config(images=12), tmp_path / "run")
+    run_all(engine)
+    del engine.ema.values["bias"]
+    engine.save()
+    with pytest.raises(CheckpointError, match="ema part bias is not there, in this model"):
+        start(config(), tmp_path / "run")
+
+
+def test_another_network_is_refused_by_name_although_forced(tmp_path: Path) -> None:
+    """FAULTS 8: --force accepts another config, and weights that do not fit cannot be made to."""
+    run_all(start(config(images=12), tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"model part weight is \(1, 3\), in this model \(1, 5\)") as caught:
+        start(config(), tmp_path / "run", force=True, width=5)
+    assert "--fresh" in str(caught.value.hint)
+    assert start(config(), tmp_path / "run").images_seen == 12
 
 
 # Non-finite numbers
@@ -528,6 +548,30 @@ def test_tensorboard_has_the_rows_of_the_log(tmp_path: Path) -> None:
     expected = [(row["images"], row["loss"]) for row in read_log(tmp_path / "run")]
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-5)
+
+
+def test_wandb_has_the_rows_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline; its files lie in the run folder, not where the user stands, and the config is among what it is told."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    told, log = [], wandb.Run.log
+
+    def listen(run: Any, values: dict[str, float], step: int | None = None, **options: Any) -> None:
+        told.append((step, values["loss"], values["lr"]))
+        log(run, values, step=step, **options)
+
+    monkeypatch.setattr(wandb.Run, "log", listen)
+    engine = start(config(trackers=("wandb",), images=12), tmp_path / "run")
+    run_all(engine)
+    rows = [(row["images"], row["loss"], row["lr"]) for row in read_log(tmp_path / "run")]
+    assert [row[0] for row in told] == [4, 8, 12]
+    assert [x for row in told for x in row] == pytest.approx([x for row in rows for x in row], rel=1e-5)
+    tracked = engine.accelerator.get_tracker("wandb", unwrap=True)
+    assert tracked.config["optimizer.lr"] == 0.1
+    assert len([*(tmp_path / "run").rglob("*.wandb")]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_missing_tracker_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

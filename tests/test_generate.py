@@ -198,6 +198,13 @@ def test_single_words_get_a_hint_about_quotes(t2i: Run) -> None:
     assert "hint" not in t2i("horse").err
 
 
+def test_a_number_as_negative_prompt_gets_a_hint(t2i: Run) -> None:
+    ran = t2i("a horse", "-n", "4")  # elsewhere -n is a count
+    assert (ran.code, len(ran.lines)) == (0, 1)
+    assert "4 images are -b 4" in ran.err
+    assert "hint" not in t2i("a horse", "-n", "4 legs").err
+
+
 @pytest.mark.parametrize("prompt", ["../../x", "/etc/x", "CON", "\U0001f40e" * 300, "\u202egnp.exe", "a\nb", "-n"])
 def test_any_prompt_names_a_file_inside_the_folder(t2i: Run, here: Path, prompt: str) -> None:
     ran = t2i("-p", prompt, "-o", "out/{prompt}.png")
@@ -263,6 +270,7 @@ def test_sizes(t2i: Run, options: tuple[str, ...]) -> None:
         (["-s", str(2**64 - 1), "-b", "2"], ["seed", "for every image"]),
         (["-b", "0"], ["images per prompt"]),
         (["--batch-size", "0"], ["batch size"]),
+        (["--columns", "3"], ["--columns 3", "add --grid"]),
         (["--scheduler", "fast"], ["'fast'", "dpm++2m"]),
         (["--scheduler", "pndm"], ["'pndm'", "does not work", "dpm++2m", "unipc"]),
         (["--device", "tpu"], ["'tpu'", "cpu"]),
@@ -378,6 +386,23 @@ def test_what_was_drawn_before_a_failure_is_kept(t2i: Run, here: Path, monkeypat
     assert ran.code == 3
     assert ran.lines == files(here) == ["11.png", "12.png", "14.png"]
     assert "seed 13" in ran.err
+
+
+def test_a_name_that_is_taken_while_drawing_is_a_partial_failure(t2i: Run, here: Path, monkeypatch: Any) -> None:
+    from t2i.pipelines.text_to_image import TextToImage
+
+    draw = TextToImage._draw_batch
+
+    def with_another_job(self: Any, batch: Any, *rest: Any) -> Any:
+        if batch[0].seed == 2:
+            (here / "2.png").write_bytes(b"theirs")
+        return draw(self, batch, *rest)
+
+    monkeypatch.setattr(TextToImage, "_draw_batch", with_another_job)
+    ran = t2i("a horse", "-s", "1", "-b", "3", "--batch-size", "1", "-o", "{seed}")
+    assert (ran.code, ran.lines, files(here)) == (3, ["1.png"], ["1.png", "2.png"])
+    assert "2.png exists already (1 of 3 images are written)" in ran.err
+    assert (here / "2.png").read_bytes() == b"theirs"
 
 
 def test_a_picture_blanked_by_a_safety_checker_is_no_success(t2i: Run, here: Path, monkeypatch: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from report_kit import make_run, some_log
 
 from t2i import images
 from t2i.cli.info import info
@@ -147,6 +148,29 @@ def test_a_model_folder(tmp_path: Path) -> None:
     assert "Evil" not in output
     facts = json.loads(call("--json", tmp_path).output)
     assert facts["components"] == {"unet": {"class": "UNet2DConditionModel", "bytes": 2_345_000}}
+
+
+def test_a_run_says_how_far_it_is_and_what_it_made(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "first", some_log(), images=1000, autoencoder="/home/someone/runs/mini-autoencoder")
+    output = call(run).output
+    assert output.splitlines()[0] == str(run)
+    for line in ("family                    ddpm", "images seen               400 of 1,000 (40\u00a0%)", "images/s  "):
+        assert line in output
+    assert "–" not in output  # what is not known is left out
+    (run / "export").mkdir()
+    (run / "export" / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "Net"]}')
+    assert "pipeline                  DDPMPipeline" in call(run).output
+    facts = json.loads(call("--json", run).output)
+    assert (facts["kind"], facts["family"], facts["images_seen"], facts["images"]) == ("run", "ddpm", 400, 1000)
+    assert facts["config"]["autoencoder"] == "…/mini-autoencoder"
+    assert facts["model"]["pipeline"] == "DDPMPipeline"
+
+
+def test_the_embedded_model_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = call("mini").output
+    assert "pipeline      StableDiffusionPipeline" in output
+    assert "unet          UNet2DConditionModel" in output
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"_class_name": 1}', "[" * 10**5, " " * 2_000_000 + "{}"])

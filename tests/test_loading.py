@@ -51,6 +51,21 @@ def test_a_pickle_file_is_refused_and_never_loaded(tmp_path: Path, name: str, pr
     assert not canary.exists()
 
 
+def test_a_file_here_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"^x\.safetensors is empty"):
+        locate("x.safetensors")
+
+
+def test_the_folder_one_stands_in_is_called_by_its_name(pipeline_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pipeline_copy)
+    assert locate(".").model.name == pipeline_copy.name
+    (pipeline_copy / "pipeline.py").write_text("raise SystemExit")
+    with pytest.raises(ModelError, match=f"^{pipeline_copy.name} carries its own code"):
+        locate(".")
+
+
 def test_a_torch_archive_under_another_name_is_refused(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     with zipfile.ZipFile(tmp_path / "x.safetensors", "w") as archive:
@@ -255,7 +270,7 @@ def test_a_single_file_is_known_by_its_tensors(tmp_path: Path) -> None:
 
     assert locate(saved("model.diffusion_model.input_blocks.0.0.weight")).kind == "StableDiffusionPipeline"
     assert locate(saved("conditioner.embedders.1.model.ln_final.bias")).kind == "StableDiffusionXLPipeline"
-    with pytest.raises(ModelError, match="LoRA"):
+    with pytest.raises(ModelError, match=r"one\.safetensors is an adapter \(LoRA\)"):
         locate(saved("lora_unet_down_blocks_0.lora_down.weight"))
     with pytest.raises(ModelError, match="no known kind"):
         locate(saved("layer.weight"))

@@ -192,6 +192,8 @@ def test_the_token_is_never_printed(
     [
         (["genrate"], "did you mean 'generate'?"),
         (["a horse"], 't2i generate "..."'),
+        (["a", "horse"], 't2i generate "..."'),
+        (["train", "diffusion"], "there are: autoencoder, classifier"),
         (["xyz"], "there are: generate"),
         (["--verison"], "--verison"),
         (["generate", "--stepps", "3", "a horse"], "--steps"),
@@ -200,7 +202,7 @@ def test_the_token_is_never_printed(
 def test_unknown_words_name_their_neighbours(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert words.lower() in error.lower()
     assert "hint: see t2i" in error
     assert "Traceback" not in error
 
@@ -321,6 +323,22 @@ def test_python_door_is_lazy_and_complete() -> None:
     done = run("-c", code)
     assert done.stderr == ""
     assert done.stdout == "module 't2i' has no attribute 'nothing'\n"
+
+
+def test_pipelines_are_named_at_their_door_and_loaded_when_asked_for() -> None:
+    code = (
+        "import sys, t2i.pipelines as door\n"
+        "assert not {'torch', 'diffusers'} & set(sys.modules), 'heavy'\n"
+        "for name in door.__all__: assert callable(getattr(door, name)), name\n"
+        "from t2i.pipelines import DDPM\n"
+        "from t2i.pipelines.ddpm import DDPM as its_own\n"
+        "assert DDPM is its_own\n"
+        "try: door.nothing\n"
+        "except AttributeError as e: print(e)\n"
+    )
+    done = run("-c", code)
+    assert done.stderr == ""
+    assert done.stdout == "module 't2i.pipelines' has no attribute 'nothing'\n"
 
 
 def test_load_is_the_pipelines_own() -> None:

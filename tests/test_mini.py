@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,38 @@ pipe(sys.argv[2], num_inference_steps=20, guidance_scale=3.0, generator=generato
 @pytest.fixture(scope="module")
 def mini() -> TextToImage:
     return TextToImage.load("mini")
+
+
+def test_the_first_minute_of_a_new_user(tmp_path: Path) -> None:
+    """The README's command in an empty folder, on a terminal: one path on stdout, one line and a bar on stderr."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))  # of a terminal without columns tqdm shows no bar
+    env = {**os.environ, "PYTHONPATH": str(MINI.parents[1]), "HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "t2i", "generate", PROMPT, "-s", "7"]
+    (tmp_path / "work").mkdir()
+    with subprocess.Popen(
+        command, cwd=tmp_path / "work", env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):  # what the end of a terminal is on Linux
+            while piece := os.read(screen, 4096):
+                said += piece
+        assert process.stdout is not None
+        paths = process.stdout.read().decode().splitlines()
+    os.close(screen)
+    assert process.returncode == 0
+    first, bar = said.decode().split("\r\n", 1)
+    assert first.startswith("mini · cpu · float32 · 64x64 · 20 steps")
+    assert first.endswith("seed 7")
+    assert "drawing:" in bar
+    assert "step/s" in bar
+    assert "\n" not in bar, "the bar stays on its line, and no library says a word"
+    assert [str(p.relative_to(tmp_path / "work")) for p in (tmp_path / "work").rglob("*.*")] == paths
+    with Image.open(tmp_path / "work" / paths[0]) as picture:
+        assert picture.size == (64, 64)
+        assert min(high - low for low, high in picture.getextrema()) > 50, "not one flat colour"
 
 
 def files() -> list[Path]:

@@ -103,6 +103,12 @@ def test_what_output_may_say(target: str | None, format: str | None, path: str) 
     assert first(Outputs(target, format=format, model="mini")) == Path(path)
 
 
+def test_a_tilde_is_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    monkeypatch.setenv("USERPROFILE", str(here / "home"))
+    assert first(Outputs("~/x.png")) == here / "home" / "x.png"  # of --output=~/x.png no shell makes it
+
+
 def test_an_existing_folder_needs_no_slash(here: Path) -> None:
     (here / "pictures").mkdir()
     assert first(Outputs("pictures")) == Path("pictures/00001-7.png")

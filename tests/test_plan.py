@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from training_kit import autoencoder_config, make_images, save_autoencoder, text2image_config, train
+from training_kit import autoencoder_config, ddpm_config, make_images, save_autoencoder, text2image_config, train
 
-from t2i.errors import DataError, ModelError
+from t2i.errors import DataError, ModelError, T2IError
+from t2i.training import plan as plan_module
 from t2i.training.checkpoint import load_checkpoint
 from t2i.training.ddpm import outline
 from t2i.training.plan import _duration, describe
@@ -79,6 +81,22 @@ def test_plan_tells_batch_rate_work_and_time(folder: Path, tmp_path: Path) -> No
     assert curve[-1] == "▂"  # an eighth of the rate is left at 62 of 64 images
     assert float(plan["work"].split()[0]) >= 0
     assert "images/s, measured over 5 steps here" in plan["time"]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_plan_of_ddpm_has_all_its_lines_on_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "processes", lambda: SimpleNamespace(num_processes=2))
+    config = ddpm_config(images=64, batch=8, accumulate=2, keep=2)
+    plan = lines(describe(config, tmp_path / "run", measure=False))
+    assert list(plan) == ["run", "data", "epoch", "model", "work", "batch", "steps", "rate", "disk", "time", "begins"]
+    assert plan["batch"] == "8 images = 2 processes x 2 parts x 2"
+    assert plan["steps"] == "8 of 8 images, 64 images in all"
+    assert plan["model"].endswith("U-Net 0.1M")
+    with pytest.raises(T2IError, match="batch 10 does not divide over 2 processes, 2 parts each") as caught:
+        describe(ddpm_config(batch=10, accumulate=2), tmp_path / "run", measure=False)
+    assert caught.value.hint == "--set batch=8"
     assert not [*tmp_path.iterdir()]
 
 

@@ -26,7 +26,7 @@ from t2i.errors import UsageError
 from t2i.report.curves import CURVES
 from t2i.report.facts import duration, shareable
 from t2i.report.lines import HALF_LIFE, POINTS, moving_average, thin
-from t2i.report.plots import short
+from t2i.report.plots import plain, short
 from t2i.report.runs import read_numbers, read_run, read_runs
 from t2i.report.samples import MOST, evenly
 
@@ -61,6 +61,17 @@ def test_the_curves_are_the_numbers_of_the_log(tmp_path: Path) -> None:
         assert plots[title][label]["x"] == log["images"]
         assert plots[title][label]["y"] == [float(value) for value in log[column]]
     assert plots["Learning rate"]["learning rate"]["mean"] == plots["Learning rate"]["learning rate"]["y"]
+
+
+def test_all_plots_of_a_family_begin_at_zero_and_reach_as_far(tmp_path: Path) -> None:
+    """A number that was measured once stands where it was measured."""
+    runs = [
+        make_run(tmp_path / name, some_log(rows), {"images": [200], "fcd": [7]})
+        for name, rows in (("a", 40), ("b", 10))
+    ]
+    frames = [plot["frame"][2:] for plot in page_of(*runs, folder=tmp_path).data["curves"].values()]
+    assert len(frames) > 5
+    assert all(frame == [0, pytest.approx(1.02 * 400)] for frame in frames)
 
 
 def test_the_drawn_line_passes_through_the_numbers(tmp_path: Path) -> None:
@@ -113,6 +124,15 @@ def test_summary_says_how_far_how_long_and_how_fast(tmp_path: Path) -> None:
         "2.5 hours",
         "2.3 days",
     ]
+    assert [plain(y) for y in (0, 5e-5, 1.25e-5, 0.0002, -5e-5, 2e-7, 1563.2)] == [
+        "0",
+        "0.00005",
+        "0.0000125",
+        "0.0002",
+        "-0.00005",
+        "2e-07",
+        "1563",
+    ]
     assert [short(x) for x in (0, 950, 4200, 620_000, 1.5e6)] == ["0", "950", "4.2k", "620k", "1.5M"]
 
 
@@ -146,6 +166,16 @@ def test_a_classifiers_answers_by_class(tmp_path: Path) -> None:
     assert page.text.count("<b>dog") == 2
     classes.write_text(json.dumps({"classes": ["cat"]}))  # of another model
     assert "Answers by class" not in page_of(run, folder=tmp_path).text
+
+
+def test_what_was_said_of_a_run_that_goes_wrong(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, some_log(), seed=k) for k, name in enumerate("ab")]
+    assert "Warnings" not in page_of(runs[0], folder=tmp_path).html
+    (runs[0] / "warnings.csv").write_text("images,text\r\n100,it <b>falls\r\n200,other\r\n2100,it <b>falls\r\n300,half")
+    for page in (page_of(runs[0], folder=tmp_path), page_of(*runs, folder=tmp_path)):
+        assert "a: it <b>falls (2 times, at 100 to 2,100 images)" in page.text
+        assert "a: other (at 200 images)" in page.text
+        assert "half" not in page.text.replace("half-life", "")
 
 
 # A run in any state

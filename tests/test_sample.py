@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from test_ddpm_pipeline import NAMES, make
+from training_kit import ddpm_config, train
 
 from t2i import images, recipe
 from t2i.cli.main import main
+from t2i.data.example import example
 from t2i.nn.dcgan import Generator
 from t2i.nn.vae import VAENetwork
 from t2i.pipelines.dcgan import DCGAN
@@ -72,6 +77,35 @@ def test_trajectory_writes_a_picture_and_an_animation(
     assert capfd.readouterr().out.split() == [str(tmp_path / "t" / f"trajectory.{kind}") for kind in ("png", "webp")]
 
 
+def test_trajectory_of_a_run_dissolves_an_image_of_its_training_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first of the class that is drawn; where the data is not, the sample itself, and that is said."""
+    config = ddpm_config(images=4)
+    train(config, tmp_path / "run")
+    found = example(config.data, "shape", "square")
+    assert found is not None
+    call = ["sample", str(tmp_path / "run"), "--trajectory", "--label", "square", "--steps", "2"]
+    assert main([*call, "-o", str(tmp_path / "here")]) == 0
+    assert capfd.readouterr().err == ""
+    assert distance(dissolved(tmp_path / "here"), found) == 0
+    other = example(config.data, "shape", "circle")
+    assert other is not None
+    assert distance(found, other) > 100  # the test can fail
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("shapes.parquet", "gone.parquet"))
+    assert main([*call, "-o", str(tmp_path / "gone")]) == 0
+    assert "the training images are not here" in capfd.readouterr().err
+    assert distance(dissolved(tmp_path / "gone"), found) > 20
+
+
+def dissolved(folder: Path) -> Image.Image:
+    """The picture at the upper left of a trajectory, in its own pixels."""
+    with Image.open(folder / "trajectory.png") as sheet:
+        x, y = sheet.width - 11 * 96 - 10 * 2, sheet.height - 3 * 96 - 2 * 2
+        return sheet.crop((x, y, x + 96, y + 96)).resize((16, 16), 0)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -89,6 +123,31 @@ def test_mistakes_are_said_and_nothing_is_written(
     assert main(["sample", str(model), *options, "-o", str(tmp_path / "out")]) == code
     assert said in capfd.readouterr().err
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_terminated_between_two_pictures_the_same_command_makes_what_is_missing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 3: exit 143, nothing half-written; in the end the pictures are those of one go, bit for bit."""
+    call = ["sample", str(model), "-b", "5", "--batch-size", "3", "--steps", "2", "--sampler", "ddpm", "--quiet", "-o"]
+    save = images.save
+
+    def terminated(image: Image.Image, path: Path, **options: Any) -> Path:
+        if path.name == "000001.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(image, path, **options)
+
+    monkeypatch.setattr(images, "save", terminated)
+    with pytest.raises(SystemExit) as caught:
+        main([*call, str(tmp_path / "stopped")])
+    assert caught.value.code == 143
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == ["000000.png", "sampling.json"]
+    for name in ("stopped", "straight"):
+        assert main([*call, str(tmp_path / name)]) == 0
+    for k in range(5):
+        made, expected = ((tmp_path / name / f"{k:06d}.png").read_bytes() for name in ("stopped", "straight"))
+        assert made == expected
 
 
 def test_no_such_run_is_exit_4(capfd: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +185,20 @@ def test_every_family_is_sampled(one_step: Path, tmp_path: Path, capfd: pytest.C
     assert main(["sample", str(one_step), "-b", "3", "-s", "5", "-o", str(tmp_path)]) == 0  # nothing is missing
     assert main(["sample", str(one_step), "-b", "3", "-s", "6", "-o", str(tmp_path)]) == 2
     assert "other settings: seed was 5, now 6" in capfd.readouterr().err
+
+
+def test_damaged_weights_draw_no_black_picture(
+    one_step: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS 27."""
+    pipe = load_model(str(one_step))
+    for parameter in pipe.network.parameters():  # type: ignore[attr-defined]
+        parameter.data.fill_(float("nan"))
+    pipe.save_pretrained(tmp_path / "damaged")  # type: ignore[attr-defined]
+    for options in ([], ["--interpolate", "1:9"]):
+        assert main(["sample", str(tmp_path / "damaged"), *options, "-o", str(tmp_path / "out")]) == 1
+        assert "non-finite image" in capfd.readouterr().err
+        assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(

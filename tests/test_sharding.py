@@ -1,4 +1,4 @@
-"""Sharded weights: whole for a checkpoint, in parts for the processes, equal both ways."""
+"""Sharded weights: whole for a checkpoint, in parts for the processes, equal both ways; and the mean of gradients."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ dist.destroy_process_group()
 """
 
 
+MEANS = """
+import torch
+from t2i.processes import processes
+from t2i.training.sharding import average_gradients
+from accelerate import Accelerator
+
+rank = processes().process_index
+net = torch.nn.Linear(3, 2)
+for p in net.parameters():
+    p.data.fill_(1.0)
+net(torch.full((1, 3), 1.0 + rank)).sum().backward()  # slopes 1 and 2
+net.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+average_gradients(Accelerator(), net)
+assert torch.equal(net.weight.grad, torch.full((2, 3), 1.5))
+assert torch.equal(net.bias.grad, torch.ones(2))
+assert net.idle.grad is None
+print("equal", flush=True)
+"""
+
+
 def test_what_is_not_sharded_is_left_alone_and_copied_back() -> None:
     weights = {"w": torch.randn(3)}
     assert whole(weights)["w"] is weights["w"]
@@ -47,10 +67,11 @@ def test_what_is_not_sharded_is_left_alone_and_copied_back() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_gather_and_part_again(tmp_path: Path) -> None:
-    (tmp_path / "driver.py").write_text(DRIVER)
+@pytest.mark.parametrize("driver", [DRIVER, MEANS], ids=["gather and part again", "average their gradients"])
+def test_two_processes(driver: str, tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(driver)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(
         [*command, str(tmp_path / "driver.py")], env=env, capture_output=True, text=True, timeout=600, check=False
     )

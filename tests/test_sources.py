@@ -152,7 +152,7 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
     fails("no image could be read", "row 0", path=parquet(tmp_path / "a.parquet", [b"x"]), bad="skip")
 
 
-def test_the_first_of_several_bad_files_is_named(tmp_path):
+def test_the_first_of_several_bad_files_is_named_and_how_many_there_are(tmp_path, capsys):
     for name in ("a", "c", "b"):
         (tmp_path / f"{name}.jpg").write_text("text as JPEG")
     save(tmp_path / "d.png", 4)
@@ -160,6 +160,7 @@ def test_the_first_of_several_bad_files_is_named(tmp_path):
     table = load(tmp_path, bad="skip")
     assert [Path(line.split(".jpg")[0]).name for line in table.skipped] == ["a", "b", "c"]
     assert torch.equal(table.pixels[0], expected(4))
+    assert "left out 3 of 4 images; the first: " in capsys.readouterr().err
 
 
 # Folders
@@ -305,6 +306,23 @@ def test_empty_folders_say_what_was_looked_for(tmp_path):
     fails("no images in this folder", path=tmp_path)
     parquet(tmp_path / "a.parquet", [encoded(0)])
     fails("*.parquet", path=tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_named_or_skipped(tmp_path, monkeypatch):
+    for k in range(3):
+        save(tmp_path / "data" / f"{k}.png", k)
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # not chmod: root reads everything
+    fails("1.png", "cannot be read", "Permission denied", "bad_images=skip", path=tmp_path / "data")
+    table = load(tmp_path / "data", bad="skip")
+    assert len(table) == 2
+    assert "1.png" in table.skipped[0]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"x" * 100_000])

@@ -13,7 +13,7 @@ from t2i.diffusion.schedule import Flow, linear
 from t2i.errors import UsageError
 from t2i.pipelines.trajectory import SHOWN, decibels, save_trajectory, trajectory
 
-POINTS = [(0.0, "image"), (1.0, "noise"), (0.5, "+0 dB"), (0.51, "+0 dB"), (1 / 11, "+20 dB")]
+POINTS = [(0.0, "image"), (1.0, "noise"), (0.5, "SNR +0 dB"), (0.51, "SNR +0 dB"), (1 / 11, "SNR +20 dB")]
 
 
 @pytest.mark.parametrize(("t", "said"), POINTS)
@@ -23,8 +23,8 @@ def test_decibels_of_the_straight_line(t: float, said: str) -> None:
 
 
 def test_decibels_of_the_papers_schedule() -> None:
-    assert decibels(linear(), 1.0) == "+40 dB"  # beta_1 is 1e-4
-    assert decibels(linear(), 1000.0) == "-44 dB"
+    assert decibels(linear(), 1.0) == "SNR +40 dB"  # beta_1 is 1e-4
+    assert decibels(linear(), 1000.0) == "SNR -44 dB"
 
 
 def test_frames_go_from_the_photo_to_noise_and_from_noise_to_the_sample() -> None:

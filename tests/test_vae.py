@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 from test_ddpm import launch
+from torch.distributions import Normal, kl_divergence
 from training_kit import SHAPES, SIZE, fingerprint, make_images, read_log, train, vae_config, write_config
 
 from t2i import images
+from t2i.cli.main import main
 from t2i.config import VAEConfig
 from t2i.data.tables import load_table
 from t2i.errors import ConfigError, DataError, UsageError
 from t2i.pipelines.vae import VAE
+from t2i.randomness import generator
+from t2i.training.elbo import dequantise
 from t2i.training.vae import measure
 from t2i.training.verify import verify_resume
 
+FREE = 0.05  # bits: of some latent numbers more, of some less
 HELD_OUT = {"sources": [{"path": str(SHAPES)}], "size": SIZE}
 
 
@@ -62,11 +67,30 @@ def test_facts_are_of_training_and_held_out_images(trained: tuple[VAEConfig, Pat
     train_, held_out = facts["train"], facts["held_out"]
     assert train_ == held_out  # the same images here, judged by the same sigma and draws
     assert train_["bits_per_dim"] == pytest.approx(train_["reconstruction"] + train_["kl"])
-    error, _ = measure(VAE.from_pretrained(run, device="cpu"), config, load_table(config.data, False))
-    assert train_["sigma"] == pytest.approx(error**0.5, rel=1e-5)
+    model, table = VAE.from_pretrained(run, device="cpu"), load_table(config.data, False)
+    errors = [measure(model, config, table, most)[0] for most in (None, config.measured)]
+    assert errors[0] != errors[1]
+    assert train_["sigma"] == pytest.approx(errors[0] ** 0.5, rel=1e-5)  # over the whole training set
     rows = evaluation(run)
     assert [row["images"] for row in rows] == ["16", "32"]
-    assert float(rows[-1]["held_out_bits_per_dim"]) == pytest.approx(held_out["bits_per_dim"], rel=1e-4)
+    assert float(rows[-1]["train_sigma"]) == pytest.approx(errors[1] ** 0.5, rel=1e-4)  # along training, over some
+    assert float(rows[-1]["held_out_sigma"]) == float(rows[-1]["train_sigma"])
+
+
+def test_measured_over_all_images_is_the_sum_over_each(trained: tuple[VAEConfig, Path]) -> None:
+    """By hand, with the draws of the first group of 250: the square error and KL of the first images."""
+    config, run = trained
+    model, table = VAE.from_pretrained(run, device="cpu"), load_table(config.data, False)
+    rows = table.spread(40)
+    draw = generator(config.seed, "vae measure", 0)
+    eps = torch.randn(40, config.model.latent, generator=draw)
+    x = dequantise(images.from_uint8(table.images(rows)), torch.rand(40, 3, SIZE, SIZE, generator=draw))
+    with torch.no_grad():
+        x_hat, mean, log_variance = model.network(x, eps, table.labels(rows, "shape"))
+    error, kl = measure(model, config, table, 40)
+    assert error == pytest.approx(float((x_hat - x).double().square().mean()), rel=1e-6)
+    posterior = Normal(mean.double(), (log_variance.double() / 2).exp())
+    assert kl == pytest.approx(float(kl_divergence(posterior, Normal(0.0, 1.0)).sum()) / x.numel(), rel=1e-6)
 
 
 def test_sigma_may_be_given(tmp_path: Path) -> None:
@@ -122,8 +146,8 @@ def test_verify_resume(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None:
-    """The variance is of the global batch."""
-    config = vae_config(batch=8, images=64, log_every=8)
+    """The variance is of the global batch, and so is what says which latent numbers are free."""
+    config = vae_config(batch=8, images=64, log_every=8, loss={"free_bits": FREE})
     path = write_config(config, tmp_path / "config.yaml")
     launch(2, path, tmp_path / "two", family="vae")
     train(config, tmp_path / "one")
@@ -133,6 +157,13 @@ def test_two_processes_have_the_losses_of_one_and_resume(tmp_path: Path) -> None
 
 
 # The pipeline
+
+
+def test_a_run_is_sampled_by_its_folder(trained: tuple[VAEConfig, Path], tmp_path: Path) -> None:
+    assert main(["sample", str(trained[1]), "-b", "2", "-s", "3", "--quiet", "-o", str(tmp_path)]) == 0
+    model = VAE.from_pretrained(trained[1], device="cpu")
+    for k, drawn in enumerate(model.draw([3, 4], torch.tensor([0, 1]))):
+        assert images.pixel_hash(images.decode(tmp_path / f"{k:06d}.png")) == images.pixel_hash(drawn)
 
 
 def test_a_picture_depends_on_its_seed_alone(trained: tuple[VAEConfig, Path]) -> None:

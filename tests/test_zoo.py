@@ -51,6 +51,19 @@ def test_a_training_run_is_drawn_with_by_its_pipeline(tiny_pipeline: Path, tmp_p
     assert (resolved.name, Path(resolved.location).name) == ("my-run", "export")
 
 
+def test_a_training_run_that_cannot_draw_says_why(tmp_path: Path) -> None:
+    """It is still training, or it is a classifier."""
+    run = tmp_path / "my-run"
+    run.mkdir()
+    (run / "config.yaml").write_text("family: dcgan")
+    with pytest.raises(ModelError, match="my-run is a training run that has exported nothing yet"):
+        zoo.resolve(str(run))
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text('{"_class_name": "ResNet"}')
+    with pytest.raises(ModelError, match="my-run is a training run whose export, one ResNet, draws no pictures"):
+        zoo.resolve(str(run))
+
+
 @pytest.mark.parametrize(("wrong", "right"), [("sd51", "sd15"), ("flux-schnel", "flux-schnell"), ("minni", "mini")])
 def test_near_misses_are_suggested(wrong: str, right: str) -> None:
     with pytest.raises(ModelUnavailable) as caught:

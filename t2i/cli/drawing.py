@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.cli.output import Outputs
 from t2i.cli.prompts import Prompt, make_jobs
-from t2i.errors import NonFinite, PartialFailure, UsageError
+from t2i.errors import PartialFailure, T2IError, UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.settings import Job, Settings
@@ -67,6 +67,8 @@ class Request:
             if side is not None:
                 limits.check_side(name, side)
         limits.check_prompt(self.negative, "negative prompt")
+        if self.columns is not None and not self.grid:
+            raise UsageError(f"--columns {self.columns} without a sheet to put them on", "add --grid")
         if self.scheduler is not None:
             from t2i.pipelines.schedulers import scheduler_name
 
@@ -115,10 +117,10 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
                 images += [result.image] if request.grid else []
                 steps.clear()  # the caller may print to the same terminal
                 yield paths[-1], result.recipe
-        except NonFinite as e:
+        except T2IError as e:
             if not paths:
                 raise
-            raise PartialFailure(f"{e.message}; {len(paths)} images were written before it", e.hint) from e
+            raise PartialFailure(f"{e.message} ({len(paths)} of {len(request.jobs)} images are written)", e.hint) from e
     if images:
         yield _save_grid(images, outputs.grid_path(paths[0]), request), None
     if blanked:

@@ -30,7 +30,7 @@ Examples:
     default="mini",
     envvar="T2I_MODEL",
     show_envvar=True,
-    help="A name (mini, sd15, sdxl, ...), a pipeline folder, a Hub id owner/name, or one .safetensors file."
+    help="A name (mini, sd15, sdxl, ...), a pipeline or run folder, a Hub id owner/name, or one .safetensors file."
     " Default: mini, which is built in and needs no network.",
 )
 @click.option("--steps", "--num-inference-steps", type=int, help="Denoising steps, 1 to 1000. Default: the model's.")
@@ -82,7 +82,7 @@ def generate(**given: Any) -> None:
     has seed SEED + k and is the same picture whether it is drawn alone or among others.
     """
     from t2i.cli.drawing import Request, draw, read_size, to_json
-    from t2i.cli.prompts import choose_seeds, quote_hint, read_prompts
+    from t2i.cli.prompts import choose_seeds, hints, read_prompts
 
     def say(line: str) -> None:
         if not quiet:
@@ -90,9 +90,11 @@ def generate(**given: Any) -> None:
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
     arguments, size = given.pop("arguments"), given.pop("size")
-    prompts = read_prompts(arguments, given.pop("options"), given.pop("file"), sys.stdin.buffer)
-    hint = quote_hint(arguments)
-    if hint:
+    file = given.pop("file")
+    if "-" in (*arguments, file) and sys.stdin.isatty():
+        say("prompts, one per line; Ctrl-D ends them:")
+    prompts = read_prompts(arguments, given.pop("options"), file, sys.stdin.buffer)
+    for hint in hints(arguments, given["negative"]):
         say(f"hint: {hint}")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
     request = Request(prompts=prompts, seeds=choose_seeds(given.pop("seeds")), **given)

@@ -1,4 +1,4 @@
-"""`t2i info`: how an image was made, or what a model folder holds; without torch and without diffusers."""
+"""`t2i info`: how an image was made, or what a run or model folder holds; without torch and without diffusers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from t2i import images, recipe
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
+from t2i.zoo import MINI
 
 MAX_INDEX_BYTES = 1_000_000
 LONGEST = 2_000  # characters of one value in the table; --json has all of it
@@ -20,12 +21,13 @@ _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="IMAGE|MODEL...", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="IMAGE|RUN|MODEL...", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per argument, one per line.")
 def info(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Show how an image was made, or what a model folder holds.
+    """Show how an image was made, or what a run or model folder holds.
 
-    Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files. Exit code 1: there is no such record.
+    Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files; run folders, finished or still training;
+    and pipeline folders (mini: the embedded one). Exit code 1: there is no such record.
     """
     failures: list[T2IError] = []
     for path in paths:
@@ -51,8 +53,10 @@ def describe(path: Path) -> dict[str, Any]:
     Raises ImageError for no image, and for an image without any record; ModelError for another sort of folder;
     UsageError where there is nothing.
     """
+    if str(path) == "mini" and not path.exists():
+        path = MINI
     if path.is_dir():
-        return _describe_model(path)
+        return _describe_run(path) if (path / "config.yaml").is_file() else _describe_model(path)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
     return _describe_image(path)
@@ -60,7 +64,8 @@ def describe(path: Path) -> dict[str, Any]:
 
 def table(facts: dict[str, Any]) -> str:
     """The facts as lines for a human, safe to print on a terminal."""
-    return aligned(facts["path"], _model_rows(facts) if facts["kind"] == "model" else _image_rows(facts))
+    rows = {"image": _image_rows, "model": _model_rows, "run": _run_rows}
+    return aligned(facts["path"], rows[facts["kind"]](facts))
 
 
 def aligned(head: str, rows: list[tuple[str, str]]) -> str:
@@ -140,11 +145,36 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _describe_run(folder: Path) -> dict[str, Any]:
+    """How far a training run is, how it does, its config, and the model that it has exported."""
+    from t2i.report import facts
+    from t2i.report.runs import read_run
+
+    run = read_run(folder)
+    rows = [*facts.summary_rows([run]), *facts.metric_rows([run])]
+    return {
+        "path": str(folder),
+        "kind": "run",
+        "family": run.family,
+        "images_seen": run.images_seen,
+        "images": run.total or None,
+        "summary": {name: value for name, (value,) in rows if value != facts.NONE},
+        "config": facts.shareable(run.config),
+        "model": _describe_model(folder / "export") if (folder / "export" / "model_index.json").is_file() else None,
+    }
+
+
+def _run_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [*facts["summary"].items(), *(_model_rows(facts["model"]) if facts["model"] else ())]
+
+
 def _describe_model(folder: Path) -> dict[str, Any]:
     """The pipeline class, its components and their sizes in bytes, from model_index.json and the files beside it."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ModelError(f"{folder}: a folder without model_index.json", "give images, or a diffusers pipeline folder")
+        raise ModelError(
+            f"{folder}: neither a model (model_index.json) nor a run (config.yaml)", "give images, or such a folder"
+        )
     try:
         with index.open("rb") as file:
             data = json.loads(file.read(MAX_INDEX_BYTES))

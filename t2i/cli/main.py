@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("t2i.cli.evaluate:evaluate", "Judge pictures of any family by one judge, beside real ones."),
     "report": ("t2i.cli.report:report", "Show training runs on one page: curves, samples, metrics, config."),
     "data": ("t2i.cli.data:data", "Look at a data set before you train on it."),
-    "info": ("t2i.cli.info:info", "Show how an image was made, or what a model is."),
+    "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
 }
 
 
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(_no_such_command(name))
+            ctx.fail(_no_such_command(*args))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -88,13 +88,14 @@ def _accept_debug(command: click.Command) -> None:
         _accept_debug(child)
 
 
-def _no_such_command(name: str) -> str:
+def _no_such_command(name: str, *rest: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     if near:
         return f"no command {name!r}, did you mean {near[0]!r}?"
-    prompt = ' (to draw a prompt: t2i generate "...")' if " " in name else ""
+    words = " " in name or any(word[:1].isalpha() for word in rest)
+    prompt = ' (to draw a prompt: t2i generate "...")' if words else ""
     return f"no command {name!r}; there are: {', '.join(COMMANDS)}{prompt}"
 
 
@@ -175,7 +176,10 @@ def _usage(e: click.ClickException) -> tuple[str, str | None]:
     """Click's own errors in our words: the message, and which help page explains it."""
     ctx = getattr(e, "ctx", None)
     message = e.format_message()
-    return message[:1].lower() + message[1:], f"see {ctx.command_path} --help" if ctx else None
+    message = message[:1].lower() + message[1:]
+    if ctx and ctx.command is not cli and message.startswith("no such command"):
+        message = f"{message} There are: {', '.join(ctx.command.list_commands(ctx))}"
+    return message, f"see {ctx.command_path} --help" if ctx else None
 
 
 def _say(message: str, hint: str | None, code: int) -> int:

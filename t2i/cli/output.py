@@ -140,6 +140,7 @@ def _split(target: str | None, format: str | None) -> tuple[Path, str]:
         return Path("outputs"), "{date}/{index}-{seed}" + suffix
     if not target or target == "-" or "\0" in target:
         raise UsageError(f"--output {target!r} is not a file, folder/ or pattern")
+    target = os.path.expanduser(target)  # of --output=~/x the shell leaves the tilde to us
     if target.endswith(("/", os.sep)) or os.path.isdir(target):
         target = os.path.join(target, "{index}-{seed}" + suffix)
     unknown = [name for name in _fields(target) if name not in FIELDS]

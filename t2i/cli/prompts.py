@@ -46,11 +46,15 @@ def read_prompts(arguments: Sequence[str], options: Sequence[str], file: str | N
     return prompts
 
 
-def quote_hint(arguments: Sequence[str]) -> str | None:
-    """What to say to someone who wrote a prompt without quotes, and so several prompts of one word each."""
-    if len(arguments) < 2 or any(len(argument.split()) > 1 for argument in arguments):
-        return None
-    return f'{len(arguments)} prompts of one word each; one prompt is one argument: "{" ".join(arguments)[:60]}"'
+def hints(arguments: Sequence[str], negative: str) -> list[str]:
+    """What to say to someone who wrote a prompt without quotes, or took -n for a number of images."""
+    said = []
+    if len(arguments) > 1 and all(len(argument.split()) < 2 for argument in arguments):
+        words = " ".join(arguments)[:60]
+        said.append(f'{len(arguments)} prompts of one word each; one prompt is one argument: "{words}"')
+    if negative.strip().isdecimal():
+        said.append(f"-n is the negative prompt; {negative.strip()} images are -b {negative.strip()}")
+    return said
 
 
 def choose_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -31,7 +31,11 @@ Examples:
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [samples/RUN NAME].")
 @click.option("--grid", is_flag=True, help="Also save all images on one sheet, grid.png.")
 @click.option("--trajectory", is_flag=True, help="Instead, show both processes: noise added, noise removed.")
-@click.option("--photo", type=click.Path(dir_okay=False, path_type=Path), help="The picture --trajectory dissolves.")
+@click.option(
+    "--photo",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The picture --trajectory dissolves.  [a training image, where they are here]",
+)
 @click.option("--interpolate", metavar="A:B", help="Instead, the way from seed A to seed B, on a strip and as a film.")
 @click.option("--animation", type=click.Choice(["webp", "gif"]), default="webp", help="Form of the film.  [webp]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
@@ -84,7 +88,7 @@ def _sample(
     kind = "-trajectory" if trajectory else "-interpolation" if ends else ""
     folder = output or Path("samples") / f"{model.name}{kind}"
     if trajectory:
-        yield from _trajectory(model, wanted, folder, photo, animation, settings)
+        yield from _trajectory(model, run, wanted, folder, photo, animation, settings)
         return
     if ends:
         from t2i.pipelines.interpolation import save_interpolation
@@ -115,7 +119,7 @@ def _ends(text: str) -> tuple[int, int]:
 
 
 def _trajectory(
-    model: Any, wanted: Any, folder: Path, photo: Path | None, animation: str, settings: dict[str, Any]
+    model: Any, run: str, wanted: Any, folder: Path, photo: Path | None, animation: str, settings: dict[str, Any]
 ) -> list[Path]:
     from t2i.errors import UsageError
     from t2i.images import decode
@@ -128,10 +132,29 @@ def _trajectory(
         )
     if other := set(settings) - {"steps"}:
         raise UsageError(f"--trajectory shows the ddpm sampler in even steps, without {', '.join(sorted(other))}")
-    picture = None if photo is None else decode(photo)
     label = wanted.labels[0] if wanted.labels else (0 if model.classes else None)
+    numbers = model.label_numbers(1, label)
+    class_name = None if numbers is None else model.classes[int(numbers[0])]
+    picture = decode(photo) if photo else _training_image(Path(run), class_name)
+    if picture is None:
+        click.echo("the training images are not here: the sample itself dissolves; or give a --photo", err=True)
     made = trajectory(model, wanted.seed, label, picture, settings.get("steps", 100))
     return save_trajectory(*made, folder, animation)
+
+
+def _training_image(run: Path, class_name: str | None) -> Any:
+    """The first image that a run of ddpm learned from, of this class; None where run or data are not here."""
+    from contextlib import suppress
+
+    from t2i.config import DDPMConfig, load_config
+    from t2i.data.example import example
+    from t2i.errors import T2IError
+
+    with suppress(T2IError):
+        config = load_config(run.expanduser() / "config.yaml", "ddpm")
+        if isinstance(config, DDPMConfig):
+            return example(config.data, config.label, class_name or "")
+    return None
 
 
 def _grid(paths: list[Path], path: Path) -> Path:

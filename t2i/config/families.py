@@ -250,11 +250,14 @@ class VAEModel(Strict):
 
 
 class VAELoss(Strict):
-    """The variational lower bound, and what one may do to it."""
+    """The variational lower bound, and what one may do to it.
+
+    What is a mean over the batch, calibrated sigma and free bits, is one over a part of it where `accumulate` cuts it.
+    """
 
     sigma: float | None = Field(None, gt=0)  # the decoder's deviation, of pixels in [-1, 1]; none: calibrated
     beta: float = Field(1.0, ge=0)  # weight of the KL term; 1 is the bound itself
-    free_bits: float = Field(0.0, ge=0)  # bits of each latent number that cost nothing
+    free_bits: float = Field(0.0, ge=0)  # bits of each latent number, as a mean over the batch, that cost nothing
 
 
 class VAESamples(Strict):
@@ -269,7 +272,7 @@ class VAEConfig(Judged):
     family: Literal["vae"] = "vae"
     data: Data
     held_out: Data | None = None  # images that are not learned from, to measure the bound on
-    measured: int = Field(10_000, ge=1)  # images, at most, that a reported bound is a mean over
+    measured: int = Field(10_000, ge=1)  # images, at most, that a bound along training is a mean over; at the end all
     label: str | None = None  # the column that holds the class; none: unconditional
     model: VAEModel = VAEModel()
     loss: VAELoss = VAELoss()

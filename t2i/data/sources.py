@@ -54,7 +54,9 @@ def parquet_files(source: config.Source) -> list[Parquet]:
     paths = sorted(map(Path, glob.glob(config.shipped_data(source.path), recursive=True)))
     if not paths:
         raise DataError(
-            f"no such data: {source.path}", "a source is an image folder, a parquet file or glob, or hub:owner/name"
+            f"no such data: {source.path}",
+            "a source is an image folder, a parquet file or glob, or hub:owner/name; how the data of a config that"
+            " comes with t2i are made, its comments say",
         )
     for path in paths:
         if path.suffix.lower() not in (".parquet", ".pq"):

@@ -36,7 +36,7 @@ def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = Fal
     except Exception as e:  # the HTTP library's own errors, whichever library that is
         return _from_cache(model, revision, f"the Hub cannot be reached ({type(e).__name__})")
     _check_listing({sibling.rfilename for sibling in info.siblings or ()}, model)
-    return _download(model, info.sha or revision)
+    return _download(model, revision)  # not by the commit: the cache would not know what `main` was, once offline
 
 
 def is_reachable(id: str) -> bool:
@@ -90,7 +90,7 @@ def _download(model: ResolvedModel, revision: str | None) -> Path:
     except Exception as e:  # the HTTP library's own errors, the disk's
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise ModelError(f"cannot download {model.name!r}: {e.strerror}", "HF_HOME says where it goes") from e
-        why = f"the download broke off ({type(e).__name__}); what has arrived is kept"
+        why = f"the download broke off ({type(e).__name__}); files that arrived whole are kept"
         raise not_cached(model, revision, why) from e
 
 

@@ -100,11 +100,7 @@ def _locate_file(resolved: ResolvedModel, offline: bool) -> ModelFiles:
         if any(re.match(pattern, name) for name in names):
             return ModelFiles(resolved, path, kind, (path,), None, offline)
     adapter = any("lora" in name.lower() for name in names)
-    what = (
-        "it is an adapter (LoRA), not a model"
-        if adapter
-        else f"its tensors ({names[0][:60]}, ...) are of no known kind"
-    )
+    what = "an adapter (LoRA), not a model" if adapter else f"of no known kind (its tensors: {names[0][:60]}, ...)"
     raise ModelError(f"{path.name} is {what}", "give a whole model: Stable Diffusion 1, 2, XL, 3, FLUX.1, or a folder")
 
 

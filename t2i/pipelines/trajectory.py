@@ -1,7 +1,7 @@
 """The two processes of diffusion as pictures: an image dissolving into noise, a sample coming out of it.
 
 Ho et al. 2020, figure 2. Time runs from left to right in both rows; above stands what is left of the image, as the
-signal-to-noise ratio in decibels, 10 log10(alpha^2 / sigma^2).
+signal-to-noise ratio (SNR) in decibels, 10 log10(alpha^2 / sigma^2).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def decibels(schedule: Schedule, t: float) -> str:
     alpha, sigma = factors(schedule, t)
     if not sigma:
         return "image"
-    return f"{round(20 * math.log10(alpha / sigma)):+d} dB" if alpha else "noise"  # rounded first: no "-0"
+    return f"SNR {round(20 * math.log10(alpha / sigma)):+d} dB" if alpha else "noise"  # rounded first: no "-0"
 
 
 def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path, animation: str = "webp") -> list[Path]:

@@ -53,7 +53,7 @@ def check_safetensors(path: Path) -> None:
 
     Tells apart: empty, Git LFS pointer, pickle under any name, huge header, cut short, damaged.
     """
-    where = f"{path.parent.name}/{path.name}"
+    where = (Path(path.parent.name) / path.name).as_posix()
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -161,8 +161,9 @@ def plots(result: dict[str, Any]) -> list[Plot]:
             ]
             if lines:
                 meaning = f"{name.capitalize()} of {result['curve_n']:,} pictures each."
-                key, doubling = f"{kind}-{metric}", kind == "steps"
-                found.append(Plot(key, f"{title}: {name}", meaning, scale, False, False, lines, across, doubling))
+                key, doubling, title_here = f"{kind}-{metric}", kind == "steps", f"{title}: {name}"
+                reach = max(float(line.x.max()) for line in lines)
+                found.append(Plot(key, title_here, meaning, scale, False, False, lines, reach, across, doubling))
     return found
 
 

@@ -66,7 +66,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve(
             "Spread of generated images",
             {"spread": "spread"},
-            "Their deviation as a part of the real images': far below 1, too many look the same.",
+            "Their deviation, within a class if any, as a part of the real images': far below 1, too many look alike.",
         ),
     ),
     "vae": (

@@ -46,6 +46,16 @@ def metric_rows(runs: Sequence[Run]) -> Rows:
     return [(name.replace("_", " "), [number(some.get(name, math.nan)) for some in by_name]) for name in names]
 
 
+def warning_lines(run: Run) -> list[str]:
+    """What was said of a run that goes wrong, each thing once, with when it was said."""
+    found = []
+    for text in dict.fromkeys(text for _, text in run.warnings):
+        seen = [images for images, some in run.warnings if some == text]
+        often = f"at {seen[0]:,}" if len(seen) == 1 else f"{len(seen)} times, at {seen[0]:,} to {seen[-1]:,}"
+        found.append(f"{text} ({often} images)")
+    return found
+
+
 def config_rows(runs: Sequence[Run]) -> Rows:
     """Every leaf in which the configs differ."""
     leaves = [_leaves(shareable(run.config)) for run in runs]

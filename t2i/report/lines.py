@@ -30,7 +30,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """What is drawn into one frame.  key: a name for files, unique within a report."""
+    """What is drawn into one frame.  key: a name for files, unique within a report.
+
+    reach: its right edge; of curves over images seen the same for all plots of a family, to be read across.
+    """
 
     key: str
     title: str
@@ -39,6 +42,7 @@ class Plot:
     smooth: bool
     zero: bool
     lines: list[Line]
+    reach: float
     across: str = "images seen"
     doubling: bool = False  # whether the axis across grows by doubling
 
@@ -47,16 +51,18 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
     """All plots of runs of one family: one run's columns share a frame, several runs share one frame per column."""
     found: list[Plot] = []
     names = [_names(run) for run in runs]
+    reach = max((float(table["images"][-1]) for run in runs for table in (run.log, run.evaluation) if table), default=0)
     for curve in curves_of(runs[0].family, {name for some in names for name in some}):
         columns = [column for column in curve.columns if any(column in some for some in names)]
         if len(runs) == 1 and columns:
             lines = [_line(runs[0], column, curve, curve.columns[column], k) for k, column in enumerate(columns)]
-            found.append(_plot(curve, curve.title, lines))
+            found.append(_plot(curve, curve.title, lines, reach))
         elif len(runs) > 1:
             for column in columns:
                 title = curve.title + (f": {curve.columns[column]}" if len(columns) > 1 else "")
                 having = [(k, run) for k, run in enumerate(runs) if column in names[k]]
-                found.append(_plot(curve, title, [_line(run, column, curve, run.name, k) for k, run in having]))
+                lines = [_line(run, column, curve, run.name, k) for k, run in having]
+                found.append(_plot(curve, title, lines, reach))
     return found
 
 
@@ -100,7 +106,8 @@ def thin(values: np.ndarray) -> np.ndarray:
     )
 
 
-def _plot(curve: Curve, title: str, lines: list[Line]) -> Plot:
+def _plot(curve: Curve, title: str, lines: list[Line], reach: float) -> Plot:
     positive = all((line.y > 0).all() for line in lines)
     key = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
-    return Plot(key, title, curve.meaning, curve.scale if positive else "linear", curve.smooth, curve.zero, lines)
+    scale = curve.scale if positive else "linear"
+    return Plot(key, title, curve.meaning, scale, curve.smooth, curve.zero, lines, reach)

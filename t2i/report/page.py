@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from t2i import __version__
-from t2i.report.facts import config_rows, config_text, environment_rows, metric_rows, number, summary_rows
+from t2i.report.facts import (
+    config_rows,
+    config_text,
+    environment_rows,
+    metric_rows,
+    number,
+    summary_rows,
+    warning_lines,
+)
 from t2i.report.lines import HALF_LIFE, Plot, plots
 from t2i.report.plots import DARK, LIGHT, Theme, inline_svg
 from t2i.report.runs import Run
@@ -41,7 +49,7 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "title": escape(", ".join(run.name for run in runs)),
         "made": f"{now:%Y-%m-%d %H:%M} UTC, t2i {escape(__version__)}",
         "half-life": f"{100 * HALF_LIFE:g}\u00a0%",
-        "runs": _summary(runs, families),
+        "runs": _summary(runs, families) + _warnings(runs),
         "curves": _curves(drawn),
         "samples": _samples(runs),
         "metrics": _section("Metrics", metric_rows(runs), runs) + _confusions(runs),
@@ -93,6 +101,13 @@ def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
 def figures(some: list[Plot]) -> str:
     """Plots, and their numbers for the script."""
     return _curves({"": some})
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    """What was said of runs that go wrong; nothing where all is well."""
+    lines = [(run, line) for run in runs for line in warning_lines(run)]
+    items = "".join(f"<li><b>{escape(run.name)}</b>: {escape(line)}</li>" for run, line in lines)
+    return f'<ul class="warnings" aria-label="Warnings">{items}</ul>' if lines else ""
 
 
 def _curves(drawn: dict[str, list[Plot]]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 5.0, 3.0  # inches of 72 SVG units
 DPI = 200  # of a PNG
+TEXT = 11.5  # points of the numbers on the axes; a page shows a plot about as wide as WIDTH
 FEW = 30  # rows up to which each is marked by a dot
 STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))  # of lines for which no colour is left
 
@@ -93,7 +94,7 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
         axes.plot(line.x, line.y, color=theme.lines[line.place % len(theme.lines)], alpha=0.28, linewidth=0.8)
     for line in plot.lines:
         turn, k = divmod(line.place, len(theme.lines))
-        marks: dict[str, Any] = {"marker": "o", "markersize": 3} if len(line.x) <= FEW else {}
+        marks: dict[str, Any] = {"marker": "o", "markersize": 3 if len(line.x) > 1 else 5} if len(line.x) <= FEW else {}
         style = STYLES[turn % len(STYLES)]
         axes.plot(line.x, line.mean, color=theme.lines[k], linewidth=1.6, linestyle=style, **marks)
     _dress(axes, plot, theme)
@@ -104,17 +105,17 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
 
 def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
     """A title above, and below which line is which."""
-    figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=11, parse_math=False)
+    figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=12.5, parse_math=False)
     labels = [line.label for line in plot.lines]
-    columns = max(1, min(len(labels), 60 // (4 + max(map(len, labels)))))
-    figure.set_figheight(HEIGHT + 0.17 * (len(labels) // columns))
+    columns = max(1, min(len(labels), 52 // (5 + max(map(len, labels)))))
+    figure.set_figheight(HEIGHT + 0.21 * (len(labels) // columns))
     legend = figure.legend(
         handles=figure.axes[0].get_lines()[-len(labels) :],
         labels=["line"] * len(labels),
         loc="outside lower left",
         ncols=columns,
         frameon=False,
-        fontsize=8,
+        fontsize=10,
         labelcolor=theme.quiet,
         handlelength=1.5,
     )
@@ -127,12 +128,13 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
     """Axes as quiet as they can be: a grid across, numbers one can read, nothing around."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-    axes.set_xlabel(plot.across, color=theme.quiet, fontsize=9)
+    axes.set_xlabel(plot.across, color=theme.quiet, fontsize=TEXT)
     if plot.doubling:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in plot.lines for x in line.x.tolist()})))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
+        axes.set_xlim(0, 1.02 * plot.reach or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=plot.across == "images seen"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     if plot.scale == "log":
@@ -144,10 +146,11 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if plot.zero:
             axes.set_ylim(bottom=0, top=1.1 * max(line.y.max() for line in plot.lines) or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
     axes.grid(True, axis="y", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=theme.quiet, labelsize=9)
+    axes.tick_params(length=0, colors=theme.quiet, labelsize=TEXT)
+    axes.tick_params(axis="x", pad=6)  # apart from the lowest number beside it
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.grid)
@@ -163,6 +166,11 @@ def _log_ticks(ratio: float) -> Any:
         if ratio < most:
             return LogLocator(subs=digits)
     return LogLocator(numticks=6)
+
+
+def plain(number: float) -> str:
+    """Four digits that count, without an exponent where one can do without: 0.00005, 1e-06."""
+    return f"{number:.8f}".rstrip("0") if 1e-5 <= abs(number) < 1e-4 else f"{number:.4g}"
 
 
 def short(number: float) -> str:

@@ -33,7 +33,8 @@ class Run:
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
     samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
     confusion: of a classifier, the classes, and images by true class (rows) and answer (columns).
-    parameters: trained numbers, None before the first checkpoint.  written: when its log was last.
+    warnings: (images seen, text), oldest first.  parameters: trained numbers, None before the first checkpoint.
+    written: when its log was last.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Run:
     environment: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
     confusion: tuple[list[str], list[list[int]]] | None = None
+    warnings: list[tuple[int, str]] = field(default_factory=list)
     parameters: int | None = None
     written: datetime | None = None
 
@@ -109,6 +111,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         environment=_environment(folder),
         facts=_numbers(_json(folder / "export" / "facts.json", {})),
         confusion=_confusion(folder / "export"),
+        warnings=read_warnings(folder / "warnings.csv"),
         parameters=_parameters(folder),
         written=datetime.fromtimestamp(log.stat().st_mtime, UTC) if log.is_file() else None,
     )
@@ -119,15 +122,25 @@ def read_numbers(path: Path) -> Columns:
 
     A row without its line end is still being written; one that is no row of numbers is passed over.
     """
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except OSError:
-        return {}
-    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1])) or [[]]
+    header, *rows = _whole_rows(path) or [[]]
     whole = [numbers for row in rows if (numbers := _row(row, len(header)))]
     if header[:1] != ["images"] or not whole:
         return {}
     return dict(zip(header, np.array(whole, dtype=np.float64).T, strict=True))
+
+
+def read_warnings(path: Path) -> list[tuple[int, str]]:
+    """What was said of a run that goes wrong: (images seen, text), oldest first."""
+    return [(int(cells[0]), cells[1]) for cells in _whole_rows(path) if len(cells) == 2 and cells[0].isdecimal()]
+
+
+def _whole_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file that end with a line end, its header first; none where it cannot be read."""
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
 def _row(cells: list[str], length: int) -> list[float] | None:

@@ -18,10 +18,15 @@ Judge = Callable[[Tensor], Tensor]  # images (B, 3, S, S) -> logits (B,)
 
 
 class Game(NamedTuple):
-    """What each side minimises.  discriminator: (real, fake) -> scalar.  generator: (fake) -> scalar."""
+    """What each side minimises.  discriminator: (real, fake) -> scalar.  generator: (fake) -> scalar.
+
+    winnable: whether a discriminator that is always right has little left to teach. A critic of Wasserstein's has not
+    won by being right: only the differences of its answers count, and zero is no border.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+    winnable: bool = True
 
 
 GAMES: dict[str, Game] = {
@@ -32,7 +37,7 @@ GAMES: dict[str, Game] = {
     # Lim and Ye 2017; Miyato et al. 2018, eq. 16 and 17
     "hinge": Game(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
     # the distance of Wasserstein, with `gradient_penalty` (Gulrajani et al. 2017, eq. 3)
-    "wgan-gp": Game(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
+    "wgan-gp": Game(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean(), winnable=False),
 }
 
 
@@ -88,7 +93,7 @@ def _translation(x: Tensor, u: Tensor) -> Tensor:
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
     """A square of half the side is 0; its centre may be anywhere."""
     side = x.shape[-1]
-    return erase(x, (u[:, 5:7] * side).long(), side // 4)
+    return erase(x, (u[:, 5:7] * side).long(), 2 * (side // 4))
 
 
 POLICIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -17,8 +17,9 @@ def translate(x: Tensor, shift: Tensor) -> Tensor:
     return padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def erase(x: Tensor, centre: Tensor, half: int) -> Tensor:
-    """Make a square of each image 0 (DeVries and Taylor 2017).  centre: (B, 2) int64.  half: of the square's side."""
+def erase(x: Tensor, centre: Tensor, side: int) -> Tensor:
+    """Make a square of each image 0 (DeVries and Taylor 2017).  centre: (B, 2) int64.  side: of the square, pixels."""
     place = torch.arange(x.shape[-1], device=x.device)
-    rows, columns = ((place >= centre[:, k, None] - half) & (place < centre[:, k, None] + half) for k in (0, 1))
+    begin = centre - side // 2
+    rows, columns = ((place >= begin[:, k, None]) & (place < begin[:, k, None] + side) for k in (0, 1))
     return x * ~(rows[:, :, None] & columns[:, None, :])[:, None]

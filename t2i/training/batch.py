@@ -28,7 +28,10 @@ def pictures(table: Table, config: Any, step: Step) -> tuple[Tensor, Tensor]:
 
 
 def class_names(config: Any, table: Table) -> tuple[str, ...]:
-    """Names of the classes, in the order of their numbers; none without `label`.  Raises DataError: no such classes."""
+    """Names of the classes, in the order of their numbers; none without `label`.
+
+    Raises DataError: no such classes, or one alone, which tells nothing apart.
+    """
     if config.label is None:
         return ()
     if config.label not in table.classes:
@@ -36,7 +39,13 @@ def class_names(config: Any, table: Table) -> tuple[str, ...]:
         raise DataError(
             f"label: no column {config.label!r} of classes; the data has {known}", "--set label=null trains without"
         )
-    return tuple(table.classes[config.label])
+    names = tuple(table.classes[config.label])
+    if len(names) < 2:
+        raise DataError(
+            f"label: column {config.label!r} has {len(names)} classes ({', '.join(names) or 'none'}); it takes two",
+            "--set label=null trains without; a classifier needs pictures of another class",
+        )
+    return names
 
 
 def class_numbers(table: Table, config: Any, rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except SafetensorError as e:
         raise CheckpointError(f"not the safetensors files of a checkpoint: {e}") from None
     return Checkpoint(tensors, _read_json(folder / "state.json"))
+
+
+def check_fit(part: str, saved: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError naming the first tensor that a part lacks, or has in another shape, or too many."""
+    for name in [*now, *saved]:
+        shapes = [str(tuple(tensors[name].shape)) if name in tensors else "not there" for tensors in (saved, now)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"the checkpoint does not fit: in its {part} part {name} is {shapes[0]}, in this model {shapes[1]}",
+                "keep the model that the run was begun with; --fresh starts over, --run DIR takes another folder",
+            )
 
 
 def file_hash(path: Path) -> str:

@@ -23,11 +23,12 @@ from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.augment import erase, translate
 from t2i.training.batch import class_names, class_numbers, pictures
+from t2i.training.checkpoint import file_hash
 from t2i.training.engine import Engine, Step
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
-FACTS, CLASSES = "facts.json", "classes.json"
+FACTS, CLASSES, WEIGHTS = "facts.json", "classes.json", "diffusion_pytorch_model.safetensors"
 BINS = 15  # of certainty, for the calibration error
 
 
@@ -88,7 +89,7 @@ def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
     centre = torch.randint(config.data.size, (step.batch, 2), generator=draw)[step.share]
     if most:
         x = translate(x, shift.to(x.device))
-    return erase(x, centre.to(x.device), side // 2) if side else x
+    return erase(x, centre.to(x.device), side) if side else x
 
 
 def network(engine: Engine, weights: dict[str, Tensor], config: ClassifierConfig, classes: tuple[str, ...]) -> ResNet:
@@ -132,7 +133,11 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def export(net: ResNet, classes: tuple[str, ...], facts: dict[str, Any], images_seen: int, folder: Path) -> None:
-    """Write the network in diffusers' format, its classes, and what was measured."""
+    """Write the network in diffusers' format, its classes, and what was measured.
+
+    facts.json names the weights it is about by the sha256 of their file: by that an evaluation says who judged.
+    """
     net.save_pretrained(folder)
-    for name, content in ((CLASSES, {"classes": classes}), (FACTS, {"images_seen": images_seen, **facts})):
+    facts = {"images_seen": images_seen, "weights_sha256": file_hash(folder / WEIGHTS), **facts}
+    for name, content in ((CLASSES, {"classes": classes}), (FACTS, facts)):
         files.write(json.dumps(content, ensure_ascii=False, indent=1).encode(), folder / name, overwrite=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i import images
@@ -26,11 +27,13 @@ from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
 from t2i.training.judging import Judging
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
-from t2i.training.run import Launch, RunFolder, say
+from t2i.training.run import Launch, RunFolder
 
 SETTLING = 64  # batches over which the batch norms of the averaged generator are measured
 PINNED = 0.99  # share of right answers from which on a discriminator teaches its generator little
 ALIKE = 0.4  # spread of generated images, as a part of the real ones', below which too many look the same
+WON = f"the discriminator is right about {100 * PINNED:.0f} % and more of both kinds: the generator learns little"
+COLLAPSED = f"generated images differ less than {ALIKE:g} times as much as real ones: the generator collapses"
 
 
 class Players(nn.Module):
@@ -125,7 +128,7 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
                 fake = turn.generate("latent")
             on_real, on_fake = turn.judge(real, "augment real"), turn.judge(fake, "augment fake")
         loss = game.discriminator(on_real, on_fake) + turn.penalty(real, fake)
-        engine.backward(step, loss, "d_loss", **reading(on_real.detach(), on_fake.detach(), real, fake))
+        engine.backward(step, loss, "d_loss", **reading(on_real.detach(), on_fake.detach(), real, fake, labels))
         engine.descend(step, "d_gradient_norm")
         if (step.index + 1) % config.d_steps == 0:
             with frozen(players.discriminator):
@@ -139,7 +142,9 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
             if is_main():
                 path = folder.samples / f"{engine.images_seen:012d}.png"
                 draw_samples(pipeline(engine, average, config, classes), config, path)
-                warn_of_collapse(folder, engine.images_seen - config.sample_every)
+                # the row of the step that drew the last sheet was written after it
+                since = engine.images_seen - config.sample_every - config.batch
+                warn_of_collapse(folder, since, game.winnable)
         if judging:
             judging.after(engine)
     average = engine.average()
@@ -148,16 +153,32 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
     return folder.export
 
 
-def reading(on_real: Tensor, on_fake: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+def reading(on_real: Tensor, on_fake: Tensor, real: Tensor, fake: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     """What tells how the game stands: the discriminator's accuracy on both kinds, and how much images differ.
 
-    spread: the deviation of generated images over the batch, as a part of that of the real ones.
+    spread: the deviation of generated images, as a part of that of the real ones.
     """
     return {
         "d_accuracy_real": (on_real > 0).float().mean(),
         "d_accuracy_fake": (on_fake < 0).float().mean(),
-        "spread": fake.std(0).mean() / real.std(0).mean(),
+        "spread": deviation(fake, labels) / deviation(real, labels),
     }
+
+
+def deviation(x: Tensor, labels: Tensor | None) -> Tensor:
+    """How much images differ, within a class where there are any: the standard deviation, a mean over all numbers.
+
+    Over all of the batch a generator that has one picture for each class would differ as real images do.
+    x: (B, 3, S, S).  labels: (B,) int64.  Where no class is there twice, over all of the batch.
+    """
+    if labels is None:
+        return x.std(0).mean()
+    member = F.one_hot(labels).to(x.dtype)  # (B, classes)
+    count = member.sum(0)
+    means = (member.T @ x.flatten(1)) / count.clamp(min=1)[:, None]
+    freedom = len(x) - (count > 0).sum()
+    variance = (x.flatten(1) - means[labels]).square().sum(0) / freedom.clamp(min=1)
+    return torch.where(freedom > 0, variance, x.flatten(1).var(0)).sqrt().mean()
 
 
 @contextmanager
@@ -201,14 +222,19 @@ def draw_samples(model: DCGAN, config: DCGANConfig, path: Path) -> None:
     images.save(images.grid(drawn, columns=config.samples.columns), path, overwrite=True)
 
 
-def warn_of_collapse(folder: RunFolder, since: int) -> None:
-    """Say so when the log after `since` images shows a game that is won, or a generator that repeats itself."""
+def warn_of_collapse(folder: RunFolder, since: int, winnable: bool = True) -> None:
+    """Say so, to the user and in the run folder, when the log after `since` images shows a game that is won, or a
+    generator that repeats itself.
+
+    winnable: as the Game says.
+    """
     rows = [row for row in folder.read_log() if int(row["images"]) > since]
     if not rows:
         return
-    mean = {key: sum(float(row[key]) for row in rows) / len(rows) for key in rows[0] if key != "images"}
-    where = f"at {int(rows[-1]['images']):,} images"
-    if min(mean["d_accuracy_real"], mean["d_accuracy_fake"]) > PINNED:
-        say(f"{where} the discriminator is right about {100 * PINNED:.0f} % of both kinds: the generator learns little")
-    if mean["spread"] < ALIKE:
-        say(f"{where} generated images differ {mean['spread']:.2f} times as much as real ones: the generator collapses")
+    names = ("d_accuracy_real", "d_accuracy_fake", "spread")
+    real, fake, spread = (sum(float(row[name]) for row in rows) / len(rows) for name in names)
+    seen = int(rows[-1]["images"])
+    if winnable and min(real, fake) > PINNED:
+        folder.warn(seen, WON)
+    if spread < ALIKE:
+        folder.warn(seen, COLLAPSED)

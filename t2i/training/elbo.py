@@ -45,6 +45,14 @@ def kl_nats(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
 
 
+def free(kl: Tensor, batch_kl: Tensor, free_nats: float) -> Tensor:
+    """KL of each latent number, at no less than the nats that are free (Kingma et al. 2016): the same shape.
+
+    kl: means over this process's images, (latent,).  batch_kl: over the whole batch, which says where the KL is free.
+    """
+    return torch.where(batch_kl > free_nats, kl, free_nats)
+
+
 def _exact(number: Tensor | float) -> Tensor:
     """A tensor as it is, a Python number in float64."""
     return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)

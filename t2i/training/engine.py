@@ -31,7 +31,7 @@ from t2i.config import Run
 from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
 from t2i.processes import processes
 from t2i.randomness import derive_seed
-from t2i.training.checkpoint import Checkpoint
+from t2i.training.checkpoint import Checkpoint, check_fit
 from t2i.training.ema import Ema
 from t2i.training.environment import environment, idle_cores, write_environment
 from t2i.training.memory import keep_freed_memory
@@ -72,6 +72,16 @@ def choose_precision(wanted: str) -> str:
     if cuda:
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+
+
+def check_division(config: Run, processes: int) -> None:
+    """Raises T2IError when the global batch does not divide over so many processes and the config's parts."""
+    parts = processes * config.accumulate
+    if config.batch % parts:
+        raise T2IError(
+            f"batch {config.batch} does not divide over {processes} processes, {config.accumulate} parts each",
+            f"--set batch={config.batch - config.batch % parts or parts}",
+        )
 
 
 @dataclass
@@ -133,13 +143,7 @@ class Engine:
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         if self.device.type == "cpu":
             keep_freed_memory()
-        parts = self.accelerator.num_processes * config.accumulate
-        if config.batch % parts:
-            raise T2IError(
-                f"batch {config.batch} does not divide over {self.accelerator.num_processes} processes, "
-                f"{config.accumulate} parts each",
-                f"--set batch={config.batch - config.batch % parts or parts}",
-            )
+        check_division(config, self.accelerator.num_processes)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
             torch.use_deterministic_algorithms(True)
@@ -286,6 +290,8 @@ class Engine:
                 "--force goes on with the new data, --fresh starts over",
             )
         now = self.raw.state_dict()
+        for part, tensors in (("model", now), ("ema", self.ema.values)):
+            check_fit(part, checkpoint.tensors[part], tensors)
         self.raw.load_state_dict({name: like(t, now[name]) for name, t in checkpoint.tensors["model"].items()})
         self.ema.load(checkpoint.tensors["ema"])
         load_state_tensors(self.optimizer, self.raw, checkpoint.tensors["optimizer"])

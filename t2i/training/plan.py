@@ -10,6 +10,7 @@ from typing import Any, cast
 from t2i.config import Judged, Run, Text2ImageConfig, config_hash
 from t2i.data.sources import is_hub, open_source
 from t2i.processes import processes
+from t2i.training.engine import check_division
 from t2i.training.optimizer import learning_rate
 from t2i.training.run import Launch, RunFolder
 
@@ -23,7 +24,7 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
     """The plan of a run as text: data, model, steps, rate, disk, time, and where it would begin.  Keeps nothing.
 
     measure: train a few steps in a temporary folder, to tell the time.
-    Raises T2IError where the run itself would: missing data, no autoencoder.
+    Raises T2IError where the run itself would: missing data, no autoencoder, a batch that does not divide.
     """
     data: Any = cast(Any, config).data
     here = [source for source in data.sources if not is_hub(source)]
@@ -34,6 +35,7 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
     checkpoint = 4 * total * 4  # float32: weights, their average, two moments
     saved = RunFolder(run).saved()
     n, steps = processes().num_processes, -(-config.images // config.batch)
+    check_division(config, n)
     size = f"{data.size} x {data.size} pixels"
     from_hub = [source.path for source in data.sources if is_hub(source)]
     lines = {

@@ -6,6 +6,7 @@ log.csv                         one row every `log_every` images: means since th
 evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
 scores.csv                      where the config says `evaluate`: one row every `evaluate.every` images
 best/                           the export of the averaged weights that scored best, and best.json: when, and how well
+warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
 samples/000000020000.png        pictures drawn along the way, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
 export/                         what the run is for, in diffusers' own format
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
+
+from tqdm import tqdm
 
 from t2i import files
 from t2i.config import Run, build_config, config_difference, dump_config, parse_yaml
@@ -57,8 +60,8 @@ FREE = INTERVALS | {"evaluate", "keep", "latents", "accumulate", "compile", "det
 
 
 def say(message: str) -> None:
-    """A word to the user, on stderr: stdout carries results."""
-    print(message, file=sys.stderr, flush=True)
+    """A word to the user, on stderr, on a line of its own though a bar stands there: stdout carries results."""
+    tqdm.write(message, file=sys.stderr)
 
 
 class RunFolder:
@@ -72,6 +75,7 @@ class RunFolder:
         self.evaluation = path / "evaluation.csv"
         self.scores = path / "scores.csv"
         self.best = path / "best"
+        self.warnings = path / "warnings.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
@@ -149,8 +153,8 @@ class RunFolder:
         return None
 
     def rewind_log(self, images_seen: int) -> None:
-        """Drop the rows of the log, the evaluation and the scores that a resumed run will write again."""
-        for path in (self.log, self.evaluation, self.scores):
+        """Drop the rows of the log, evaluation, scores and warnings that a resumed run will write again."""
+        for path in (self.log, self.evaluation, self.scores, self.warnings):
             if path.exists():
                 log.rewind(path, images_seen)
 
@@ -161,6 +165,11 @@ class RunFolder:
     def write_log(self, row: dict[str, Any]) -> None:
         """Append one row to the log."""
         log.append(self.log, row)
+
+    def warn(self, images_seen: int, text: str) -> None:
+        """Say what goes wrong, and keep it for the report.  text: the same each time the same is meant."""
+        say(f"{self.path.name} at {images_seen:,} images: {text}")
+        log.append(self.warnings, {"images": images_seen, "text": text})
 
     def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
         """Append one row to the evaluation."""

@@ -1,7 +1,7 @@
 """`t2i train vae`: maximise the variational lower bound (Kingma and Welling 2014), with classes or not.
 
 Our network, our bound. The export is a folder of averaged weights that draws samples and reconstructs, and beside it
-facts.json: the bound on training and held-out images, with its two terms apart.
+facts.json: the bound on all training and all held-out images, with its two terms apart.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from t2i.pipelines.vae import VAE
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, class_numbers, pictures
-from t2i.training.elbo import bits, density_bits, dequantise, kl_nats, reconstruction_nats
+from t2i.training.elbo import bits, density_bits, dequantise, free, kl_nats, reconstruction_nats
 from t2i.training.engine import Engine
 from t2i.training.judging import Judging
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
 FACTS = "facts.json"
+SCALE = 64  # least pixels per side of a picture on the sheet, beside whose words smaller ones are lost
 
 
 def outline(config: VAEConfig) -> Outline:
@@ -56,7 +57,7 @@ def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
     engine = Engine(config, folder, build_vae(config, len(classes)), table.hash, launch)
     judging = Judging.of(engine, config, lambda weights: pipeline(engine, weights, config, classes))
     table = table.to(engine.device)
-    free = config.loss.free_bits * math.log(2)
+    free_nats = config.loss.free_bits * math.log(2)
     for step in engine.steps():
         x, rows = pictures(table, config, step)
         labels = class_numbers(table, config, rows).to(engine.device) if classes else None
@@ -73,14 +74,16 @@ def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
         kl = kl_nats(mean, log_variance).mean(0)  # of each latent number
         size = x[0].numel()
         terms = {"reconstruction": density_bits(nats.detach()), "kl": bits(kl.detach().sum() / size)}
-        loss = nats + config.loss.beta * kl.clamp(min=free).sum() / size
+        if free_nats:
+            kl = free(kl, engine.accelerator.reduce(kl.detach(), "mean"), free_nats)
+        loss = nats + config.loss.beta * kl.sum() / size
         engine.update(step, loss, bits_per_dim=terms["reconstruction"] + terms["kl"], **terms, mse=error)
         if engine.crossed(config.sample_every):
             average = engine.average()
             if is_main():
                 model = pipeline(engine, average, config, classes)
                 draw_samples(model, config, table, folder.samples / f"{engine.images_seen:012d}.png")
-                facts = report(model, config, table, held_out)
+                facts = report(model, config, table, held_out, config.measured)
                 folder.write_evaluation(engine.images_seen, flat(facts))
         if judging:
             judging.after(engine)
@@ -108,16 +111,18 @@ def pipeline(engine: Engine, weights: dict[str, Tensor], config: VAEConfig, clas
     return VAE(vae.to(engine.device), classes)
 
 
-def report(model: VAE, config: VAEConfig, table: Table, held_out: Table | None) -> dict[str, dict[str, float]]:
+def report(
+    model: VAE, config: VAEConfig, table: Table, held_out: Table | None, most: int | None = None
+) -> dict[str, dict[str, float]]:
     """The bound in bits per dimension with its two terms, and sigma: on training images and on held-out ones.
 
-    Sigma is measured on the training images, and is the one both are judged by.
+    Sigma is measured on the training images, and is the one both are judged by.  most: images of each; None: all.
     """
-    error, kl = measure(model, config, table)
+    error, kl = measure(model, config, table, most)
     variance = error if config.loss.sigma is None else config.loss.sigma**2
     facts = {"train": _terms(error, kl, variance)}
     if held_out:
-        error, kl = measure(model, config, held_out)
+        error, kl = measure(model, config, held_out, most)
         facts["held_out"] = _terms(error, kl, variance)
     return facts
 
@@ -138,13 +143,13 @@ def _terms(error: float, kl: float, variance: float) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure(model: VAE, config: VAEConfig, table: Table) -> tuple[float, float]:
+def measure(model: VAE, config: VAEConfig, table: Table, most: int | None = None) -> tuple[float, float]:
     """Mean squared error of a sampled reconstruction, and KL in nats, both per number of an image, in float64.
 
-    Over at most `config.measured` images, the same every time and with the same draws.
+    Over all images of the table or at most so many, the same every time and with the same draws.
     """
     net, device = model.network, model.network.device
-    rows = table.spread(config.measured)
+    rows = table.spread(most or table.count)
     sums = torch.zeros(2, dtype=torch.float64)
     for number, some in enumerate(rows.split(250)):
         x = images.from_uint8(table.images(some)).to(device)
@@ -170,4 +175,5 @@ def draw_samples(model: VAE, config: VAEConfig, table: Table, path: Path) -> Non
     for k in range(2):
         drawn += model.interpolate(config.seed + 2 * k, config.seed + 2 * k + 1, columns, k if model.classes else None)
     names = ["samples", "", "images", "through z", "seed to seed", ""]
+    drawn = [images.enlarge(picture, SCALE) for picture in drawn]
     images.save(images.grid(drawn, columns=columns, row_labels=names), path, overwrite=True)

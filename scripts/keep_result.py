@@ -1,0 +1,48 @@
+"""Keep what a finished run shows, without its weights, so that it can be looked at and reported later.
+
+    python scripts/keep_result.py runs/vae-cifar10 ...      # writes docs/results/vae-cifar10
+    t2i report docs/results/* -o results.html
+
+Of the config only the last two parts of a data path are kept: the rest is of one machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+KEPT = ("log.csv", "evaluation.csv", "environment.json", "export/facts.json", "export/classes.json", "samples/*.png")
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(runs: tuple[Path, ...]) -> None:
+    for run in runs:
+        kept = RESULTS / run.resolve().name
+        shutil.rmtree(kept, ignore_errors=True)
+        for file in sorted(file for pattern in KEPT for file in run.glob(pattern)):
+            (kept / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, kept / file.relative_to(run))
+        config = shortened(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+        (kept / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        click.echo(kept)
+
+
+def shortened(value: Any, key: str = "") -> Any:
+    """The same value, with every absolute path under a key `path` cut to its last two parts."""
+    if isinstance(value, dict):
+        return {name: shortened(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [shortened(part, key) for part in value]
+    if key == "path" and Path(str(value)).is_absolute():
+        return "/".join(Path(value).parts[-2:])
+    return value
+
+
+if __name__ == "__main__":
+    main()
