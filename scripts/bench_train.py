@@ -194,11 +194,12 @@ def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     work = {name: flops(side.network(), device) for name, side in sides.items()}
-    context, turns = get_context("spawn"), {}
+    context, turns, running = get_context("spawn"), {}, []
     for name in sides:
         turns[name], theirs_of_pipe = context.Pipe()
         words = (theirs_of_pipe, model, batch, data, device, name)
-        context.Process(target=serve, args=words, daemon=True).start()
+        running.append(context.Process(target=serve, args=words, daemon=True))
+        running[-1].start()
     for number in range(steps + 2):
         for name in turns if number % 2 else reversed(turns):
             time.sleep(PAUSE)
@@ -209,6 +210,8 @@ def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[
                 losses[name].append(loss)
     for turn in turns.values():
         turn.send(False)
+    for process in running:  # what is measured next has the machine for itself
+        process.join()
     rates = {name: [batch / s for s in seconds[name]] for name in sides}
     lines = [(f"{name}, {work[name] / 1e9:.1f} GFLOP", rates[name], "images/s") for name in sides]
     mine, *others = sides
