@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
 
 
 def is_main() -> bool:
@@ -34,6 +35,16 @@ def processes() -> PartialState:
     if state.num_processes > 1:
         _part_at_exit()
     return state
+
+
+def gather(x: Tensor) -> Tensor:
+    """The tensors of all processes, (B, ...) of one shape and dtype each: (processes * B, ...), in their order."""
+    if processes().num_processes == 1:
+        return x
+    from accelerate.utils import gather as gather_all
+
+    device = processes().device
+    return gather_all(x.to(device)).to(x.device)
 
 
 @cache

@@ -3,7 +3,7 @@
 Durations and intervals are in images seen, never in steps. Numbers are coerced, since YAML reads `1e-4` as a string.
 """
 
-from t2i.config.base import Data, Optimizer, Run, Source, Strict
+from t2i.config.base import Data, Evaluate, Judged, Optimizer, Run, Source, Strict
 from t2i.config.families import (
     FAMILIES,
     AutoencoderConfig,
@@ -48,7 +48,9 @@ __all__ = [
     "DCGANConfig",
     "DDPMConfig",
     "Data",
+    "Evaluate",
     "FlowObjective",
+    "Judged",
     "Objective",
     "Optimizer",
     "PixelUNet",

@@ -66,6 +66,19 @@ class Optimizer(Strict):
         return self
 
 
+class Evaluate(Strict):
+    """Judging along training, by pictures that the averaged weights draw with random numbers of their own."""
+
+    reference: str  # a file of `t2i eval reference`
+    features: str | None = None  # its extractor, where that is a folder of this machine
+    every: int = Field(100_000, gt=0)  # images seen
+    n: int = Field(1_000, ge=10)  # pictures drawn each time
+    seed: int = Field(0, ge=0, lt=2**63)  # of the first; the same each time
+    best: Literal[
+        "frechet", "kernel", "precision", "recall", "density", "coverage", "classifier_score", "class_accuracy"
+    ] = "frechet"  # by which the best weights are kept, as `best/` of the run
+
+
 class Run(Strict):
     """What every training run has, whatever it trains."""
 
@@ -83,3 +96,9 @@ class Run(Strict):
     compile: bool = False  # torch.compile the network
     deterministic: bool = False  # only algorithms that are: bit-exact on a GPU too, and slower
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside the CSV log
+
+
+class Judged(Run):
+    """A run that may be judged along the way."""
+
+    evaluate: Evaluate | None = None

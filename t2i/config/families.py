@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from t2i.config.base import Data, Run, Strict
+from t2i.config.base import Data, Judged, Run, Strict
 
 
 class AutoencoderModel(Strict):
@@ -163,7 +163,7 @@ class ClassSamples(Strict):
     guidance: float = 1.0
 
 
-class DDPMConfig(Run):
+class DDPMConfig(Judged):
     """`t2i train ddpm`"""
 
     family: Literal["ddpm"] = "ddpm"
@@ -208,7 +208,7 @@ class NoiseSamples(Strict):
     columns: int = Field(10, ge=1)
 
 
-class DCGANConfig(Run):
+class DCGANConfig(Judged):
     """`t2i train dcgan`; images are counted as the discriminator sees real ones."""
 
     family: Literal["dcgan"] = "dcgan"
@@ -266,7 +266,7 @@ class VAESamples(Strict):
     columns: int = Field(10, ge=2)
 
 
-class VAEConfig(Run):
+class VAEConfig(Judged):
     """`t2i train vae`"""
 
     family: Literal["vae"] = "vae"

@@ -32,7 +32,7 @@ class Line:
 class Plot:
     """What is drawn into one frame.  key: a name for files, unique within a report.
 
-    reach: images seen at its right edge, the same for all plots of a family, so that they can be read across.
+    reach: its right edge; of curves over images seen the same for all plots of a family, to be read across.
     """
 
     key: str
@@ -43,6 +43,8 @@ class Plot:
     zero: bool
     lines: list[Line]
     reach: float
+    across: str = "images seen"
+    doubling: bool = False  # whether the axis across grows by doubling
 
 
 def plots(runs: Sequence[Run]) -> list[Plot]:

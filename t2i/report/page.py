@@ -38,12 +38,11 @@ def build(runs: Sequence[Run], now: datetime) -> str:
     families = {
         family: [run for run in runs if run.family == family] for family in dict.fromkeys(r.family for r in runs)
     }
-    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    script = re.search("<script>(.*?)</script>", frame, re.DOTALL)
-    assert script is not None
+    frame = _frame()
+    script = frame_script()
     drawn = {family: plots(some) for family, some in families.items()}
     parts = {
-        "hash": base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode(),
+        "hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "marker": marker(runs),
         "light": _variables(LIGHT),
         "dark": _variables(DARK),
@@ -58,6 +57,24 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "environment": _environment(runs),
     }
     return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
+
+
+def _frame() -> str:
+    return Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+
+def frame_script() -> str:
+    """The page's only script, which reads plots and samples out."""
+    script = re.search("<script>(.*?)</script>", _frame(), re.DOTALL)
+    assert script is not None
+    return script[1]
+
+
+def frame_style() -> str:
+    """The page's style sheet, with its colours."""
+    style = re.search("<style>(.*?)</style>", _frame(), re.DOTALL)
+    assert style is not None
+    return style[1].replace("{{light}}", _variables(LIGHT)).replace("{{dark}}", _variables(DARK))
 
 
 def marker(runs: Sequence[Run]) -> str:
@@ -78,7 +95,12 @@ def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
         return f'<dl class="facts">{facts}</dl>'
     places = [families[run.family].index(run) if len(families[run.family]) > 1 else None for run in runs]
     heads = [("" if k is None else _swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
-    return _table(heads, rows)
+    return table(heads, rows)
+
+
+def figures(some: list[Plot]) -> str:
+    """Plots, and their numbers for the script."""
+    return _curves({"": some})
 
 
 def _warnings(runs: Sequence[Run]) -> str:
@@ -90,17 +112,20 @@ def _warnings(runs: Sequence[Run]) -> str:
 
 def _curves(drawn: dict[str, list[Plot]]) -> str:
     """The plots of each family, and their numbers as JSON, which the script reads out under the pointer."""
-    parts, data, count = [], {}, 0
+    parts: list[str] = []
+    data: dict[str, Any] = {}
+    count = 0
     for family, some in drawn.items():
         if len(drawn) > 1:
             parts.append(f"<h3>{escape(family)}</h3>")
-        figures = []
+        shown = []
         for plot in some:
             key = f"plot{(count := count + 1)}"
             svg, frame = inline_svg(plot, key)
-            data[key] = {"title": plot.title, "frame": frame, "lines": [_line(line) for line in plot.lines]}
-            figures.append(_figure(plot, key, svg))
-        parts.append(f'<div class="plots">{"".join(figures)}</div>' if figures else "<p>Nothing is logged yet.</p>")
+            facts = {"title": plot.title, "across": plot.across, "doubling": plot.doubling, "frame": frame}
+            data[key] = facts | {"lines": [_line(line) for line in plot.lines]}
+            shown.append(_figure(plot, key, svg))
+        parts.append(f'<div class="plots">{"".join(shown)}</div>' if shown else "<p>Nothing is logged yet.</p>")
     return "".join(parts) + _json("curves", data)
 
 
@@ -164,7 +189,7 @@ def _config(families: dict[str, list[Run]]) -> str:
     for family, some in families.items():
         if len(some) > 1 and (rows := config_rows(some)):
             parts.append(f"<h3>What differs{f' ({escape(family)})' if len(families) > 1 else ''}</h3>")
-            parts.append(_table([escape(run.name) for run in some], rows))
+            parts.append(table([escape(run.name) for run in some], rows))
         for run in some:
             text = f"<pre>{escape(config_text(run))}</pre>"
             parts.append(f"<details><summary>{escape(run.name)}: the whole config</summary>{text}</details>")
@@ -173,11 +198,11 @@ def _config(families: dict[str, list[Run]]) -> str:
 
 def _environment(runs: Sequence[Run]) -> str:
     heads, rows = environment_rows(runs)
-    return _table([escape(head) for head in heads], rows) if rows else "<p>Not recorded.</p>"
+    return table([escape(head) for head in heads], rows) if rows else "<p>Not recorded.</p>"
 
 
 def _section(title: str, rows: Rows, runs: Sequence[Run]) -> str:
-    return f"<section><h2>{title}</h2>{_table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
+    return f"<section><h2>{title}</h2>{table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
 
 
 def _confusions(runs: Sequence[Run]) -> str:
@@ -206,7 +231,7 @@ def _share(count: int, total: int) -> str:
     return f'<td style="--share:{100 * part:.1f}%">{text}</td>'
 
 
-def _table(heads: Iterable[str], rows: Rows) -> str:
+def table(heads: Iterable[str], rows: Rows) -> str:
     """heads: HTML.  rows: text, escaped here.  It scrolls by itself where it is too wide for the screen."""
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     body = "".join(

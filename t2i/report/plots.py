@@ -126,11 +126,16 @@ def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
 
 def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
     """Axes as quiet as they can be: a grid across, numbers one can read, nothing around."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-    axes.set_xlabel("images seen", color=theme.quiet, fontsize=TEXT)
-    axes.set_xlim(0, 1.02 * plot.reach or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel(plot.across, color=theme.quiet, fontsize=TEXT)
+    if plot.doubling:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in plot.lines for x in line.x.tolist()})))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, 1.02 * plot.reach or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=plot.across == "images seen"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     if plot.scale == "log":
         axes.set_yscale("log")

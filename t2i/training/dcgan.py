@@ -25,6 +25,7 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, gradient_penalty, r1
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
+from t2i.training.judging import Judging
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
@@ -115,6 +116,7 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
     classes = class_names(config, table)
     players = Players(config, len(classes))
     engine = Engine(config, folder, players, table.hash, launch, {"discriminator.": config.d_rate}, wrapped=False)
+    judging = Judging.of(engine, config, lambda weights: pipeline(engine, weights, config, classes))
     table = table.to(engine.device)
     game, autocast = GAMES[config.loss.game], engine.accelerator.autocast
     for step in engine.steps():
@@ -143,6 +145,8 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
                 # the row of the step that drew the last sheet was written after it
                 since = engine.images_seen - config.sample_every - config.batch
                 warn_of_collapse(folder, since, game.winnable)
+        if judging:
+            judging.after(engine)
     average = engine.average()
     if is_main():
         pipeline(engine, average, config, classes).save_pretrained(folder.export)

@@ -6,6 +6,7 @@ Our U-Net, our objective. The export is a DDPMPipeline folder of averaged weight
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, pictures
 from t2i.training.engine import Engine, Step
+from t2i.training.judging import Judging
 from t2i.training.losses import by_noise_level
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
@@ -47,6 +49,7 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
     table = load_table(config.data, launch.progress and is_main())
     classes = class_names(config, table)
     engine = Engine(config, folder, build_unet(config, len(classes)), table.hash, launch)
+    judging = Judging.of(engine, config, lambda weights: pipeline(engine, weights, config, classes), **drawing(config))
     table = table.to(engine.device)
     objective = config.objective
     schedule = SCHEDULES[objective.schedule]()
@@ -67,6 +70,8 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
             average = engine.average()
             if is_main():
                 draw_samples(pipeline(engine, average, config, classes), config, folder, engine.images_seen)
+        if judging:
+            judging.after(engine)
     average = engine.average()
     if is_main():
         pipeline(engine, average, config, classes).save_pretrained(folder.export)
@@ -123,3 +128,9 @@ def draw_samples(model: DDPM, config: DDPMConfig, folder: RunFolder, images_seen
     wanted = config.samples
     drawn = model(wanted.count, None, config.seed, wanted.sampler, wanted.steps, wanted.guidance)
     images.save(images.grid(drawn, columns=wanted.columns), folder.samples / f"{images_seen:012d}.png", overwrite=True)
+
+
+def drawing(config: DDPMConfig) -> dict[str, Any]:
+    """How pictures are drawn along training, as the grid is."""
+    wanted = config.samples
+    return {"sampler": wanted.sampler, "steps": wanted.steps, "guidance": wanted.guidance if config.label else None}

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from t2i.config import Run, Text2ImageConfig, config_hash
+from t2i.config import Judged, Run, Text2ImageConfig, config_hash
 from t2i.data.sources import is_hub, open_source
 from t2i.processes import processes
 from t2i.training.engine import check_division
@@ -70,7 +70,14 @@ def images_per_second(config: Run) -> float:
     loop = getattr(training, training.TRAINERS[_family(config)])
     row = config.batch * getattr(config, "d_steps", 1)
     end = (WARM_UP + MEASURED) * row
-    never = {"save_every": 2**62, "sample_every": 2**62, "log_every": row, "images": max(end, config.images)}
+    never: dict[str, Any] = {
+        "save_every": 2**62,
+        "sample_every": 2**62,
+        "log_every": row,
+        "images": max(end, config.images),
+    }
+    if isinstance(config, Judged):
+        never["evaluate"] = None
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         loop(config.model_copy(update=never), run, Launch(progress=False, until=end))

@@ -4,6 +4,8 @@ config.yaml                     the whole config, defaults included
 environment.json                versions, device, processes, precision: a list, one entry `since` each change of them
 log.csv                         one row every `log_every` images: means since the row before
 evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
+scores.csv                      where the config says `evaluate`: one row every `evaluate.every` images
+best/                           the export of the averaged weights that scored best, and best.json: when, and how well
 warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
 samples/000000020000.png        pictures drawn along the way, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
@@ -54,7 +56,7 @@ class Launch:
 
 # What may change between two starts of one run without making it another run.
 INTERVALS = {"log_every", "sample_every", "save_every"}
-FREE = INTERVALS | {"keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
+FREE = INTERVALS | {"evaluate", "keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
 
 
 def say(message: str) -> None:
@@ -71,6 +73,8 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.log = path / "log.csv"
         self.evaluation = path / "evaluation.csv"
+        self.scores = path / "scores.csv"
+        self.best = path / "best"
         self.warnings = path / "warnings.csv"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
@@ -108,7 +112,9 @@ class RunFolder:
         longer = config.optimizer.decay == "none" and config.images > old["images"]
         newest = max((int(path.name) for path in self.saved()), default=0)
         longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else it has begun to cool down
-        changes = {k: v for k, v in changes.items() if k not in FREE and not (k == "images" and longer)}
+        changes = {
+            k: v for k, v in changes.items() if k.partition(".")[0] not in FREE and not (k == "images" and longer)
+        }
         if changes:
             lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in changes.items()]
             raise CheckpointError(
@@ -147,8 +153,8 @@ class RunFolder:
         return None
 
     def rewind_log(self, images_seen: int) -> None:
-        """Drop the rows of the log, the evaluation and the warnings that a resumed run will write again."""
-        for path in (self.log, self.evaluation, self.warnings):
+        """Drop the rows of the log, evaluation, scores and warnings that a resumed run will write again."""
+        for path in (self.log, self.evaluation, self.scores, self.warnings):
             if path.exists():
                 log.rewind(path, images_seen)
 
@@ -168,3 +174,11 @@ class RunFolder:
     def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
         """Append one row to the evaluation."""
         log.append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+
+    def read_scores(self) -> list[dict[str, str]]:
+        """The scores so far, oldest first."""
+        return log.read(self.scores)
+
+    def write_scores(self, images_seen: int, numbers: dict[str, float]) -> None:
+        """Append one row to the scores."""
+        log.append(self.scores, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})

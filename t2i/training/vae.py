@@ -24,6 +24,7 @@ from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.elbo import bits, density_bits, dequantise, free, kl_nats, reconstruction_nats
 from t2i.training.engine import Engine
+from t2i.training.judging import Judging
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
 
@@ -54,6 +55,7 @@ def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
     if held_out and class_names(config, held_out) != classes:
         raise DataError(f"held_out has other classes of {config.label!r} than data has")
     engine = Engine(config, folder, build_vae(config, len(classes)), table.hash, launch)
+    judging = Judging.of(engine, config, lambda weights: pipeline(engine, weights, config, classes))
     table = table.to(engine.device)
     free_nats = config.loss.free_bits * math.log(2)
     for step in engine.steps():
@@ -83,6 +85,8 @@ def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
                 draw_samples(model, config, table, folder.samples / f"{engine.images_seen:012d}.png")
                 facts = report(model, config, table, held_out, config.measured)
                 folder.write_evaluation(engine.images_seen, flat(facts))
+        if judging:
+            judging.after(engine)
     average = engine.average()
     if is_main():
         model = pipeline(engine, average, config, classes)

@@ -1,0 +1,102 @@
+"""Pack a finished run of `t2i train classifier` as the embedded judge: a plain folder of weights with a card.
+
+    python scripts/package_judge.py --run runs/classifier-cifar10 --test cifar10/test.parquet --data-says "..." ...
+
+Weights in float16 safetensors. The card README.md says what the judge learned from and how well it tells test images
+apart: measured here, with the rounded weights, as `t2i eval` loads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from t2i import config
+from t2i.evaluation.features import JUDGE_FILE, Extractor, load_resnet
+from t2i.evaluation.looking import look
+from t2i.evaluation.pictures import open_stored
+from t2i.nn.resnet import ResNet
+
+LIMIT = 8_000_000  # bytes of the folder
+COPIED = ("config.json", "classes.json")
+CARD = Path(__file__).with_name("judge_card.md")
+
+
+@click.command()
+@click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs/classifier-cifar10")
+@click.option("--test", required=True, help="The test images: a parquet file that the run did not learn from.")
+@click.option("--data-says", required=True, help="What the training images are and whose, for the card.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="t2i/judge")
+@click.option("--machine", required=True, help="Where it was trained, for the card.")
+@click.option("--date", required=True, help="When it was trained, for the card.")
+def main(run: Path, test: str, data_says: str, out: Path, machine: str, date: str) -> None:
+    """Pack a finished run of a classifier as the embedded judge."""
+    settings = config.load_config(run / "config.yaml", "classifier")
+    assert isinstance(settings, config.ClassifierConfig)
+    with tempfile.TemporaryDirectory() as workshop:
+        folder = Path(workshop) / "judge"
+        parameters = write_weights(run / "export", folder)
+        (folder / JUDGE_FILE).write_text(json.dumps({"size": settings.data.size}) + "\n")
+        judge = load_resnet("judge", folder, settings.data.size, "cpu")
+        facts = measure(judge, test, settings.label)
+        facts |= {"parameters": parameters / 1e6, "machine": machine, "date": date, "data": data_says}
+        facts |= {"size": settings.data.size, "hash": judge.hash, "config": run.name}
+        facts |= {"classes": ", ".join(judge.classes), "features": settings.model.channels[-1]}
+        facts |= spent(run)
+        (folder / "README.md").write_text(CARD.read_text(encoding="utf-8").format(**facts))
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if size > LIMIT:
+            raise click.ClickException(f"{size / 1e6:.1f} MB; the embedded judge has at most {LIMIT / 1e6:.0f} MB")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(folder, out)
+        for file in out.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
+    click.echo(f"{out}  {size / 1e6:.1f} MB  {judge.tag}  accuracy {facts['accuracy']:.2%}")
+
+
+def write_weights(export: Path, folder: Path) -> int:
+    """The run's network in float16.  Returns its trained numbers."""
+    net = ResNet.from_pretrained(export, use_safetensors=True)
+    net.half().save_pretrained(folder)
+    for name in COPIED:
+        shutil.copy(export / name, folder / name)
+    return sum(p.numel() for p in net.parameters())
+
+
+def measure(judge: Extractor, test: str, label: str) -> dict[str, Any]:
+    """How well it tells the test images apart: in all, and class by class, as a table."""
+    data = open_stored(config.Source(path=test), judge.size, label, True)
+    found = look(judge, data, range(data.count), keep=data.count)
+    assert found.logits is not None
+    assert (found.labels >= 0).all(), "every test image has a class that the judge knows"
+    right = found.logits.argmax(1) == found.labels
+    certainty = found.logits.double().softmax(1).gather(1, found.labels[:, None]).log()
+    rows = [
+        f"| {name} | {right[found.labels == number].double().mean():.1%} |" for number, name in enumerate(judge.classes)
+    ]
+    return {
+        "accuracy": float(right.double().mean()),
+        "cross_entropy": -float(certainty.mean()),
+        "tested": data.count,
+        "per_class": "\n".join(rows),
+    }
+
+
+def spent(run: Path) -> dict[str, Any]:
+    """Images seen, and hours of training, of a run."""
+    with (run / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    seen = torch.tensor([float(row["images"]) for row in rows], dtype=torch.float64)
+    rate = torch.tensor([float(row["images_per_second"]) for row in rows], dtype=torch.float64)
+    return {"images": int(seen[-1]), "hours": float((seen.diff(prepend=seen.new_zeros(1)) / rate).sum()) / 3600}
+
+
+if __name__ == "__main__":
+    main()

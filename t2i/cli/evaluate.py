@@ -1,0 +1,274 @@
+"""`t2i eval reference`, `score`, `compare`: how good a model's pictures are, and how we know."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXAMPLES = """\b
+Examples:
+  t2i eval reference --data cifar10/train.parquet -o cifar10.safetensors
+  t2i eval score runs/ddpm-cifar10-10m --ref cifar10.safetensors --n 10000
+  t2i eval score samples/dcgan-cifar10 --ref cifar10.safetensors --json
+  t2i eval compare runs/vae-cifar10 runs/dcgan-cifar10 --ref cifar10.safetensors -o comparison
+"""
+
+
+@click.group("eval", epilog=EXAMPLES)
+def evaluate() -> None:
+    """Judge pictures: every family by the same judge, each number beside what real pictures get.
+
+    First make a reference of real pictures, then score runs, folders or parquet files against it.
+    """
+
+
+@evaluate.command()
+@click.option("--data", required=True, metavar="DATA", help="A folder, parquet files, or hub:owner/name.")
+@click.option("--features", metavar="SPEC", default="judge", help="Who looks (see above).  [judge]")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file.")
+@click.option("--split", default="train", help="Of a Hub data set.  [train]")
+@click.option("--image", help="The column that holds the images.  [the only one]")
+@click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
+@click.option("--keep", type=click.IntRange(20), default=50_000, help="Pictures whose features are kept.  [50000]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of the sample that is kept.  [0]")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
+@click.option("--offline", is_flag=True, help="Do not use the network.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def reference(**options: Any) -> None:
+    """Look at real pictures once, and keep what was seen: features, moments, classes, and the floor.
+
+    \b
+    SPEC is one of
+      judge          the classifier in this package: for 32-pixel photographs of ten things
+      RUN            the folder of a classifier's run
+      pixels         the pictures themselves, at 16 x 16
+      clip:MODEL     a CLIP model, by folder or Hub id
+      dinov2:MODEL   a DINOv2 model, likewise
+      inception      the original Inception; only then is the distance called FID
+    """
+    if path := _reference(**options):
+        click.echo(path)
+
+
+def _reference(
+    data: str,
+    features: str,
+    output: Path,
+    split: str,
+    image: str | None,
+    label: str | None,
+    keep: int,
+    seed: int,
+    device: str | None,
+    offline: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> Path | None:
+    import os
+
+    from t2i.config import Source
+    from t2i.evaluation.features import load_extractor
+    from t2i.evaluation.reference import make_reference, save_reference, with_floor
+    from t2i.files import already_exists
+    from t2i.pipelines.quiet import prepare_libraries
+    from t2i.processes import is_main
+
+    if not overwrite and os.path.lexists(output):
+        raise already_exists(output)
+    prepare_libraries()
+    extractor = load_extractor(features, device, offline)
+    source = Source(path=data, split=split, image=image)
+    with _bar("looking", quiet) as seen:
+        made = make_reference(extractor, source, features, label=label, keep=keep, seed=seed, seen=seen)
+    return save_reference(with_floor(made), output, overwrite) if is_main() else None
+
+
+@evaluate.command()
+@click.argument("what", metavar="RUN|FOLDER|PARQUET")
+@click.option("--ref", "ref", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The reference.")
+@click.option("--features", metavar="SPEC", help="Its extractor, where that is a folder of this machine.")
+@click.option("--n", type=click.IntRange(1), help="How many pictures.  [all; 10000 of a model]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
+@click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
+@click.option("--sampler", metavar="NAME", help="Of a diffusion model, as of `t2i sample`.")
+@click.option("--steps", type=int, help="Of a diffusion model.")
+@click.option("--guidance", type=float, help="Of a diffusion model.")
+@click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
+@click.option("--cas", nargs=2, metavar="TRAIN TEST", help="Also learn from the pictures, and from TRAIN; try on TEST.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for score.json and sheets."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
+@click.option("--offline", is_flag=True, help="Do not use the network.")
+@click.option("--overwrite", is_flag=True, help="Replace files in --output.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def score(as_json: bool, **options: Any) -> None:
+    """Judge a run, a folder of pictures, or parquet files against a reference.
+
+    Of a model, picture k has seed SEED + k, and its class in turn. Under `accelerate launch` all processes share the
+    work, and the numbers are the same. Real pictures get the numbers in the third column.
+    """
+    from t2i.evaluation.score import aligned, lines
+
+    result = _score(**options)
+    if result is None:
+        return
+    for line in result["warnings"]:
+        click.echo(f"warning: {line}", err=True)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result))
+    else:
+        click.echo(f"{result['subject']['name']}, {result['n']:,} pictures, {result['frechet_is']}")
+        click.echo(aligned(lines(result)))
+
+
+def _score(
+    what: str,
+    ref: Path,
+    features: str | None,
+    n: int | None,
+    seed: int,
+    label: str | None,
+    data: str | None,
+    cas: tuple[str, str] | None,
+    output: Path | None,
+    device: str | None,
+    offline: bool,
+    overwrite: bool,
+    quiet: bool,
+    **settings: Any,
+) -> dict[str, Any] | None:
+    from t2i.evaluation.cas import classification_accuracy_score
+    from t2i.evaluation.features import load_extractor
+    from t2i.evaluation.pictures import open_pictures
+    from t2i.evaluation.reference import extractor_spec, load_reference
+    from t2i.evaluation.score import choose, score
+    from t2i.evaluation.sheets import save_score
+    from t2i.pipelines.quiet import prepare_libraries
+
+    prepare_libraries()
+    found = load_reference(ref)
+    extractor = load_extractor(features or extractor_spec(found), device, offline)
+    pictures = open_pictures(
+        what, found.facts.size, count=n or 10_000, seed=seed, label=label, device=device, offline=offline, **settings
+    )
+    with _bar("judging", quiet) as seen:
+        result = score(pictures, found, extractor, n, seed, seen)
+    if result is not None and cas is not None:
+        which = choose(pictures, n, seed)
+        with _bar("learning", quiet) as seen:
+            result["cas"] = classification_accuracy_score(
+                pictures, which, *cas, found.facts.size, seed=seed, device=extractor.device, label=label, seen=seen
+            )
+    if result is not None and output is not None:
+        save_score(result, pictures, found, data, output, overwrite)
+    return result
+
+
+@evaluate.command()
+@click.argument("what", metavar="RUN|FOLDER|PARQUET...", nargs=-1, required=True)
+@click.option("--ref", "ref", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The reference.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder.")
+@click.option("--features", metavar="SPEC", help="The reference's extractor, where that is a folder of this machine.")
+@click.option("--n", type=click.IntRange(1), default=10_000, help="How many pictures of each.  [10000]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
+@click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
+@click.option("--curves", is_flag=True, help="Also quality against steps and guidance, of diffusion models.")
+@click.option("--steps", metavar="LIST", help="Points of that curve.  [2,4,8,16,32,64,250,1000]")
+@click.option("--guidance", metavar="LIST", help="Points of that curve.  [1,1.5,2,3,5]")
+@click.option("--curve-n", type=click.IntRange(1), default=1_000, help="Pictures of each point.  [1000]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def compare(as_json: bool, output: Path, **options: Any) -> None:
+    """Judge several runs or folders alike, and lay them side by side.
+
+    Writes a table (compare.md, compare.json) and a page (index.html) with pictures, metrics, parameters, images seen,
+    training time, sampling steps and images per second. The same command again takes what it has measured already.
+    """
+    result = _compare(output=output, **options)
+    if result is None:
+        return
+    from t2i.report.compare import save, terminal, warnings
+
+    paths = save(result, output)
+    for line in warnings(result):
+        click.echo(f"warning: {line}", err=True)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result))
+    else:
+        click.echo(terminal(result))
+        for path in paths:
+            click.echo(path)
+
+
+def _compare(
+    what: tuple[str, ...],
+    ref: Path,
+    output: Path,
+    features: str | None,
+    n: int,
+    seed: int,
+    data: str | None,
+    curves: bool,
+    steps: str | None,
+    guidance: str | None,
+    curve_n: int,
+    device: str | None,
+    quiet: bool,
+) -> dict[str, Any] | None:
+    from t2i.evaluation.comparison import GUIDANCE, STEPS, Plan, compare
+    from t2i.evaluation.features import load_extractor
+    from t2i.evaluation.reference import extractor_spec, load_reference
+    from t2i.pipelines.quiet import prepare_libraries
+
+    prepare_libraries()
+    found = load_reference(ref)
+    extractor = load_extractor(features or extractor_spec(found), device)
+    plan = Plan(
+        n,
+        seed,
+        _numbers("steps", steps, int) or (STEPS if curves else ()),
+        _numbers("guidance", guidance, float) or (GUIDANCE if curves else ()),
+        curve_n,
+    )
+    with _bar("judging", quiet) as seen:
+        return compare(what, found, extractor, plan, output, data=data, seen=seen)
+
+
+def _numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Numbers between commas, rising, none twice.  Raises UsageError."""
+    from t2i.errors import UsageError
+
+    try:
+        return tuple(sorted({kind(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise UsageError(f"--{name}: got {str(text)[:40]!r}, expected numbers, for example 2,4,8") from None
+
+
+@contextmanager
+def _bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], object]]:
+    """A progress bar on stderr that takes (how many more, of how many)."""
+    from tqdm import tqdm
+
+    from t2i.processes import is_main
+
+    hidden = None if is_main() and not quiet else True
+    with tqdm(unit="img", desc=what, leave=False, file=sys.stderr, disable=hidden) as bar:
+
+        def seen(more: int, total: int) -> None:
+            bar.total = total
+            bar.update(more)
+
+        yield seen

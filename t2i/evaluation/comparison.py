@@ -1,0 +1,183 @@
+"""Several models, or folders of pictures, judged alike: the same reference, number of pictures and seeds.
+
+    folder/NAME/score.json, grid.png        each one's score, and some of its pictures
+    folder/NAME/steps-8.json ...            of a diffusion model: with so many steps, with so much guidance
+    folder/compare.json                     all of it in one
+
+What is there from an earlier call of the same settings is taken as it is, so that a call that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from t2i import files
+from t2i.errors import UsageError
+from t2i.evaluation.features import Extractor
+from t2i.evaluation.pictures import Drawn, Pictures, open_pictures
+from t2i.evaluation.reference import Reference
+from t2i.evaluation.score import score
+from t2i.evaluation.sheets import save_score
+from t2i.pipelines.ddpm import DDPM
+from t2i.processes import is_main, processes
+
+FILE = "compare.json"
+STEPS = (2, 4, 8, 16, 32, 64, 250, 1000)
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+
+Seen = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all.
+
+    n: pictures of each.  steps, guidance: the points of the curves, none: no curve.  curve_n: pictures of each point.
+    """
+
+    n: int
+    seed: int = 0
+    steps: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = ()
+    curve_n: int = 1000
+
+
+@dataclass
+class Timed:
+    """Pictures, and the seconds that it took to draw them."""
+
+    pictures: Pictures
+    seconds: float = 0.0
+    drawn: int = 0
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.pictures.name
+
+    def pixels(self, which: Sequence[int]) -> Tensor:
+        begin = time.perf_counter()
+        found = self.pictures.pixels(which)
+        self.seconds += time.perf_counter() - begin
+        self.drawn += len(which)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pictures, name)
+
+
+def compare(
+    subjects: Sequence[str],
+    reference: Reference,
+    extractor: Extractor,
+    plan: Plan,
+    folder: Path,
+    *,
+    data: str | None = None,
+    seen: Seen = lambda n, total: None,
+) -> dict[str, Any] | None:
+    """Judge all of them; every process must ask, and the main one gets the answer, as in compare.json.
+
+    data: the reference's, for the pictures nearest to generated ones.
+    Raises UsageError: two of one name; and what `score` and `open_pictures` raise.
+    """
+    names = [_name(subject) for subject in subjects]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UsageError(f"two of these are called {twice[0]}", "their names are those of their folders: rename one")
+    found = []
+    for name, subject in zip(names, subjects, strict=True):
+        here = folder / name
+        pictures = open_pictures(
+            subject, reference.facts.size, count=plan.n, seed=plan.seed, device=extractor.device, offline=True
+        )
+        one = _judged(pictures, reference, extractor, plan.n, plan.seed, here / "score.json", data, seen)
+        curves = {
+            kind: [_point(subject, reference, extractor, plan, kind, value, here, seen) for value in values]
+            for kind, values in (("steps", plan.steps), ("guidance", plan.guidance))
+            if values and _has(pictures, kind)
+        }
+        found.append({"name": name, "path": subject, "score": one, "curves": curves})
+    if not is_main():
+        return None
+    result = {"n": plan.n, "seed": plan.seed, "curve_n": plan.curve_n, "subjects": found}
+    files.write(json.dumps(result, indent=1).encode(), folder / FILE, overwrite=True)
+    return result
+
+
+def _name(subject: str) -> str:
+    """A plain word, since it becomes a folder."""
+    return Path(subject).resolve().stem if Path(subject).exists() else subject.replace("/", "-")
+
+
+def _has(pictures: Pictures, kind: str) -> bool:
+    """Whether a model draws in steps, and whether it was trained to be guided."""
+    model = pictures.model if isinstance(pictures, Drawn) else None
+    return isinstance(model, DDPM) and (kind == "steps" or model.null is not None)
+
+
+def _point(
+    subject: str,
+    reference: Reference,
+    extractor: Extractor,
+    plan: Plan,
+    kind: str,
+    value: float,
+    folder: Path,
+    seen: Seen,
+) -> dict[str, Any] | None:
+    """One point of a curve: where, and the score there."""
+    given: dict[str, Any] = {"count": plan.curve_n, "seed": plan.seed, "device": extractor.device, "offline": True}
+    given[kind] = value
+    pictures = open_pictures(subject, reference.facts.size, **given)
+    path = folder / f"{kind}-{value:g}.json"
+    one = _judged(pictures, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
+    return None if one is None else {"at": value, "score": one}
+
+
+def _judged(
+    pictures: Pictures,
+    reference: Reference,
+    extractor: Extractor,
+    n: int,
+    seed: int,
+    path: Path,
+    data: str | None,
+    seen: Seen,
+) -> dict[str, Any] | None:
+    """A score with `images_per_second`, of all processes, where it was drawn here; from its file where it stands."""
+    wanted = {"subject": pictures.facts, "n": n, "seed": seed, "reference": reference.facts.data_hash}
+    wanted = json.loads(json.dumps(wanted | {"extractor": extractor.hash}))
+    processes().wait_for_everyone()  # none writes before all have looked
+    known = _known(path, wanted)
+    processes().wait_for_everyone()
+    if known is not None:
+        seen(n, n)
+        return known
+    timed = Timed(pictures)
+    result = score(cast(Pictures, timed), reference, extractor, n, seed, seen)
+    if result is None:
+        return None
+    result["wanted"] = wanted
+    rate = timed.drawn * processes().num_processes / timed.seconds if isinstance(pictures, Drawn) else None
+    result["images_per_second"] = rate
+    if path.name == "score.json":
+        save_score(result, pictures, reference, data, path.parent, overwrite=True)
+    else:
+        files.write(json.dumps(result, indent=1).encode(), path, overwrite=True)
+    return result
+
+
+def _known(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("wanted") == wanted else None

@@ -1,0 +1,127 @@
+"""An extractor looks at pictures, shared over all processes, in one order and with the same numbers on any of them.
+
+Work is cut into groups of BATCH by position. Every process looks at its own, then all exchange what they saw, so that
+each has the groups in their order: sums come out the same to the last bit, however many processes there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from t2i.data.batches import visit_order
+from t2i.errors import DataError, NonFinite
+from t2i.evaluation.features import BATCH, Extractor
+from t2i.evaluation.metrics import Moments
+from t2i.evaluation.pictures import Pictures, class_indices
+from t2i.processes import gather, processes
+
+KEPT = 50_000  # pictures whose features are kept, at most
+
+
+@dataclass
+class Seen:
+    """What an extractor saw of pictures.
+
+    moments: of all of them, float64.  rows: (K,) int64, the pictures whose features are kept, a random sample in random
+    order where there are more.  features: (K, D) float32.  logits: (K, classes) float32, or None.
+    labels: (K,) int64, numbers of the extractor's classes, or of `classes`; -1 where there is none.
+    digests: (N,) int64, one of each picture's pixels.
+    """
+
+    moments: Moments
+    rows: Tensor
+    features: Tensor
+    logits: Tensor | None
+    labels: Tensor
+    digests: Tensor
+    classes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def count(self) -> int:
+        return self.moments.count
+
+    @property
+    def dimensions(self) -> int:
+        return self.features.shape[1]
+
+
+def look(
+    extractor: Extractor,
+    pictures: Pictures,
+    which: Sequence[int],
+    seed: int = 0,
+    keep: int = KEPT,
+    classes: Sequence[str] | None = None,
+    seen: Callable[[int], object] = lambda n: None,
+) -> Seen:
+    """Look at these pictures.  The memory it takes grows with `keep`, not with how many there are.
+
+    classes: to number labels by; none: the extractor's own.  seen: called with how many more have been looked at.
+    Raises NonFinite, and what reading or drawing the pictures raises.
+    """
+    names = tuple(extractor.classes if classes is None else classes)
+    chosen = sample(len(which), keep, seed)
+    slots = torch.full((len(which),), -1).index_copy_(0, chosen, torch.arange(len(chosen)))
+    moments, digests = Moments(), torch.zeros(len(which), dtype=torch.int64)
+    kept: list[Tensor] = []
+    for first, features, logits, labels, digest in _rounds(extractor, pictures, which, names):
+        if not features.isfinite().all():
+            raise NonFinite(f"{extractor.name} answers NaN or infinity on pictures {first} to {first + len(features)}")
+        moments.add(features)
+        here = slice(first, first + len(features))
+        digests[here] = digest
+        if not kept:
+            widths = (features.shape[1], 0 if logits is None else logits.shape[1])
+            kept = [torch.zeros(len(chosen), width) for width in widths] + [torch.zeros(len(chosen), dtype=torch.int64)]
+        mine = slots[here] >= 0
+        places = slots[here][mine]
+        for store, value in zip(kept, (features, logits, labels), strict=True):
+            if value is not None:
+                store[places] = value[mine]
+        seen(len(features))
+    rows = torch.tensor(which, dtype=torch.int64)[chosen]
+    return Seen(moments, rows, kept[0], kept[1] if kept[1].shape[1] else None, kept[2], digests, names)
+
+
+def sample(count: int, most: int, seed: int) -> Tensor:
+    """At most `most` of 0 .. count - 1, at random, in random order: (n,) int64."""
+    return visit_order(seed, count, 0, min(count, most), "evaluation")
+
+
+Found = tuple[int, Tensor, Tensor | None, Tensor, Tensor]
+
+
+def _rounds(extractor: Extractor, pictures: Pictures, which: Sequence[int], classes: Sequence[str]) -> Iterator[Found]:
+    """(first, features, logits, labels, digests) of one group after the other, the same on every process."""
+    if not which:
+        raise DataError("there are no pictures to look at")
+    state = processes()
+    begins = range(0, len(which), BATCH)
+    for turn in range(0, len(begins), state.num_processes):
+        # a process without a group of its own in the last turn looks at the last one again, and nobody takes it
+        mine = begins[min(turn + state.process_index, len(begins) - 1)]
+        group = which[mine : mine + BATCH]
+        pixels = pictures.pixels(group)
+        features, logits = extractor.look(pixels)
+        labels = class_indices(pictures.labels(group), classes)
+        numbers = torch.stack([labels, torch.tensor([digest(one) for one in pixels])], 1)
+        seen = features if logits is None else torch.cat([features, logits], 1)
+        seen, numbers = gather(_filled(seen)), gather(_filled(numbers))
+        for k, first in enumerate(begins[turn : turn + state.num_processes]):
+            here = slice(k * BATCH, k * BATCH + min(BATCH, len(which) - first))
+            some = seen[here, : features.shape[1]]
+            yield first, some, None if logits is None else seen[here, features.shape[1] :], *numbers[here].unbind(1)
+
+
+def _filled(x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_zeros(BATCH - len(x), x.shape[1])])
+
+
+def digest(pixels: Tensor) -> int:
+    """63 bits that tell pictures apart.  pixels: (3, S, S) uint8."""
+    return int.from_bytes(hashlib.sha256(pixels.numpy().tobytes()).digest()[:8], "big") >> 1
