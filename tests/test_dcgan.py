@@ -252,6 +252,15 @@ def test_a_lost_game_is_said_and_kept(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert read_warnings(folder.warnings) == []
 
 
+def test_a_young_generator_has_not_collapsed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It begins by drawing alike; what it learns to vary shows in its newest row, before the mean tells."""
+    folder = RunFolder(tmp_path)
+    for seen, spread in ((10, 0.2), (20, 0.2), (30, 0.6)):
+        folder.write_log({"images": seen, "d_accuracy_real": 0.8, "d_accuracy_fake": 0.7, "spread": spread})
+    warn_of_collapse(folder, 0)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_critic_has_not_won_by_being_right(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Only the differences of a Wasserstein critic's answers count: where their zero lies means nothing."""
     assert [name for name, game in dcgan.GAMES.items() if not game.winnable] == ["wgan-gp"]

@@ -236,5 +236,6 @@ def warn_of_collapse(folder: RunFolder, since: int, winnable: bool = True) -> No
     seen = int(rows[-1]["images"])
     if winnable and min(real, fake) > PINNED:
         folder.warn(seen, WON)
-    if spread < ALIKE:
+    # A young generator draws alike too, and learns to differ: its newest row shows it.
+    if max(spread, float(rows[-1]["spread"])) < ALIKE:
         folder.warn(seen, COLLAPSED)
