@@ -29,8 +29,9 @@ from t2i.training.augment import erase, translate
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.classifier import build_resnet, train_classifier
 from t2i.training.dcgan import Players, train_dcgan
+from t2i.training.device import choose_precision
 from t2i.training.elbo import dequantise, kl_nats, reconstruction_nats
-from t2i.training.engine import Step, choose_precision
+from t2i.training.engine import Step
 from t2i.training.run import Launch
 from t2i.training.vae import build_vae, train_vae
 

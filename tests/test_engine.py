@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from training_kit import read_log
 
@@ -24,8 +25,9 @@ from t2i.errors import CheckpointError, NonFinite, OutOfMemory, T2IError, Termin
 from t2i.training import engine as module
 from t2i.training import trackers
 from t2i.training.checkpoint import load_checkpoint, tensors_hash
+from t2i.training.device import choose_precision
 from t2i.training.ema import ema_decay
-from t2i.training.engine import Engine, Step, choose_precision
+from t2i.training.engine import Engine, Step
 from t2i.training.memory import advice
 from t2i.training.optimizer import learning_rate, state_tensors
 from t2i.training.run import Launch, RunFolder
@@ -230,7 +232,7 @@ def test_one_program_trains_in_one_precision_after_the_other(tmp_path: Path) -> 
 
 
 def test_batch_must_divide_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.Accelerator, "num_processes", property(lambda _: 3))
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 3))
     with pytest.raises(T2IError, match="batch 4 does not divide over 3 processes") as caught:
         start(config(batch=4), tmp_path / "run")
     assert caught.value.hint == "--set batch=3"
@@ -305,9 +307,13 @@ def test_another_network_is_refused_by_name_although_forced(tmp_path: Path) -> N
     """FAULTS 8: --force accepts another config, and weights that do not fit cannot be made to."""
     run_all(start(config(images=12), tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"model part weight is \(1, 3\), in this model \(1, 5\)") as caught:
-        start(config(), tmp_path / "run", force=True, width=5)
+        start(config(batch=2), tmp_path / "run", force=True, width=5)
     assert "--fresh" in str(caught.value.hint)
+    written = tmp_path / "run" / "config.yaml"
+    assert "batch: 4" in written.read_text()  # the run is still the one it was
     assert start(config(), tmp_path / "run").images_seen == 12
+    start(config(batch=2), tmp_path / "run", force=True)
+    assert "batch: 2" in written.read_text()
 
 
 # Non-finite numbers

@@ -14,17 +14,14 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from t2i.config import Run
@@ -32,9 +29,11 @@ from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
 from t2i.processes import processes
 from t2i.randomness import derive_seed
 from t2i.training.checkpoint import Checkpoint, check_fit
+from t2i.training.device import attention, choose_precision, memory_format
 from t2i.training.ema import Ema
 from t2i.training.environment import environment, idle_cores, write_environment
 from t2i.training.memory import keep_freed_memory
+from t2i.training.meter import Meter
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
 from t2i.training.run import Launch, RunFolder, say
 from t2i.training.sharding import average_gradients, like, whole
@@ -59,21 +58,6 @@ class Step:
     last: bool = True
 
 
-def choose_precision(wanted: str) -> str:
-    """Accelerate's mixed_precision for a config's `precision`: "auto" is bf16 where the hardware computes in it.
-
-    Raises T2IError: fp16 without a GPU.
-    """
-    cuda = torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU")
-    if wanted == "fp16" and not cuda:
-        raise T2IError("precision fp16 needs a GPU", "--set precision=auto takes what this machine is good at")
-    if wanted != "auto":
-        return wanted
-    if cuda:
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
-
-
 def check_division(config: Run, processes: int) -> None:
     """Raises T2IError when the global batch does not divide over so many processes and the config's parts."""
     parts = processes * config.accumulate
@@ -82,35 +66,6 @@ def check_division(config: Run, processes: int) -> None:
             f"batch {config.batch} does not divide over {processes} processes, {config.accumulate} parts each",
             f"--set batch={config.batch - config.batch % parts or parts}",
         )
-
-
-@dataclass
-class _Meter:
-    """Means of the logged numbers since the last row of the log.
-
-    sums, counts: of numbers that each step has.  tallies: (2,), sum and count of samples, which a step may lack.
-    """
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    tallies: dict[str, Tensor] = field(default_factory=dict)
-    images: int = 0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, numbers: dict[str, Tensor]) -> None:
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Over the steps, or samples, and all processes; every process must ask.  NaN: there was no such sample."""
-        means = [self.sums[name] / self.counts[name] for name in self.sums]
-        totals = torch.stack(means).to(accelerator.device)
-        found = dict(zip(self.sums, accelerator.reduce(totals, "mean").tolist(), strict=True))
-        if self.tallies:
-            sums, counts = accelerator.reduce(torch.stack([*self.tallies.values()], 1), "sum")
-            found |= zip(self.tallies, (sums / counts).tolist(), strict=True)
-        return found
 
 
 class Engine:
@@ -147,7 +102,7 @@ class Engine:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
             torch.use_deterministic_algorithms(True)
-        self.raw = module.to(self.device, memory_format=_memory_format(self.device, module))
+        self.raw = module.to(self.device, memory_format=memory_format(self.device, module))
         self.module = torch.compile(self.raw) if config.compile else self.raw
         self.optimizer: Any = adamw(config.optimizer, self.raw, rates or {})
         self._wrapped = wrapped
@@ -159,7 +114,7 @@ class Engine:
         self.images_seen = 0
         self.data_hash = data_hash
         self._before = 0  # images seen before the newest update
-        self._meter = _Meter()
+        self._meter = Meter()
         self._losses: list[tuple[slice, Tensor]] = []  # of the parts of the step being accumulated
         self._skips = 0
         self._signals = Signals()
@@ -172,7 +127,7 @@ class Engine:
     def steps(self) -> Iterator[Step]:
         """The steps that are left; between two of them the run is logged, saved, and stopped if a signal asks."""
         config = self.config
-        with self._signals, _attention(self.device), self._progress() as bar:
+        with self._signals, attention(self.device), self._progress() as bar:
             while self.images_seen < min(config.images, self.launch.until or config.images):
                 first = self.images_seen
                 for share, last in self._shares():
@@ -300,6 +255,7 @@ class Engine:
         self.images_seen = self._before = int(state["images_seen"])
         self._skips = int(state.get("skips", 0))
         if main:
+            self.folder.keep_config(self.config)
             self.folder.rewind_log(self.images_seen)
             say(f"resuming {self.folder.path} at {self.images_seen:,} images")
 
@@ -339,7 +295,7 @@ class Engine:
         if not (self.crossed(self.config.log_every) or self.images_seen >= self.config.images):
             return
         means, meter = self._meter.means(self.accelerator), self._meter
-        self._meter = _Meter()
+        self._meter = Meter()
         if self.accelerator.is_main_process:
             lr = learning_rate(self.config.optimizer, self._before, self.config.images)
             rate = meter.images / (self._meter.since - meter.since)
@@ -365,22 +321,3 @@ class Engine:
             raise Terminated(
                 f"terminated at {self.images_seen:,} images; the state is saved", "the same command again resumes"
             )
-
-
-def _memory_format(device: torch.device, module: nn.Module) -> torch.memory_format:
-    """How images and kernels lie in memory: a pixel's channels together where that is faster.
-
-    On a CPU that saves the convolutions a copy of what goes in and out: ResNet and DCGAN's networks trained 1.2 to 1.4
-    times as fast. But torch's group norm then takes 8 times as long, and the U-Net with it 1.2 times (2026-11-25).
-    """
-    grouped = any(isinstance(part, nn.GroupNorm) for part in module.modules())
-    return torch.channels_last if device.type == "cpu" and not grouped else torch.preserve_format
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """The attention kernel to train with, as a context.
-
-    On a CPU torch's fused kernel has a slow backward: 174 of the 725 ms that a step of configs/mini-text2image.yaml
-    took (2 cores, 2026-11-23); as plain matrix products the whole step took 510 ms.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

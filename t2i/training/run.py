@@ -102,6 +102,11 @@ class RunFolder:
         if self.config.exists() and self.saved() and not force:
             self._compare(config)
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.saved():
+            self.keep_config(config)
+
+    def keep_config(self, config: Run) -> None:
+        """Write the config that the run goes on with; after a checkpoint, only once that is found to fit it."""
         files.write(dump_config(config).encode(), self.config, overwrite=True)
 
     def _compare(self, config: Run) -> None:
