@@ -10,9 +10,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from test_ddpm import launch
 from training_kit import classifier_config, fingerprint, make_images, read_log, train, write_config
 
@@ -20,9 +22,10 @@ from t2i.config import ClassifierConfig
 from t2i.data.tables import load_table
 from t2i.errors import ConfigError, DataError, Terminated
 from t2i.nn.resnet import ResNet
+from t2i.report.runs import read_run
 from t2i.training import classifier
 from t2i.training.augment import erase, translate
-from t2i.training.classifier import answers, augmented, judge
+from t2i.training.classifier import answers, augmented, judge, judge_all, learn
 from t2i.training.engine import Step
 from t2i.training.verify import verify_resume
 
@@ -60,6 +63,65 @@ def test_a_certainty_that_is_kept_is_calibrated() -> None:
 def test_a_class_without_images_has_no_accuracy() -> None:
     facts = judge(F.pad(CERTAIN, (0, 1), value=-30.0), LABELS)
     assert facts["accuracy_of_class"] == [1.0, 0.5, None]
+
+
+# Several questions
+
+QUESTIONS = {"first": ("a", "b"), "second": ("x", "y", "z")}
+BOTH = torch.cat([CERTAIN, torch.tensor([[3.0, 0, 0], [0, 2, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.float64)], 1)
+ASKED = torch.tensor([[0, 0], [-1, 1], [1, 0], [0, -1]])
+
+
+def test_each_question_is_judged_by_the_pictures_that_answer_it() -> None:
+    facts = judge_all(BOTH, ASKED, QUESTIONS)
+    assert facts["questions"]["first"] == judge(CERTAIN[[0, 2, 3]], torch.tensor([0, 1, 0]))
+    assert facts["questions"]["second"] == judge(BOTH[:3, 2:], torch.tensor([0, 1, 0]))
+    assert facts["accuracy"] == pytest.approx(5 / 6)
+    assert judge_all(CERTAIN, LABELS[:, None], {"only": ("a", "b")}) == judge(CERTAIN, LABELS)
+    with pytest.raises(DataError, match="no picture with a class of 'second'"):
+        judge_all(BOTH, torch.tensor([[0, -1]] * 4), QUESTIONS)
+
+
+def test_the_loss_of_questions_is_the_sum_of_theirs_and_the_mean_of_its_parts() -> None:
+    loss, accuracy = learn(BOTH, ASKED, QUESTIONS, 0.1)
+    parts = [(CERTAIN[[0, 2, 3]], torch.tensor([0, 1, 0])), (BOTH[:3, 2:], torch.tensor([0, 1, 0]))]
+    sums = [F.cross_entropy(x, y, label_smoothing=0.1, reduction="sum") for x, y in parts]
+    assert float(loss) == pytest.approx(float(sum(sums)) / 4)
+    assert float(accuracy) == pytest.approx(5 / 6)
+    halves = [learn(BOTH[k : k + 2], ASKED[k : k + 2], QUESTIONS, 0.1)[0] for k in (0, 2)]
+    assert float(sum(halves)) / 2 == pytest.approx(float(loss))
+
+
+def test_a_network_learns_two_questions_of_which_one_is_not_always_answered(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "shape": datasets.ClassLabel(names=["circle", "square"]),
+            "shade": datasets.ClassLabel(names=["dark", "light"]),
+        }
+    )
+    rows = []
+    for k in range(64):
+        image, light = Image.new("RGB", (16, 16), (20, 20, 20) if k % 2 else (180, 180, 180)), (k // 2) % 2
+        box = (2 + k % 5, 2 + k % 3, 10 + k % 5, 10 + k % 3)
+        draw = ImageDraw.Draw(image)
+        (draw.rectangle if light else draw.ellipse)(box, fill=(250, 60, 60))
+        rows.append({"image": image, "shape": light if k % 4 else None, "shade": 1 - k % 2})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    changes: dict[str, Any] = {"label": ["shape", "shade"], "images": 4_000, "batch": 50, "ema": 200, "log_every": 500}
+    changes |= {"augment": {"shift": 1, "erase": 0}, "optimizer": {"lr": 5e-3}, "sample_every": 4_000}
+    held_out = {"sources": [{"path": str(tmp_path / "train.parquet")}], "size": 16}
+    config = classifier_config(tmp_path / "train.parquet", held_out=held_out, **changes)
+    run = train(config, tmp_path / "run").parent
+    facts = json.loads((run / "export" / "facts.json").read_text())
+    asked = {"shape": ["circle", "square"], "shade": ["dark", "light"]}
+    classes = json.loads((run / "export" / "classes.json").read_text())
+    assert classes == {"classes": asked["shape"], "questions": asked}
+    assert facts["questions"]["shade"]["accuracy"] == 1
+    assert facts["questions"]["shape"]["accuracy"] > 0.8
+    assert sum(map(sum, facts["questions"]["shape"]["confusion"])) == 48
+    assert float(evaluation(run)[-1]["accuracy"]) == pytest.approx(facts["accuracy"], rel=1e-5)
+    assert list(read_run(run).confusions) == ["shape", "shade"]
 
 
 # How images are changed
@@ -126,7 +188,7 @@ def test_export_is_what_was_measured(trained: tuple[ClassifierConfig, Path]) -> 
     logits, labels = answers(net, config, load_table(config.held_out, False))
     facts = json.loads((run / "export" / "facts.json").read_text())
     found = hashlib.sha256((run / "export" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    assert facts == {"images_seen": 32, "weights_sha256": found} | judge(logits, labels)
+    assert facts == {"images_seen": 32, "weights_sha256": found} | judge(logits, labels[:, 0])
     assert [row["images"] for row in evaluation(run)] == ["16", "32"]
 
 
@@ -141,6 +203,8 @@ def test_other_classes_held_out_are_refused(tmp_path: Path) -> None:
     [
         ({"held_out": {"size": 32}}, "held_out.size 32 is not data.size 16"),
         ({"augment": {"shift": 9}}, "augment: at most half of data.size 16"),
+        ({"label": []}, "label: a column, or several that differ"),
+        ({"label": ["shape", "shape"]}, "label: a column, or several that differ"),
     ],
     ids=str,
 )

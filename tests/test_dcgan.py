@@ -82,7 +82,7 @@ def test_the_generator_s_turn_leaves_no_gradient_in_the_discriminator(
 
 def test_images_and_numbers_depend_on_the_global_index_alone() -> None:
     config = dcgan_config(batch=8)
-    labels = class_numbers(load_table(config.data, False), config, torch.arange(8))
+    labels = class_numbers(load_table(config.data, False), config.label, torch.arange(8))
     players = Players(config, 3).eval()
     whole = Turn(config, Step(1, 8, 8, slice(0, 8)), players, labels, torch.device("cpu"))
     half = Turn(config, Step(1, 8, 8, slice(4, 8)), players, labels[4:], torch.device("cpu"))

@@ -312,13 +312,20 @@ class ClassifierConfig(Run):
     family: Literal["classifier"] = "classifier"
     data: Data
     held_out: Data  # images that are not learned from, to measure on
-    label: str  # the column that holds the class
+    label: str | tuple[str, ...]  # the column that holds the class; or several, each a question of its own
     model: ClassifierModel = ClassifierModel()
     augment: Augment = Augment()
     smoothing: float = Field(0.1, ge=0, lt=1)  # of the labels: the part of certainty given to all classes alike
 
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The columns that hold a class."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if not self.questions or len(set(self.questions)) < len(self.questions):
+            raise ValueError("label: a column, or several that differ")
         if self.held_out.size != self.data.size:
             raise ValueError(f"held_out.size {self.held_out.size} is not data.size {self.data.size}")
         if max(self.augment.shift, self.augment.erase) > self.data.size // 2:

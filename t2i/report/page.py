@@ -209,15 +209,15 @@ def _confusions(runs: Sequence[Run]) -> str:
     """What classifiers answer, class by class, as parts of the images of each true class."""
     parts = []
     for run in runs:
-        if run.confusion:
-            classes, counts = run.confusion
+        for question, (classes, counts) in run.confusions.items():
             head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
             rows = "".join(
                 f'<tr><th scope="row">{escape(name)}</th>{"".join(_share(n, sum(row)) for n in row)}</tr>'
                 for name, row in zip(classes, counts, strict=True)
             )
             table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            parts.append(f'<h3>{escape(run.name)}</h3><div class="wide confusion" tabindex="0">{table}</div>')
+            title = escape(f"{run.name}, {question}" if question else run.name)
+            parts.append(f'<h3>{title}</h3><div class="wide confusion" tabindex="0">{table}</div>')
     meaning = (
         '<p class="quiet">Of the held-out images of a class (row), how many of 100 were taken for which (column).</p>'
     )

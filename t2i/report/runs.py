@@ -24,6 +24,7 @@ from t2i.errors import ConfigError, UsageError
 Columns = dict[str, np.ndarray]  # float64, one number per row; NaN where a cell is empty
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, the format's own limit
 NOT_TRAINED = (".running_mean", ".running_var", ".num_batches_tracked", "._u", "._v")  # of batch and spectral norm
+Confusion = tuple[list[str], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Run:
 
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
     samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
-    confusion: of a classifier, the classes, and images by true class (rows) and answer (columns).
+    confusions: of a classifier, by question: the classes, and images by true class (rows) and answer (columns).
     warnings: (images seen, text), oldest first.  parameters: trained numbers, None before the first checkpoint.
     written: when its log was last.
     """
@@ -45,7 +46,7 @@ class Run:
     samples: list[tuple[int, Path]] = field(default_factory=list)
     environment: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
-    confusion: tuple[list[str], list[list[int]]] | None = None
+    confusions: dict[str, Confusion] = field(default_factory=dict)
     warnings: list[tuple[int, str]] = field(default_factory=list)
     parameters: int | None = None
     written: datetime | None = None
@@ -110,7 +111,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         samples=sorted((int(p.stem), p) for p in folder.glob("samples/*.png") if p.stem.isdigit()),
         environment=_environment(folder),
         facts=_numbers(_json(folder / "export" / "facts.json", {})),
-        confusion=_confusion(folder / "export"),
+        confusions=_confusions(folder / "export"),
         warnings=read_warnings(folder / "warnings.csv"),
         parameters=_parameters(folder),
         written=datetime.fromtimestamp(log.stat().st_mtime, UTC) if log.is_file() else None,
@@ -165,14 +166,20 @@ def _environment(folder: Path) -> list[dict[str, Any]]:
     return [{"since": 0, **known}] if known else []
 
 
-def _confusion(export: Path) -> tuple[list[str], list[list[int]]] | None:
-    """None where there is none, or where it does not fit the classes."""
-    try:
-        matrix, classes = _json(export / "facts.json", {})["confusion"], _json(export / "classes.json", {})["classes"]
-        names, counts = [str(name) for name in classes], [[int(n) for n in row] for row in matrix]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (names, counts) if [len(row) for row in counts] == [len(names)] * len(names) else None
+def _confusions(export: Path) -> dict[str, Confusion]:
+    """By question, "" where there is one alone; without what is not there, or does not fit the classes."""
+    facts, classes = _json(export / "facts.json", {}), _json(export / "classes.json", {})
+    asked = classes.get("questions") or {"": classes.get("classes")}
+    found = {}
+    for question, names in asked.items():
+        try:
+            matrix = (facts["questions"][question] if question else facts)["confusion"]
+            counts = [[int(n) for n in row] for row in matrix]
+            if [len(row) for row in counts] == [len(names)] * len(names):
+                found[question] = [str(name) for name in names], counts
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
 
 
 def _newest(folder: Path) -> Path:

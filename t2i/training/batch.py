@@ -28,29 +28,32 @@ def pictures(table: Table, config: Any, step: Step) -> tuple[Tensor, Tensor]:
 
 
 def class_names(config: Any, table: Table) -> tuple[str, ...]:
-    """Names of the classes, in the order of their numbers; none without `label`.
+    """Names of the classes, in the order of their numbers; none without `label`.  Raises DataError."""
+    return () if config.label is None else classes_of(table, config.label)
+
+
+def classes_of(table: Table, column: str) -> tuple[str, ...]:
+    """Names of a column's classes, in the order of their numbers.
 
     Raises DataError: no such classes, or one alone, which tells nothing apart.
     """
-    if config.label is None:
-        return ()
-    if config.label not in table.classes:
+    if column not in table.classes:
         known = ", ".join(map(repr, table.classes)) or "none"
         raise DataError(
-            f"label: no column {config.label!r} of classes; the data has {known}", "--set label=null trains without"
+            f"label: no column {column!r} of classes; the data has {known}", "--set label=null trains without"
         )
-    names = tuple(table.classes[config.label])
+    names = tuple(table.classes[column])
     if len(names) < 2:
         raise DataError(
-            f"label: column {config.label!r} has {len(names)} classes ({', '.join(names) or 'none'}); it takes two",
+            f"label: column {column!r} has {len(names)} classes ({', '.join(names) or 'none'}); it takes two",
             "--set label=null trains without; a classifier needs pictures of another class",
         )
     return names
 
 
-def class_numbers(table: Table, config: Any, rows: Tensor) -> Tensor:
+def class_numbers(table: Table, column: str, rows: Tensor) -> Tensor:
     """The classes of rows, which must all have one: (b,) int64.  Raises DataError."""
-    labels = table.labels(rows, config.label)
+    labels = table.labels(rows, column)
     if (missing := rows[labels < 0]).numel():
-        raise DataError(f"label: row {int(missing[0])} of the data has no {config.label!r}", "leave such rows out")
+        raise DataError(f"label: row {int(missing[0])} of the data has no {column!r}", "leave such rows out")
     return labels

@@ -2,6 +2,9 @@
 
 The export is the averaged ResNet, and beside it facts.json: how well it tells held-out images apart, class by class,
 and how far its certainty can be trusted.
+
+One network may be asked several questions of a picture, what it shows and in which style: its logits are those of the
+questions, one after the other. A picture without an answer to a question teaches nothing about that one.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from t2i.nn.resnet import ResNet
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.augment import erase, translate
-from t2i.training.batch import class_names, class_numbers, pictures
+from t2i.training.batch import class_numbers, classes_of, pictures
 from t2i.training.checkpoint import file_hash
 from t2i.training.engine import Engine, Step
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
+
+Questions = dict[str, tuple[str, ...]]  # label columns, and the classes of each
 
 FACTS, CLASSES, WEIGHTS = "facts.json", "classes.json", "diffusion_pytorch_model.safetensors"
 BINS = 15  # of certainty, for the calibration error
@@ -50,27 +55,29 @@ def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launc
     folder = RunFolder(run)
     folder.begin(config, launch)
     table, held_out = load_table(config.data, progress), load_table(config.held_out, progress)
-    classes = class_names(config, table)
-    if class_names(config, held_out) != classes:
-        raise DataError(f"held_out has other classes of {config.label!r} than data has")
-    engine = Engine(config, folder, build_resnet(config, len(classes)), table.hash, launch)
+    questions = {column: classes_of(table, column) for column in config.questions}
+    for column, classes in questions.items():
+        if classes_of(held_out, column) != classes:
+            raise DataError(f"held_out has other classes of {column!r} than data has")
+    count = sum(map(len, questions.values()))
+    engine = Engine(config, folder, build_resnet(config, count), table.hash, launch)
     table = table.to(engine.device)
     for step in engine.steps():
         x, rows = pictures(table, config, step)
-        labels = class_numbers(table, config, rows).to(engine.device)
+        labels = truths(table, config, rows).to(engine.device)
         logits = engine.module(augmented(x, config, step))
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.smoothing)
-        engine.update(step, loss, accuracy=(logits.argmax(1) == labels).float().mean())
+        loss, accuracy = learn(logits, labels, questions, config.smoothing)
+        engine.update(step, loss, accuracy=accuracy)
         if engine.crossed(config.sample_every):
             average = engine.average()
             if is_main():
-                logits, labels = answers(network(engine, average, config, classes), config, held_out)
-                facts = judge(logits, labels)
+                facts = judge_all(*answers(network(engine, average, config, count), config, held_out), questions)
                 folder.write_evaluation(engine.images_seen, {k: v for k, v in facts.items() if isinstance(v, float)})
     average = engine.average()
     if is_main():
-        net = network(engine, average, config, classes)
-        export(net, classes, judge(*answers(net, config, held_out)), engine.images_seen, folder.export)
+        net = network(engine, average, config, count)
+        facts = judge_all(*answers(net, config, held_out), questions)
+        export(net, questions, facts, engine.images_seen, folder.export)
     return folder.export
 
 
@@ -79,6 +86,30 @@ def build_resnet(config: ClassifierConfig, classes: int) -> ResNet:
     torch.manual_seed(derive_seed(config.seed, "classifier weights"))
     net = config.model
     return ResNet(classes, net.channels, net.blocks, net.stem_stride)
+
+
+def truths(table: Table, config: ClassifierConfig, rows: Tensor) -> Tensor:
+    """Classes of rows, a column for each question: (b, Q) int64, -1 where there is none.
+
+    Raises DataError: a row without a class, where there is no other question.
+    """
+    columns = config.questions
+    if len(columns) == 1:
+        return class_numbers(table, columns[0], rows)[:, None]
+    return torch.stack([table.labels(rows, column) for column in columns], 1)
+
+
+def learn(logits: Tensor, labels: Tensor, questions: Questions, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The loss, a sum over the questions, and the share of right answers.  logits: (b, K).  labels: (b, Q), or -1.
+
+    A question's loss is its sum over the pictures with an answer, over all pictures: so that parts of a batch, shared
+    by processes or taken one after the other, have the mean of the whole.
+    """
+    losses, right = [], []
+    for part, label in zip(logits.split([*map(len, questions.values())], 1), labels.unbind(1), strict=True):
+        losses.append(F.cross_entropy(part, label, ignore_index=-1, reduction="sum", label_smoothing=smoothing))
+        right.append((part.argmax(1) == label)[label >= 0])
+    return torch.stack(losses).sum() / len(labels), torch.cat(right).float().mean()
 
 
 def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
@@ -92,19 +123,42 @@ def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
     return erase(x, centre.to(x.device), side) if side else x
 
 
-def network(engine: Engine, weights: dict[str, Tensor], config: ClassifierConfig, classes: tuple[str, ...]) -> ResNet:
+def network(engine: Engine, weights: dict[str, Tensor], config: ClassifierConfig, classes: int) -> ResNet:
     """Averaged weights as a network on the engine's device."""
-    net = build_resnet(config, len(classes))
+    net = build_resnet(config, classes)
     net.load_state_dict(weights)
     return net.to(engine.device).eval()
 
 
 @torch.inference_mode()
 def answers(net: ResNet, config: ClassifierConfig, table: Table) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) in float64 and labels (N,) of all images of a table, on the CPU."""
+    """Logits (N, classes) in float64 and labels (N, questions) of all images of a table, on the CPU."""
     rows = torch.arange(table.count)
     logits = [net(images.from_uint8(table.images(some)).to(net.device)).double().cpu() for some in rows.split(500)]
-    return torch.cat(logits), class_numbers(table, config, rows)
+    return torch.cat(logits), truths(table, config, rows)
+
+
+def judge_all(logits: Tensor, labels: Tensor, questions: Questions) -> dict[str, Any]:
+    """How well answers fit.  logits: (N, K) float64.  labels: (N, Q) int64, -1 where there is none.
+
+    Of one question what `judge` says of it. Of several its numbers over all answers, and `questions`, what it says of
+    each. Raises DataError: a question that no picture answers.
+    """
+    found = {}
+    parts = logits.split([*map(len, questions.values())], 1)
+    for name, part, label in zip(questions, parts, labels.unbind(1), strict=True):
+        known = label >= 0
+        if not known.any():
+            raise DataError(f"held_out has no picture with a class of {name!r}")
+        found[name] = judge(part[known], label[known])
+    if len(found) == 1:
+        return next(iter(found.values()))
+    weights = dict(zip(found, (labels >= 0).double().mean(0).tolist(), strict=True))
+    means = {
+        key: sum(weights[name] * facts[key] for name, facts in found.items()) / sum(weights.values())
+        for key in ("accuracy", "cross_entropy", "calibration_error")
+    }
+    return means | {"questions": found}
 
 
 def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -132,12 +186,15 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def export(net: ResNet, classes: tuple[str, ...], facts: dict[str, Any], images_seen: int, folder: Path) -> None:
+def export(net: ResNet, questions: Questions, facts: dict[str, Any], images_seen: int, folder: Path) -> None:
     """Write the network in diffusers' format, its classes, and what was measured.
 
     facts.json names the weights it is about by the sha256 of their file: by that an evaluation says who judged.
     """
     net.save_pretrained(folder)
     facts = {"images_seen": images_seen, "weights_sha256": file_hash(folder / WEIGHTS), **facts}
-    for name, content in ((CLASSES, {"classes": classes}), (FACTS, facts)):
+    classes: dict[str, Any] = {"classes": next(iter(questions.values()))}
+    if len(questions) > 1:
+        classes["questions"] = questions
+    for name, content in ((CLASSES, classes), (FACTS, facts)):
         files.write(json.dumps(content, ensure_ascii=False, indent=1).encode(), folder / name, overwrite=True)

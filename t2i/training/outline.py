@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from t2i.data.rows import merge_classes
 from t2i.data.sources import is_hub, open_source
 
 FORWARD_AND_BACKWARD = 3  # backward computes the gradient of the input and that of the weights, each as costly
@@ -51,9 +52,8 @@ def blank_batch(config: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def class_count(config: Any) -> int:
-    """How many classes the sources here have, before their images are read; 0 without `label`."""
-    classes: dict[str, None] = {}
-    for source in config.data.sources if config.label else ():
-        if not is_hub(source):
-            classes |= dict.fromkeys(open_source(source).classes.get(config.label, ()))
-    return len(classes)
+    """How many classes the sources here have, of all label columns, before their images are read; 0 without `label`."""
+    columns = [config.label] if isinstance(config.label, str) else config.label or ()
+    parts = [open_source(source).classes for source in config.data.sources if columns and not is_hub(source)]
+    merged = merge_classes(parts)
+    return sum(len(merged.get(column, ())) for column in columns)
