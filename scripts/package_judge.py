@@ -1,6 +1,7 @@
-"""Pack a finished run of `t2i train classifier` as the embedded judge: a plain folder of weights with a card.
+"""Pack a finished run of `t2i train classifier` as an embedded judge: a plain folder of weights with a card.
 
     python scripts/package_judge.py --run runs/classifier-cifar10 --test cifar10/test.parquet --data-says "..." ...
+    python scripts/package_judge.py judge64 --run runs/classifier-pairs --test data/pairs/held-out.parquet ...
 
 Weights in float16 safetensors. The card README.md says what the judge learned from and how well it tells test images
 apart: measured here, with the rounded weights, as `t2i eval` loads them.
@@ -17,48 +18,52 @@ from typing import Any
 
 import click
 import torch
+import torch.nn.functional as F
 
 from t2i import config
-from t2i.evaluation.features import JUDGE_FILE, Extractor, load_resnet
+from t2i.evaluation.features import JUDGE_FILE, JUDGES, Extractor, load_resnet
 from t2i.evaluation.looking import look
 from t2i.evaluation.pictures import open_stored
 from t2i.nn.resnet import ResNet
 
 LIMIT = 8_000_000  # bytes of the folder
 COPIED = ("config.json", "classes.json")
-CARD = Path(__file__).with_name("judge_card.md")
 
 
 @click.command()
+@click.argument("name", type=click.Choice(list(JUDGES)), default="judge")
 @click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs/classifier-cifar10")
 @click.option("--test", required=True, help="The test images: a parquet file that the run did not learn from.")
 @click.option("--data-says", required=True, help="What the training images are and whose, for the card.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="t2i/judge")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[t2i/NAME]")
 @click.option("--machine", required=True, help="Where it was trained, for the card.")
 @click.option("--date", required=True, help="When it was trained, for the card.")
-def main(run: Path, test: str, data_says: str, out: Path, machine: str, date: str) -> None:
-    """Pack a finished run of a classifier as the embedded judge."""
+def main(name: str, run: Path, test: str, data_says: str, out: Path | None, machine: str, date: str) -> None:
+    """Pack a finished run of a classifier as the embedded judge of this NAME."""
+    out = out or Path("t2i") / name
     settings = config.load_config(run / "config.yaml", "classifier")
     assert isinstance(settings, config.ClassifierConfig)
     with tempfile.TemporaryDirectory() as workshop:
-        folder = Path(workshop) / "judge"
+        folder = Path(workshop) / name
         parameters = write_weights(run / "export", folder)
         (folder / JUDGE_FILE).write_text(json.dumps({"size": settings.data.size}) + "\n")
-        judge = load_resnet("judge", folder, settings.data.size, "cpu")
-        facts = measure(judge, test, settings.label)
+        judge = load_resnet(name, folder, settings.data.size, "cpu")
+        facts = measure(judge, test, settings.questions)
         facts |= {"parameters": parameters / 1e6, "machine": machine, "date": date, "data": data_says}
         facts |= {"size": settings.data.size, "hash": judge.hash, "config": run.name}
-        facts |= {"classes": ", ".join(judge.classes), "features": settings.model.channels[-1]}
+        classes = "; ".join(", ".join(names) for names in judge.questions.values())
+        facts |= {"classes": classes, "features": settings.model.channels[-1]}
         facts |= spent(run)
-        (folder / "README.md").write_text(CARD.read_text(encoding="utf-8").format(**facts))
+        card = Path(__file__).with_name(f"{name}_card.md")
+        (folder / "README.md").write_text(card.read_text(encoding="utf-8").format(**facts))
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > LIMIT:
-            raise click.ClickException(f"{size / 1e6:.1f} MB; the embedded judge has at most {LIMIT / 1e6:.0f} MB")
+            raise click.ClickException(f"{size / 1e6:.1f} MB; an embedded judge has at most {LIMIT / 1e6:.0f} MB")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder, out)
         for file in out.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
-    click.echo(f"{out}  {size / 1e6:.1f} MB  {judge.tag}  accuracy {facts['accuracy']:.2%}")
+    click.echo(f"{out}  {size / 1e6:.1f} MB  {judge.tag}  {facts['accuracy']}")
 
 
 def write_weights(export: Path, folder: Path) -> int:
@@ -70,23 +75,21 @@ def write_weights(export: Path, folder: Path) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def measure(judge: Extractor, test: str, label: str) -> dict[str, Any]:
-    """How well it tells the test images apart: in all, and class by class, as a table."""
-    data = open_stored(config.Source(path=test), judge.size, label, True)
+def measure(judge: Extractor, test: str, columns: tuple[str, ...]) -> dict[str, Any]:
+    """How well it tells the test images apart: each question in all, and class by class, as a table."""
+    data = open_stored(config.Source(path=test), judge.size, columns[0], True)
     found = look(judge, data, range(data.count), keep=data.count)
     assert found.logits is not None
-    assert (found.labels >= 0).all(), "every test image has a class that the judge knows"
-    right = found.logits.argmax(1) == found.labels
-    certainty = found.logits.double().softmax(1).gather(1, found.labels[:, None]).log()
-    rows = [
-        f"| {name} | {right[found.labels == number].double().mean():.1%} |" for number, name in enumerate(judge.classes)
-    ]
-    return {
-        "accuracy": float(right.double().mean()),
-        "cross_entropy": -float(certainty.mean()),
-        "tested": data.count,
-        "per_class": "\n".join(rows),
-    }
+    parts = found.logits.double().split([len(classes) for classes in judge.questions.values()], 1)
+    said, losses, rows = [], [], []
+    for (question, classes), part, labels in zip(judge.questions.items(), parts, found.answers.unbind(1), strict=True):
+        logits, known = part[labels >= 0], labels[labels >= 0]
+        assert len(judge.questions) > 1 or len(known) == data.count, "every test image has a class that the judge knows"
+        right = (logits.argmax(1) == known).double()
+        said.append(f"{question} {right.mean():.2%} of {len(known):,} test images".strip())
+        losses.append(f"{F.cross_entropy(logits, known):.3f}")
+        rows += [f"| {name} | {right[known == number].mean():.1%} |" for number, name in enumerate(classes)]
+    return {"accuracy": "; ".join(said), "cross_entropy": " and ".join(losses), "per_class": "\n".join(rows)}
 
 
 def spent(run: Path) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     python scripts/prepare_pairs.py --data ../shared/data --out data/pairs
 
-train.parquet and held-out.parquet, with columns image (size x size), object (the seven of PACS), style (photo, painting,
-cartoon, sketch, Van Gogh) and source. Objects come from PACS; Van Gogh's paintings have a style and no object, and none
-of the copies in his manner that `mini` learns from is among them. Training pictures are crops of most of the side, so
-that framing tells nothing; held-out ones, from the validation files alone, are whole squares.
+train.parquet and held-out.parquet, with columns image (size x size), object (the seven of PACS), style (photo,
+painting, cartoon, sketch, Van Gogh) and source. Objects come from PACS; Van Gogh's paintings have a style and no
+object, and none of the copies in his manner that `mini` learns from is among them. Training pictures are crops of most
+of the side, so that framing tells nothing; held-out ones, from the validation files alone, are whole squares.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main(data: Path, out: Path, size: int, seed: int, crops: int, paintings: int
         temporary = out / f"{name}.part"
         pq.write_table(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema), temporary)
         os.replace(temporary, out / f"{name}.parquet")
-        images.grid([images.decode(r["image"]["bytes"]) for r in rows[:60]], columns=10).save(out / f"{name}.png")
+        sheet = [images.decode(r["image"]["bytes"]) for r in rows[:60]]  # type: ignore[index]
+        images.grid(sheet, columns=10).save(out / f"{name}.png")
         click.echo(f"{out / name}.parquet: {len(rows):,} pictures")
 
 

@@ -162,7 +162,7 @@ def test_runs_that_are_no_judges(tmp_path: Path) -> None:
 
 
 def test_without_the_embedded_judge_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "JUDGE", tmp_path)
+    monkeypatch.setitem(features.JUDGES, "judge", tmp_path)
     with pytest.raises(ModelError, match="carries no judge"):
         load_extractor("judge")
 

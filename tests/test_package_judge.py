@@ -15,7 +15,7 @@ from training_kit import SHAPES, classifier_config, train
 
 from t2i import images
 from t2i.data.tables import load_table
-from t2i.evaluation.features import JUDGE, load_extractor
+from t2i.evaluation.features import JUDGES, load_extractor
 from t2i.nn.resnet import ResNet
 from t2i.pipelines.weights import weights_hash
 
@@ -52,16 +52,18 @@ def test_the_card_says_what_the_rounded_weights_do(tmp_path: Path, monkeypatch: 
     assert weights_hash([weights], out) in card
     assert "| shapes |" in card
     assert json.loads((out / "classes.json").read_text()) == json.loads((export / "classes.json").read_text())
-    monkeypatch.setattr("t2i.evaluation.features.JUDGE", out)
+    monkeypatch.setitem(JUDGES, "judge", out)
     judge = load_extractor("judge")
     assert (judge.name, judge.size, judge.classes) == ("judge", 16, ("circle", "square", "triangle"))
 
 
-@pytest.mark.skipif(not (JUDGE / "config.json").is_file(), reason="this checkout carries no judge")
-def test_the_judge_in_the_package_is_the_one_its_card_tells_of() -> None:
-    """Its hash never changes unnoticed: numbers of different years compare by it."""
-    judge = load_extractor("judge")
-    card = (JUDGE / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "size", "classes"), [("judge", 32, [10]), ("judge64", 64, [7, 5])])
+def test_the_judges_in_the_package_are_those_their_cards_tell_of(name: str, size: int, classes: list[int]) -> None:
+    """Their hashes never change unnoticed: numbers of different years compare by them."""
+    if not (JUDGES[name] / "config.json").is_file():
+        pytest.skip(f"this checkout carries no {name}")
+    judge = load_extractor(name)
+    card = (JUDGES[name] / "README.md").read_text(encoding="utf-8")
     assert re.search(r"sha256 of its weights \| `(\w+)`", card)[1] == judge.hash  # type: ignore[index]
-    assert sum(file.stat().st_size for file in JUDGE.iterdir()) < 8_000_000
-    assert (judge.size, len(judge.classes)) == (32, 10)
+    assert sum(file.stat().st_size for file in JUDGES[name].iterdir()) < 8_000_000
+    assert (judge.size, [len(names) for names in judge.questions.values()]) == (size, classes)

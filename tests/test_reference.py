@@ -48,7 +48,7 @@ def reference(judge: Extractor, real: Path) -> Reference:
 def seen(n: int = 90, d: int = 4) -> Seen:
     x = torch.randn(n, d, generator=generator(0, "seen"))
     labels = (torch.arange(n) % 3)[torch.randperm(n, generator=generator(0, "order"))]
-    return Seen(Moments.of(x), torch.arange(n), x, x[:, :3], labels, torch.arange(n), CLASSES)
+    return Seen(Moments.of(x), torch.arange(n), x, x[:, :3], labels[:, None], torch.arange(n), {"": CLASSES})
 
 
 def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: P
     found = load_reference(path)
     assert found.facts == reference.facts
     assert frechet_distance(found.seen.moments, reference.seen.moments) < 1e-9
-    for name in ("rows", "features", "logits", "labels", "digests"):
+    for name in ("rows", "features", "logits", "answers", "digests"):
         assert torch.equal(getattr(found.seen, name), getattr(reference.seen, name)), name
     assert [one.balanced for one in found.floors] == [False, True]
     assert found.floors[0].draws == floor(reference.seen, 40).draws
@@ -111,9 +111,9 @@ def test_balanced_draws_have_every_class_alike() -> None:
 
 def test_what_is_balanced() -> None:
     data = seen()
-    assert is_balanced(replace(data, labels=torch.arange(31) % 3), data)
-    assert not is_balanced(replace(data, labels=data.labels.clamp(max=1)), data)
-    assert not is_balanced(replace(data, labels=torch.full((9,), -1)), data)
+    assert is_balanced(replace(data, answers=torch.arange(31)[:, None] % 3), data)
+    assert not is_balanced(replace(data, answers=data.answers.clamp(max=1)), data)
+    assert not is_balanced(replace(data, answers=torch.full((9, 1), -1)), data)
 
 
 def test_a_floor_of_too_many_is_of_half_the_reference() -> None:

@@ -15,6 +15,7 @@ Examples:
   t2i eval reference --data cifar10/train.parquet -o cifar10.safetensors
   t2i eval score runs/ddpm-cifar10-10m --ref cifar10.safetensors --n 10000
   t2i eval score samples/dcgan-cifar10 --ref cifar10.safetensors --json
+  t2i eval score mini --prompts prompts.txt --ref pairs.safetensors --n 1000
   t2i eval compare runs/vae-cifar10 runs/dcgan-cifar10 --ref cifar10.safetensors -o comparison
 """
 
@@ -46,9 +47,10 @@ def reference(**options: Any) -> None:
     \b
     SPEC is one of
       judge          the classifier in this package: for 32-pixel photographs of ten things
+      judge64        the other one, for text-to-image: seven objects in five styles, 64 pixels
       RUN            the folder of a classifier's run
       pixels         the pictures themselves, at 16 x 16
-      clip:MODEL     a CLIP model, by folder or Hub id
+      clip:MODEL     a CLIP model, by folder or Hub id; it also gives the CLIPScore of prompts
       dinov2:MODEL   a DINOv2 model, likewise
       inception      the original Inception; only then is the distance called FID
     """
@@ -90,13 +92,14 @@ def _reference(
 
 
 @evaluate.command()
-@click.argument("what", metavar="RUN|FOLDER|PARQUET")
+@click.argument("what", metavar="RUN|MODEL|FOLDER|PARQUET")
 @click.option("--ref", "ref", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The reference.")
 @click.option("--features", metavar="SPEC", help="Its extractor, where that is a folder of this machine.")
 @click.option("--n", type=click.IntRange(1), help="How many pictures.  [all; 10000 of a model]")
 @click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
 @click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
-@click.option("--sampler", metavar="NAME", help="Of a diffusion model, as of `t2i sample`.")
+@click.option("--prompts", metavar="FILE", help="Of a text-to-image model: one per line, drawn in turn.")
+@click.option("--sampler", metavar="NAME", help="Of a diffusion model, as of `t2i sample` or `t2i generate`.")
 @click.option("--steps", type=int, help="Of a diffusion model.")
 @click.option("--guidance", type=float, help="Of a diffusion model.")
 @click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
@@ -110,10 +113,10 @@ def _reference(
 @click.option("--overwrite", is_flag=True, help="Replace files in --output.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def score(as_json: bool, **options: Any) -> None:
-    """Judge a run, a folder of pictures, or parquet files against a reference.
+    """Judge a run or model, a folder of pictures, or parquet files against a reference.
 
-    Of a model, picture k has seed SEED + k, and its class in turn. Under `accelerate launch` all processes share the
-    work, and the numbers are the same. Real pictures get the numbers in the third column.
+    Of a model, picture k has seed SEED + k, and its class, or prompt, in turn. Under `accelerate launch` all processes
+    share the work, and the numbers are the same. Real pictures get the numbers in the third column.
     """
     from t2i.evaluation.score import aligned, lines
 
@@ -139,6 +142,7 @@ def _score(
     seed: int,
     label: str | None,
     data: str | None,
+    prompts: str | None,
     cas: tuple[str, str] | None,
     output: Path | None,
     device: str | None,
@@ -147,6 +151,7 @@ def _score(
     quiet: bool,
     **settings: Any,
 ) -> dict[str, Any] | None:
+    from t2i.cli.prompts import read_prompts
     from t2i.evaluation.cas import classification_accuracy_score
     from t2i.evaluation.features import load_extractor
     from t2i.evaluation.pictures import open_pictures
@@ -158,9 +163,9 @@ def _score(
     prepare_libraries()
     found = load_reference(ref)
     extractor = load_extractor(features or extractor_spec(found), device, offline)
-    pictures = open_pictures(
-        what, found.facts.size, count=n or 10_000, seed=seed, label=label, device=device, offline=offline, **settings
-    )
+    told = {"prompts": [p.text for p in read_prompts((), (), prompts, sys.stdin.buffer)]} if prompts else {}
+    given = {"label": label, "device": device, "offline": offline, **told, **settings}
+    pictures = open_pictures(what, found.facts.size, count=n or 10_000, seed=seed, **given)
     with _bar("judging", quiet) as seen:
         result = score(pictures, found, extractor, n, seed, seen)
     if result is not None and cas is not None:

@@ -30,10 +30,11 @@ from t2i.pipelines.weights import check_safetensors, weights_hash
 from t2i.zoo import read_json
 
 BATCH = 100
-JUDGE = Path(__file__).parents[1] / "judge"
-JUDGE_FILE = "judge.json"  # of the embedded judge: what a run says in its config
+JUDGES = {name: Path(__file__).parents[1] / name for name in ("judge", "judge64")}
+JUDGE_FILE = "judge.json"  # of an embedded judge: what a run says in its config
 PIXELS = 16  # of a side, whose numbers are the features of `pixels`
 
+Questions = dict[str, tuple[str, ...]]  # what a network is asked of a picture, and the classes of each question
 See = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -43,17 +44,25 @@ class Extractor:
 
     name: as asked for, without folders.  hash: sha256 of its weights.
     size: pixels per side that it takes; 0: it takes pictures as they are, and resamples them in its own way.
-    preprocessing: from a picture of any size to what the network takes.  classes: those it tells apart, if any.
-    see: (BATCH, 3, S, S) uint8 on the device -> features (BATCH, D), and logits (BATCH, classes) or None.
+    preprocessing: from a picture of any size to what the network takes.
+    questions: what it is asked, "" where there is one alone; with no classes, where it knows none.
+    see: (BATCH, 3, S, S) uint8 on the device -> features (BATCH, D), and logits (BATCH, classes of all) or None.
+    text: of CLIP, prompts -> features (B, D), where its tokenizer is there.
     """
 
     name: str
     hash: str
     size: int
     preprocessing: str
-    classes: tuple[str, ...]
+    questions: Questions
     see: See
     device: str = "cpu"
+    text: Callable[[list[str]], Tensor] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the first question."""
+        return next(iter(self.questions.values()))
 
     @property
     def tag(self) -> str:
@@ -91,17 +100,18 @@ def load_extractor(spec: str, device: str | None = None, offline: bool = False) 
         return KINDS[kind](argument, device, offline)
     if Path(spec).is_dir():
         return classifier(Path(spec), device)
-    known = "judge, pixels, clip:MODEL, dinov2:MODEL, inception"
+    known = "judge, judge64, pixels, clip:MODEL, dinov2:MODEL, inception"
     raise UsageError(f"features: got {spec[:60]!r}, allowed are {known}, or the folder of a classifier's run")
 
 
-def judge(_: str, device: str, offline: bool) -> Extractor:
-    """The classifier inside the package, frozen, so that numbers of different users and years compare."""
-    if not (JUDGE / "config.json").is_file():
+def judge(name: str, _: str, device: str, offline: bool) -> Extractor:
+    """A classifier inside the package, frozen, so that numbers of different users and years compare."""
+    folder = JUDGES[name]
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            "this installation of t2i carries no judge (t2i/judge)", "--features runs/CLASSIFIER takes one of yours"
+            f"this installation of t2i carries no {name} (t2i/{name})", "--features runs/CLASSIFIER takes one of yours"
         )
-    return load_resnet("judge", JUDGE, int(read_json(JUDGE / JUDGE_FILE)["size"]), device)
+    return load_resnet(name, folder, int(read_json(folder / JUDGE_FILE)["size"]), device)
 
 
 def classifier(run: Path, device: str) -> Extractor:
@@ -127,7 +137,8 @@ def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
     try:
         with quiet():
             net = ResNet.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32).to(device).eval()
-        classes = tuple(map(str, read_json(folder / "classes.json")["classes"]))
+        told = read_json(folder / "classes.json")
+        questions = {str(k): tuple(map(str, v)) for k, v in told.get("questions", {"": told["classes"]}).items()}
     except ModelError:
         raise
     except Exception as e:  # diffusers raises nearly anything on a damaged folder
@@ -135,7 +146,7 @@ def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
         raise ModelError(f"cannot load the classifier {name}: {type(e).__name__}: {reason}") from e
     hash = weights_hash(weights, folder)
     assert hash is not None, "a classifier is small enough to be hashed"
-    return Extractor(name, hash, size, f"{_square(size)}, [-1, 1]", classes, partial(_see_resnet, net), device)
+    return Extractor(name, hash, size, f"{_square(size)}, [-1, 1]", questions, partial(_see_resnet, net), device)
 
 
 def _see_resnet(net: ResNet, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +157,7 @@ def _see_resnet(net: ResNet, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
 def pixels(_: str, device: str, offline: bool) -> Extractor:
     """No network: the picture itself, small."""
     what = f"{_square(PIXELS)}, [-1, 1]"
-    return Extractor("pixels", hashlib.sha256(what.encode()).hexdigest(), PIXELS, what, (), _see_pixels, device)
+    return Extractor("pixels", hashlib.sha256(what.encode()).hexdigest(), PIXELS, what, {"": ()}, _see_pixels, device)
 
 
 def _see_pixels(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -161,11 +172,11 @@ def _network(load: Callable[[str, str, bool], Any], argument: str, device: str, 
     """An extractor of a network from elsewhere."""
     net = load(argument, device, offline)
     what = f"{_square(net.size) if net.size else 'centred square'}, {net.preprocessing}"
-    return Extractor(net.name, net.hash, net.size, what, (), net.see, device)
+    return Extractor(net.name, net.hash, net.size, what, {"": ()}, net.see, device, net.text)
 
 
 KINDS: dict[str, Callable[[str, str, bool], Extractor]] = {
-    "judge": judge,
+    **{name: partial(judge, name) for name in JUDGES},
     "pixels": pixels,
     "clip": partial(_network, clip),
     "dinov2": partial(_network, dinov2),

@@ -52,8 +52,9 @@ class Side:
 
     @classmethod
     def of(cls, seen: Seen) -> Side:
-        """All that was seen."""
-        return cls(seen.moments, seen.features, seen.logits, seen.labels)
+        """All that was seen, of the first question."""
+        logits = None if seen.logits is None else seen.logits[:, : len(seen.classes)]
+        return cls(seen.moments, seen.features, logits, seen.labels)
 
     def take(self, rows: Tensor | slice) -> Side:
         """The same, with the features of these rows alone."""

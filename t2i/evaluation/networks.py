@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,22 @@ from t2i.zoo import read_json
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, where a CLIP model reads text
+PROMPTS = 100  # read at once
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 @dataclass(frozen=True)
 class Network:
-    """name: "clip:owner/name".  hash: sha256 of the weights.  size, see: as an `Extractor` has them."""
+    """name: "clip:owner/name".  hash: sha256 of the weights.  size, see, text: as an `Extractor` has them."""
 
     name: str
     hash: str
     size: int
     preprocessing: str
     see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    text: Callable[[list[str]], Tensor] | None = None
 
 
 def clip(model: str, device: str, offline: bool) -> Network:
@@ -44,7 +47,32 @@ def clip(model: str, device: str, offline: bool) -> Network:
     prepare_libraries()
     from transformers import CLIPVisionModelWithProjection
 
-    return _transformer("clip", model, folder, CLIPVisionModelWithProjection, "image_embeds", CLIP, device)
+    net = _transformer("clip", model, folder, CLIPVisionModelWithProjection, "image_embeds", CLIP, device)
+    readable = any((folder / name).is_file() for name in TOKENIZER)
+    return replace(net, text=partial(_read, folder, device)) if readable else net
+
+
+@torch.inference_mode()
+def _read(folder: Path, device: str, prompts: list[str]) -> Tensor:
+    """CLIP's features of prompts, (B, D) on the CPU; what is longer than it takes is cut.  Raises ModelError."""
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            load: Any = CLIPTextModelWithProjection
+            net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+        except Exception as e:  # transformers raises nearly anything on a damaged folder
+            reason = " ".join(str(e).split())[:200]
+            raise ModelError(f"cannot load {folder.name}: {type(e).__name__}: {reason}", "get the model again") from e
+    net = net.to(device).eval()
+    most = int(net.config.max_position_embeddings)
+    found = []
+    for first in range(0, len(prompts), PROMPTS):
+        some = prompts[first : first + PROMPTS]
+        tokens = tokenizer(some, padding=True, truncation=True, max_length=most, return_tensors="pt").to(device)
+        found.append(net(tokens["input_ids"], tokens["attention_mask"]).text_embeds.float().cpu())
+    return torch.cat(found)
 
 
 def dinov2(model: str, device: str, offline: bool) -> Network:
@@ -121,6 +149,7 @@ def _folder(model: str, offline: bool) -> Path:
     from huggingface_hub.constants import is_offline_mode
 
     wanted = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    wanted += ["tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"]
     local = offline or is_offline_mode()
     try:
         return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=local))

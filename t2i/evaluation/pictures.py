@@ -6,8 +6,10 @@ whoever asks for it, so that any number of processes can share the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +22,14 @@ from t2i.data.sources import open_source
 from t2i.data.tables import Table, load_table
 from t2i.decoding import open_image
 from t2i.errors import DataError, T2IError, UsageError
+from t2i.evaluation.prompted import open_prompted
+from t2i.pipelines.loading import locate
 from t2i.pipelines.model import ImageModel
-from t2i.pipelines.sampling import MANIFEST, load_model
-from t2i.zoo import read_json
+from t2i.pipelines.sampling import MANIFEST, MODELS, load_model
+from t2i.zoo import HUB_ID, NAMES, read_json
 
+DRAWN = (".png", ".jpg", ".jpeg", ".webp")  # what `t2i generate` writes
+FIRST = 10  # pictures of a folder, that show whether it is full of our own
 PEEKED = 100  # pictures whose format and own size are looked at, from the beginning
 
 
@@ -31,6 +37,7 @@ class Pictures(Protocol):
     """name: what is shown.  count: how many there are.  facts: what a result says of them.
 
     formats: of their files, PNG or JPEG; none for what is drawn here.  sides: their own short sides, of the first few.
+    prompted: whether they were drawn from prompts.
     """
 
     @property
@@ -43,12 +50,17 @@ class Pictures(Protocol):
     def formats(self) -> tuple[str, ...]: ...
     @property
     def sides(self) -> tuple[int, ...]: ...
+    @property
+    def prompted(self) -> bool: ...
     def pixels(self, which: Sequence[int]) -> Tensor:
         """(B, 3, S, S) uint8."""
         ...
 
-    def labels(self, which: Sequence[int]) -> list[str]:
-        """The names of their classes, "" where there is none."""
+    def labels(self, which: Sequence[int], question: str = "") -> list[str]:
+        """What they are meant to show: the name of a class, or the whole prompt; "" where that is not known.
+
+        question: of which, where the pictures have an answer to each.
+        """
         ...
 
 
@@ -61,6 +73,7 @@ class Stored:
     label: str | None
     formats: tuple[str, ...]
     sides: tuple[int, ...]
+    prompted: bool = False
 
     @property
     def count(self) -> int:
@@ -73,16 +86,17 @@ class Stored:
     def pixels(self, which: Sequence[int]) -> Tensor:
         return self.table.images(torch.tensor(which)).cpu()
 
-    def labels(self, which: Sequence[int]) -> list[str]:
-        if self.label is None:
+    def labels(self, which: Sequence[int], question: str = "") -> list[str]:
+        name = question if question in self.table.columns else self.label
+        if name is None:
             return [""] * len(which)
-        column = self.table.columns[self.label]
+        column = self.table.columns[name]
         return [column[k] for k in which]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A folder that `t2i sample` filled: its numbered pictures, their classes from their own records."""
+    """A folder that `t2i sample` or `t2i generate` filled; classes or prompts from the pictures' own records."""
 
     name: str
     files: tuple[Path, ...]
@@ -90,6 +104,7 @@ class Sampled:
     facts: dict[str, Any]
     sides: tuple[int, ...]
     formats: tuple[str, ...] = ("PNG",)
+    prompted: bool = False
 
     @property
     def count(self) -> int:
@@ -99,7 +114,7 @@ class Sampled:
         fitted = [images.fit(images.decode(self.files[k]), self.size) for k in which]
         return torch.stack([images.pixels(image) for image in fitted])
 
-    def labels(self, which: Sequence[int]) -> list[str]:
+    def labels(self, which: Sequence[int], question: str = "") -> list[str]:
         made = [recipe.read(self.files[k]).recipe for k in which]
         return ["" if one is None else one.prompt for one in made]
 
@@ -118,6 +133,7 @@ class Drawn:
     settings: dict[str, Any] = field(default_factory=dict)
     sides: tuple[int, ...] = ()
     formats: tuple[str, ...] = ()
+    prompted: bool = False
 
     @property
     def name(self) -> str:
@@ -138,7 +154,7 @@ class Drawn:
         drawn = self.model.draw([self.seed + k for k in which], numbers, **self.settings)
         return torch.stack([images.pixels(images.fit(image, self.size)) for image in drawn])
 
-    def labels(self, which: Sequence[int]) -> list[str]:
+    def labels(self, which: Sequence[int], question: str = "") -> list[str]:
         numbers = self._numbers(which)
         return [""] * len(which) if numbers is None else [self.model.classes[k] for k in numbers.tolist()]
 
@@ -148,24 +164,47 @@ class Drawn:
 
 
 def open_pictures(
-    what: str, size: int, *, count: int | None = None, seed: int = 0, label: str | None = None, **given: Any
+    what: str,
+    size: int,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    label: str | None = None,
+    prompts: Sequence[str] = (),
+    **given: Any,
 ) -> Pictures:
     """A run or model, a folder of pictures, or parquet files, at this size.
 
-    count: how many a model draws.  given: how it draws (`device`, `offline`, and its settings).
+    count: how many a model draws.  prompts: of a text-to-image model, in turn.
+    given: how it draws (`device`, `offline`, and its settings).
     Raises UsageError, DataError, ModelError, ModelUnavailable.
     """
     device, offline = given.pop("device", None), given.pop("offline", False)
     settings = {key: value for key, value in given.items() if value is not None}
     path = Path(what)
-    is_model = any((folder / "model_index.json").is_file() for folder in (path, path / "export"))
-    if is_model or (path / "config.yaml").is_file():
+    if _is_model(what):
+        if (kind := locate(what, offline=offline).kind) not in MODELS:
+            return open_prompted(what, size, count or 0, seed, prompts, device=device, offline=offline, **settings)
+        if prompts:
+            raise UsageError(f"prompts: {path.name} is a {kind}, which draws without them", "leave them out")
         return drawn(load_model(what, device=device, offline=offline), size, count or 0, seed, **settings)
-    if settings:
-        raise UsageError(f"{', '.join(settings)}: {path.name} holds pictures that are drawn already", "leave it out")
+    if settings or prompts:
+        said = ", ".join([*settings, *(["prompts"] if prompts else [])])
+        raise UsageError(f"{said}: {path.name} holds pictures that are drawn already", "leave it out")
     if (path / MANIFEST).is_file():
         return open_sampled(path, size)
+    if path.is_dir() and (made := generated(path)):
+        return open_generated(path, made, size)
     return open_stored(config.Source(path=what), size, label)
+
+
+def _is_model(what: str) -> bool:
+    """Whether this is a model or a run, rather than pictures; what is on disk goes before a name."""
+    path = Path(what)
+    if path.exists():
+        held = any((folder / "model_index.json").is_file() for folder in (path, path / "export"))
+        return held or (path / "config.yaml").is_file()
+    return what in NAMES or HUB_ID.fullmatch(what) is not None
 
 
 def drawn(model: ImageModel, size: int, count: int, seed: int = 0, **given: Any) -> Drawn:
@@ -184,6 +223,28 @@ def open_sampled(folder: Path, size: int) -> Sampled:
     facts = {"kind": "samples", "name": folder.resolve().name, "hash": drawn_with.pop("model", None)}
     sides = {min(open_image(path, path.name).size) for path in found[:PEEKED]}
     return Sampled(folder.resolve().name, found, size, facts | {"settings": drawn_with}, tuple(sorted(sides)))
+
+
+def generated(folder: Path) -> tuple[Path, ...]:
+    """The pictures in a folder whose own records say how they were drawn; none where none of the first has one."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in DRAWN]
+    return tuple(filter(_has_recipe, found)) if any(map(_has_recipe, found[:FIRST])) else ()
+
+
+def _has_recipe(path: Path) -> bool:
+    try:
+        return recipe.read(path).recipe is not None
+    except T2IError:  # it is named when it is decoded
+        return False
+
+
+def open_generated(folder: Path, found: tuple[Path, ...], size: int) -> Sampled:
+    """A folder that `t2i generate` filled."""
+    name = folder.resolve().name
+    heads = [open_image(path, path.name) for path in found[:PEEKED]]
+    sides = tuple(sorted({min(head.size) for head in heads}))
+    formats = tuple(sorted({str(head.format) for head in heads}))
+    return Sampled(name, found, size, {"kind": "samples", "name": name}, sides, formats, True)
 
 
 def open_stored(source: config.Source, size: int, label: str | None = None, progress: bool = False) -> Stored:
@@ -226,7 +287,14 @@ def _head(row: Row) -> tuple[str, int] | None:
     return str(image.format), min(image.size)
 
 
-def class_indices(names: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Numbers of class names among these classes, -1 for any other: (B,) int64."""
-    numbers: Mapping[str, int] = {name: k for k, name in enumerate(classes)}
-    return torch.tensor([numbers.get(name, -1) for name in names], dtype=torch.int64)
+def class_indices(texts: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Which class each text is or names, -1 where it names none of them, or several: (B,) int64."""
+    numbers = {name: k for k, name in enumerate(classes)}
+    return torch.tensor([numbers.get(text, _named(text, tuple(classes))) for text in texts], dtype=torch.int64)
+
+
+@lru_cache(maxsize=100_000)
+def _named(text: str, classes: tuple[str, ...]) -> int:
+    """The one class whose name stands in a text as a word, in the singular or with an s."""
+    found = [k for k, name in enumerate(classes) if re.search(rf"\b{re.escape(name)}s?\b", text, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else -1

@@ -3,7 +3,7 @@
     mean (D,), covariance (D, D)     of all pictures, float64
     features (K, D)                  of a random sample in random order, float32; K as stated
     logits (K, classes)              where the extractor knows classes
-    rows (K,), labels (K,)           which picture of the data each is, and the number of its class (-1: none)
+    rows (K,), answers (K, Q)        which picture of the data each is, and the numbers of its classes (-1: none)
     digests (N,)                     of every picture's pixels, to know them again
 
 The metadata `t2i` is JSON: what is in `Facts`, and floors that were measured in advance.
@@ -21,14 +21,14 @@ import torch
 
 from t2i import __version__, config, files
 from t2i.errors import DataError, UsageError
-from t2i.evaluation.features import Extractor
+from t2i.evaluation.features import Extractor, Questions
 from t2i.evaluation.looking import KEPT, Seen, look
 from t2i.evaluation.measures import FEWEST, Floor, floor, floor_size
 from t2i.evaluation.metrics import Moments
 from t2i.evaluation.pictures import Stored, open_stored
 from t2i.pipelines.weights import check_safetensors
 
-VERSION = 1  # of the format, and of how what is in it is computed: changing either changes it
+VERSION = 2  # of the format, and of how what is in it is computed: changing either changes it
 FLOOR_AT = 10_000  # pictures at which the floor is measured in advance, where there are enough
 
 
@@ -38,6 +38,7 @@ class Facts:
 
     spec: what names the extractor again, where that is no folder of one machine's.  size: pixels per side.
     formats, sides: of the files, and the short sides of the first of them.  seed: of the sample that is kept.
+    questions: what the pictures' classes are known of: the extractor's, or the data's column of classes without a name.
     """
 
     extractor: str
@@ -52,9 +53,14 @@ class Facts:
     seed: int
     formats: tuple[str, ...]
     sides: tuple[int, ...]
-    classes: tuple[str, ...]
+    questions: Questions
     t2i: str = __version__
     version: int = VERSION
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the first question."""
+        return next(iter(self.questions.values()))
 
     @property
     def tag(self) -> str:
@@ -91,8 +97,8 @@ def make_reference(
     data = open_stored(source, extractor.size, label, progress)
     if min(data.count, keep) < 2 * FEWEST:
         raise DataError(f"a reference needs at least {2 * FEWEST} pictures, got {min(data.count, keep)}")
-    names = extractor.classes or class_names(data)
-    found = look(extractor, data, range(data.count), seed, keep, names, lambda n: seen(n, data.count))
+    questions = extractor.questions if extractor.classes else {"": class_names(data)}
+    found = look(extractor, data, range(data.count), seed, keep, questions, lambda n: seen(n, data.count))
     facts = Facts(
         extractor=extractor.name,
         hash=extractor.hash,
@@ -106,7 +112,7 @@ def make_reference(
         seed=seed,
         formats=data.formats,
         sides=data.sides,
-        classes=names,
+        questions=questions,
     )
     return Reference(facts, found)
 
@@ -133,13 +139,13 @@ def save_reference(reference: Reference, path: Path, overwrite: bool = False) ->
         "covariance": seen.moments.covariance(),
         "features": seen.features,
         "rows": seen.rows,
-        "labels": seen.labels,
+        "answers": seen.answers,
         "digests": seen.digests,
     }
     if seen.logits is not None:
         tensors["logits"] = seen.logits
     record = asdict(reference.facts) | {"floors": [asdict(one) for one in reference.floors]}
-    data = save({name: t.contiguous() for name, t in tensors.items()}, {"t2i": json.dumps(record, sort_keys=True)})
+    data = save({name: t.contiguous() for name, t in tensors.items()}, {"t2i": json.dumps(record)})
     files.write(data, path, overwrite=overwrite)
     return path
 
@@ -167,10 +173,11 @@ def load_reference(path: Path) -> Reference:
 
 def _read(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Reference:
     floors = tuple(Floor(**one) for one in record.pop("floors"))
-    facts = Facts(**record | {name: tuple(record[name]) for name in ("formats", "sides", "classes")})
+    questions = {name: tuple(classes) for name, classes in record["questions"].items()}
+    facts = Facts(**record | {name: tuple(record[name]) for name in ("formats", "sides")} | {"questions": questions})
     moments = Moments.given(facts.count, tensors["mean"], tensors["covariance"])
-    kept = {name: tensors[name] for name in ("rows", "features", "labels", "digests")}
-    seen = Seen(moments, **kept, logits=tensors.get("logits"), classes=facts.classes)
+    kept = {name: tensors[name] for name in ("rows", "features", "answers", "digests")}
+    seen = Seen(moments, **kept, logits=tensors.get("logits"), questions=questions)
     return Reference(facts, seen, floors)
 
 

@@ -19,6 +19,7 @@ from t2i.evaluation.looking import Seen, look, sample
 from t2i.evaluation.measures import FEWEST, MEASURES, PAIRS, Floor, Side, by_class, is_balanced, measure
 from t2i.evaluation.metrics import nearest
 from t2i.evaluation.pictures import Pictures
+from t2i.evaluation.prompts import clip_score, prompt_accuracy
 from t2i.evaluation.reference import VERSION, Reference, check_extractor
 from t2i.processes import is_main
 
@@ -41,8 +42,8 @@ def score(
     """
     check_extractor(reference, extractor)
     which = choose(pictures, n, seed)
-    classes = reference.facts.classes
-    found = look(extractor, pictures, which, seed, PAIRS, classes, lambda more: seen(more, len(which)))
+    questions = reference.facts.questions
+    found = look(extractor, pictures, which, seed, PAIRS, questions, lambda more: seen(more, len(which)))
     return judge(found, pictures, reference, extractor, seed) if is_main() else None
 
 
@@ -80,6 +81,8 @@ def judge(found: Seen, pictures: Pictures, reference: Reference, extractor: Extr
         "floor": {"n": floor.n, "draws": len(floor.draws), "disjoint": floor.disjoint, "balanced": floor.balanced},
         "metrics": {name: _beside(name, values, floor) for name in MEASURES if name in values},
         "classes": _classes(fake, real, reference, floor),
+        "prompts": prompt_accuracy(found, reference.seen),
+        "clip_score": clip_score(found, pictures, extractor),
         "closest": closest(found, reference.seen),
         "copies": copies(found, reference.seen),
         "warnings": warnings(found, pictures, reference, floor),
@@ -208,6 +211,12 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 "" if numbers["ratio"] is None else f"{numbers['ratio']:.2f}",
             )
         )
+    if clip := result.get("clip_score"):
+        rows.append(("CLIPScore", _number(clip["value"], clip["spread"]), "-", ""))
+    for name, numbers in result.get("prompts", {}).items():
+        value, base = numbers["value"], numbers["floor"]
+        ratio = f"{value / base:.2f}" if base else ""
+        rows.append((f"asked for, and shown: {name} (N = {numbers['n']:,})", _number(value), _number(base), ratio))
     if cas := result.get("cas"):
         ratio = "" if cas["ratio"] is None else f"{cas['ratio']:.2f}"
         rows.append(("learned from the pictures, accuracy", _number(cas["value"]), _number(cas["ceiling"]), ratio))

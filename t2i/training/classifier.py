@@ -71,13 +71,14 @@ def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launc
         if engine.crossed(config.sample_every):
             average = engine.average()
             if is_main():
-                facts = judge_all(*answers(network(engine, average, config, count), config, held_out), questions)
+                logits, labels = answers(network(engine, average, config, count), config, held_out)
+                facts = judge_all(logits, labels, questions)
                 folder.write_evaluation(engine.images_seen, {k: v for k, v in facts.items() if isinstance(v, float)})
     average = engine.average()
     if is_main():
         net = network(engine, average, config, count)
-        facts = judge_all(*answers(net, config, held_out), questions)
-        export(net, questions, facts, engine.images_seen, folder.export)
+        logits, labels = answers(net, config, held_out)
+        export(net, questions, judge_all(logits, labels, questions), engine.images_seen, folder.export)
     return folder.export
 
 

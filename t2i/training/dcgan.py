@@ -121,7 +121,7 @@ def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Pa
     game, autocast = GAMES[config.loss.game], engine.accelerator.autocast
     for step in engine.steps():
         real, rows = pictures(table, config, step)
-        labels = class_numbers(table, config.label, rows).to(engine.device) if classes else None
+        labels = class_numbers(table, config.label, rows).to(engine.device) if config.label else None
         turn = Turn(config, step, players, labels, engine.device)
         with autocast():
             with torch.no_grad():

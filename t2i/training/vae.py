@@ -60,7 +60,7 @@ def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:
     free_nats = config.loss.free_bits * math.log(2)
     for step in engine.steps():
         x, rows = pictures(table, config, step)
-        labels = class_numbers(table, config.label, rows).to(engine.device) if classes else None
+        labels = class_numbers(table, config.label, rows).to(engine.device) if config.label else None
         draw = generator(config.seed, "vae noise", step.index)
         eps = torch.randn(step.batch, config.model.latent, generator=draw)[step.share]
         x = dequantise(x, torch.rand(step.batch, *x.shape[1:], generator=draw)[step.share].to(engine.device))
@@ -153,7 +153,7 @@ def measure(model: VAE, config: VAEConfig, table: Table, most: int | None = None
     sums = torch.zeros(2, dtype=torch.float64)
     for number, some in enumerate(rows.split(250)):
         x = images.from_uint8(table.images(some)).to(device)
-        labels = class_numbers(table, config.label, some).to(device) if model.classes else None
+        labels = class_numbers(table, config.label, some).to(device) if config.label else None
         draw = generator(config.seed, "vae measure", number)
         eps = torch.randn(len(x), config.model.latent, generator=draw).to(device)
         x = dequantise(x, torch.rand(x.shape, generator=draw).to(device))
@@ -170,7 +170,7 @@ def draw_samples(model: VAE, config: VAEConfig, table: Table, path: Path) -> Non
     drawn = model(2 * columns, None, config.seed)
     rows = table.spread(columns)
     x = images.from_uint8(table.images(rows)).to(model.network.device)
-    labels = class_numbers(table, config.label, rows).to(x.device) if model.classes else None
+    labels = class_numbers(table, config.label, rows).to(x.device) if config.label else None
     drawn += images.from_tensor(torch.cat([x, model.reconstruct(x, labels).clamp(-1, 1)]).cpu())
     for k in range(2):
         drawn += model.interpolate(config.seed + 2 * k, config.seed + 2 * k + 1, columns, k if model.classes else None)
