@@ -74,9 +74,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty pictures with an object, or none, and a style."""
     names = {name: datasets.ClassLabel(names=list(classes)) for name, classes in QUESTIONS.items()}
-    rows = [
-        {"image": picture(k, k % 3), "object": None if k % 10 == 9 else k % 2, "style": k % 3} for k in range(40)
-    ]
+    rows = [{"image": picture(k, k % 3), "object": None if k % 10 == 9 else k % 2, "style": k % 3} for k in range(40)]
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     datasets.Dataset.from_list(rows, datasets.Features({"image": datasets.Image()} | names)).to_parquet(path)
     return path
