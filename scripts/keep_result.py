@@ -24,12 +24,16 @@ KEPT = ("log.csv", "evaluation.csv", "environment.json", "export/facts.json", "e
 def main(runs: tuple[Path, ...]) -> None:
     for run in runs:
         kept = RESULTS / run.resolve().name
+        made = kept / "made.yaml"
+        before = made.read_bytes() if made.is_file() else None
         shutil.rmtree(kept, ignore_errors=True)
         for file in sorted(file for pattern in KEPT for file in run.glob(pattern)):
             (kept / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, kept / file.relative_to(run))
         config = shortened(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
         (kept / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if before is not None:  # what its maker wrote of the run, for RESULTS.md
+            made.write_bytes(before)
         click.echo(kept)
 
 
