@@ -16,7 +16,11 @@ import click
 import yaml
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-KEPT = ("log.csv", "evaluation.csv", "environment.json", "export/facts.json", "export/classes.json", "samples/*.png")
+KEPT = (
+    *("log.csv", "evaluation.csv", "scores.csv", "judges.json", "environment.json"),
+    *("best/best.json", "score.json", "scores/*/score.json"),
+    *("export/facts.json", "export/classes.json", "samples/*.png"),
+)
 
 
 @click.command(help=__doc__.splitlines()[0])

@@ -137,7 +137,7 @@ def grid(
     above = [_wrap(label, font, width) for label in (column_labels or ())[:columns]]
     beside = [_wrap(label, font, max(72, width)) for label in (row_labels or ())[:rows]]
     left = max((_extent(label, font)[0] + 3 * GAP for label in beside), default=0)
-    top = max((_extent(label, font)[1] + 2 * GAP for label in above), default=0)
+    top = max((_extent(label, font)[1] + 3 * GAP for label in above), default=0)
     sheet = Image.new("RGB", (left + columns * (width + GAP) - GAP, top + rows * (height + GAP) - GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for k, image in enumerate(images):
@@ -199,7 +199,7 @@ def _wrap(label: str, font: Any, width: int) -> str:
 
 
 def _extent(label: str, font: Any) -> tuple[int, int]:
-    """Pixels (width, height) that a label of one or more lines takes."""
+    """Pixels (width, height) that a label of one or more lines takes, from its top down to where a g would end."""
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    _, _, right, bottom = pen.multiline_textbbox((0, 0), label, font, spacing=2)
-    return math.ceil(right), math.ceil(bottom)
+    _, top, right, _ = pen.multiline_textbbox((0, 0), label, font, anchor="ld", spacing=2)
+    return math.ceil(right), math.ceil(-top)

@@ -41,3 +41,19 @@ def save_pictures(folder: Path, count: int, first: int = 0, size: int = SIZE, su
         colour = k % len(CLASSES)
         images.save(picture(k, colour, size), folder / CLASSES[colour] / f"{k:05d}.{suffix}")
     return folder
+
+
+def make_place(folder: Path, run: str) -> Path:
+    """All that a comparison needs: a judge, a reference, a run of a diffusion model, and a folder of pictures."""
+    from report_kit import make_run, some_log
+    from test_ddpm_pipeline import make
+
+    from t2i.cli.main import main
+
+    save_classifier(folder / "judge-run")
+    save_pictures(folder / "real", 120)
+    save_pictures(folder / "alike", 60, first=1000)
+    make("linear", "eps", CLASSES).save_pretrained(make_run(folder / run, log=some_log()) / "export")
+    features, out = ["--features", str(folder / "judge-run")], ["-o", str(folder / "ref.safetensors")]
+    assert main(["eval", "reference", "--data", str(folder / "real"), *features, *out, "--quiet"]) == 0
+    return folder

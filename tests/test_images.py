@@ -259,6 +259,9 @@ def test_labels_stand_outside_the_pictures() -> None:
     assert left > 20
     assert top > 8
     assert labelled.crop((left, top, *labelled.size)).tobytes() == plain.tobytes()
+    for label in ("0.123", "gÅ", "two lines"):  # whole: white all around
+        edge = images.grid(pictures, 2, column_labels=[label, label]).crop((0, 0, plain.width, 1))
+        assert edge.getextrema() == ((255, 255),) * 3
     margin = labelled.convert("L").crop((0, top, left, labelled.height))
     assert margin.getextrema()[0] < 100  # something is written there
 

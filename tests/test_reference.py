@@ -61,6 +61,7 @@ def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: P
     assert [one.balanced for one in found.floors] == [False, True]
     assert found.floors[0].draws == floor(reference.seen, 40).draws
     assert found.floor(40, True) is found.floors[1]
+    assert found.floor(30) is found.floor(30), "measured once"
     assert load_file(path)["covariance"].dtype == torch.float64
     with pytest.raises(UsageError, match="exists already"):
         save_reference(reference, path)

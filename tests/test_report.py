@@ -24,7 +24,7 @@ from training_kit import classifier_config, makers_over, train, write_config
 from t2i.cli.main import main
 from t2i.errors import UsageError
 from t2i.report.curves import CURVES
-from t2i.report.facts import duration, shareable
+from t2i.report.facts import duration, number, shareable
 from t2i.report.lines import HALF_LIFE, POINTS, moving_average, thin
 from t2i.report.plots import plain, short
 from t2i.report.runs import read_numbers, read_run, read_runs
@@ -124,6 +124,8 @@ def test_summary_says_how_far_how_long_and_how_fast(tmp_path: Path) -> None:
         "2.5 hours",
         "2.3 days",
     ]
+    assert [number(x) for x in (0.00123456, 12.3456, 15023.2, math.nan)] == ["0.001235", "12.35", "15,020", "–"]
+    assert [number(x, 2) for x in (290.4, 1.96, 0)] == ["290", "2", "0"]
     assert [plain(y) for y in (0, 5e-5, 1.25e-5, 0.0002, -5e-5, 2e-7, 1563.2)] == [
         "0",
         "0.00005",

@@ -203,7 +203,8 @@ def compare(as_json: bool, output: Path, **options: Any) -> None:
     result = _compare(output=output, **options)
     if result is None:
         return
-    from t2i.report.compare import save, terminal, warnings
+    from t2i.report.compare import save
+    from t2i.report.compare_table import terminal, warnings
 
     paths = save(result, output)
     for line in warnings(result):

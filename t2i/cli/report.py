@@ -11,6 +11,7 @@ Examples:
   t2i report runs/ddpm-smoke
   t2i report runs/vae-cifar10 runs/dcgan-cifar10 -o both.html
   t2i report runs/ddpm-smoke --plots plots/
+  t2i eval score runs/ddpm-smoke --ref ref.safetensors -o runs/ddpm-smoke/scores/50-steps
 """
 
 
@@ -22,10 +23,13 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are not an earlier report on these runs.")
 def report(runs: tuple[Path, ...], output: Path | None, plots: Path | None, overwrite: bool) -> None:
-    """Show training runs on one page: error functions, samples along training, metrics, config, environment.
+    """Show training runs on one page: error functions, samples along training, scores, metrics, config, environment.
 
     RUN is a run folder, finished or still training. Several are laid side by side. The page is one file that needs no
     network. With --plots and without --output only the plots are written.
+
+    Scores are those that `evaluate` in the config made along training, beside what real pictures get, and those that
+    `t2i eval score` wrote to RUN/score.json or RUN/scores/NAME/score.json.
 
     The same command again replaces its page and its plots, since it loses nothing: they are made of the run folders.
     """

@@ -4,7 +4,8 @@
     folder/NAME/steps-8.json ...            of a diffusion model: with so many steps, with so much guidance
     folder/compare.json                     all of it in one
 
-What is there from an earlier call of the same settings is taken as it is, so that a call that was killed goes on.
+What is there from an earlier call of the same settings is taken as it is, so that a call that was killed goes on: every
+score is written when its pictures are, and none is believed that another version of the measures made.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from t2i import files
 from t2i.errors import UsageError
 from t2i.evaluation.features import Extractor
 from t2i.evaluation.pictures import Drawn, Pictures, open_pictures
-from t2i.evaluation.reference import Reference
+from t2i.evaluation.reference import VERSION, Reference
 from t2i.evaluation.score import score
 from t2i.evaluation.sheets import save_score
 from t2i.pipelines.ddpm import DDPM
@@ -32,6 +33,9 @@ from t2i.processes import is_main, processes
 FILE = "compare.json"
 STEPS = (2, 4, 8, 16, 32, 64, 250, 1000)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+SCORE = "score.json"
+SHEETS = ("grid.png", "closest.png")  # beside it; the second where the reference's data are given
+IN_RUN = ("best", "export")  # folders of a run that are models themselves
 
 Seen = Callable[[int, int], object]
 
@@ -40,7 +44,8 @@ Seen = Callable[[int, int], object]
 class Plan:
     """What is the same for all.
 
-    n: pictures of each.  steps, guidance: the points of the curves, none: no curve.  curve_n: pictures of each point.
+    n: pictures of each.  curve_n: pictures of each point of a curve.
+    steps, guidance: the points, none: no curve; more steps than a model knows noise levels are left out.
     """
 
     n: int
@@ -98,11 +103,10 @@ def compare(
         pictures = open_pictures(
             subject, reference.facts.size, count=plan.n, seed=plan.seed, device=extractor.device, offline=True
         )
-        one = _judged(pictures, reference, extractor, plan.n, plan.seed, here / "score.json", data, seen)
+        one = _judged(pictures, reference, extractor, plan.n, plan.seed, here / SCORE, data, seen)
         curves = {
-            kind: [_point(subject, reference, extractor, plan, kind, value, here, seen) for value in values]
-            for kind, values in (("steps", plan.steps), ("guidance", plan.guidance))
-            if values and _has(pictures, kind)
+            kind: [_point(pictures, reference, extractor, plan, kind, value, here, seen) for value in values]
+            for kind, values in _points(pictures, plan).items()
         }
         found.append({"name": name, "path": subject, "score": one, "curves": curves})
     if not is_main():
@@ -113,18 +117,28 @@ def compare(
 
 
 def _name(subject: str) -> str:
-    """A plain word, since it becomes a folder."""
-    return Path(subject).resolve().stem if Path(subject).exists() else subject.replace("/", "-")
+    """A plain word, since it becomes a folder; of what lies in a run (`best`, `export`) the run's comes first."""
+    path = Path(subject)
+    if not path.exists():
+        return subject.replace("/", "-")
+    path = path.resolve()
+    if path.name in IN_RUN and (path.parent / "config.yaml").is_file():
+        return f"{path.parent.name}-{path.name}"
+    return path.name if path.is_dir() else path.stem
 
 
-def _has(pictures: Pictures, kind: str) -> bool:
-    """Whether a model draws in steps, and whether it was trained to be guided."""
+def _points(pictures: Pictures, plan: Plan) -> dict[str, Sequence[float]]:
+    """Of each curve; none where a model draws in one step, or was not trained to be guided."""
     model = pictures.model if isinstance(pictures, Drawn) else None
-    return isinstance(model, DDPM) and (kind == "steps" or model.null is not None)
+    if not isinstance(model, DDPM):
+        return {}
+    steps = [steps for steps in plan.steps if steps <= (model.schedule.steps or STEPS[-1])]
+    found = {"steps": steps, "guidance": () if model.null is None else plan.guidance}
+    return {kind: values for kind, values in found.items() if values}
 
 
 def _point(
-    subject: str,
+    pictures: Pictures,
     reference: Reference,
     extractor: Extractor,
     plan: Plan,
@@ -134,11 +148,10 @@ def _point(
     seen: Seen,
 ) -> dict[str, Any] | None:
     """One point of a curve: where, and the score there."""
-    given: dict[str, Any] = {"count": plan.curve_n, "seed": plan.seed, "device": extractor.device, "offline": True}
-    given[kind] = value
-    pictures = open_pictures(subject, reference.facts.size, **given)
+    assert isinstance(pictures, Drawn)
+    here = replace(pictures, count=plan.curve_n, settings=pictures.model.settings(**{kind: value}))
     path = folder / f"{kind}-{value:g}.json"
-    one = _judged(pictures, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
+    one = _judged(here, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
     return None if one is None else {"at": value, "score": one}
 
 
@@ -154,24 +167,26 @@ def _judged(
 ) -> dict[str, Any] | None:
     """A score with `images_per_second`, of all processes, where it was drawn here; from its file where it stands."""
     wanted = {"subject": pictures.facts, "n": n, "seed": seed, "reference": reference.facts.data_hash}
-    wanted = json.loads(json.dumps(wanted | {"extractor": extractor.hash}))
+    wanted = json.loads(json.dumps(wanted | {"extractor": extractor.hash, "version": VERSION}))
     processes().wait_for_everyone()  # none writes before all have looked
-    known = _known(path, wanted)
+    result = _known(path, wanted)
     processes().wait_for_everyone()
-    if known is not None:
+    if result is not None:
         seen(n, n)
-        return known
-    timed = Timed(pictures)
-    result = score(cast(Pictures, timed), reference, extractor, n, seed, seen)
-    if result is None:
-        return None
-    result["wanted"] = wanted
-    rate = timed.drawn * processes().num_processes / timed.seconds if isinstance(pictures, Drawn) else None
-    result["images_per_second"] = rate
-    if path.name == "score.json":
-        save_score(result, pictures, reference, data, path.parent, overwrite=True)
     else:
+        timed = Timed(pictures)
+        result = score(cast(Pictures, timed), reference, extractor, n, seed, seen)
+        if result is None:
+            return None
+        result["wanted"] = wanted
+        rate = timed.drawn * processes().num_processes / timed.seconds if isinstance(pictures, Drawn) else None
+        result["images_per_second"] = rate
+        for name in SHEETS if path.name == SCORE else ():
+            (path.parent / name).unlink(missing_ok=True)  # of another score
         files.write(json.dumps(result, indent=1).encode(), path, overwrite=True)
+    sheets = [path.parent / name for name in (SHEETS if data else SHEETS[:1])]
+    if path.name == SCORE and is_main() and not all(sheet.is_file() for sheet in sheets):
+        save_score(result, pictures, reference, data, path.parent, overwrite=True)
     return result
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,20 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reference:
-    """facts: how it came about.  seen: what the extractor saw.  floors: measured in advance."""
+    """facts: how it came about.  seen: what the extractor saw.  floors: measured in advance.  later: measured since."""
 
     facts: Facts
     seen: Seen
     floors: tuple[Floor, ...] = ()
+    later: dict[tuple[int, bool], Floor] = field(default_factory=dict, compare=False)
 
     def floor(self, n: int, balanced: bool = False) -> Floor:
-        """The floor at n pictures, as measured in advance, else now.  balanced: see `measures.floor`."""
+        """The floor at n pictures, as measured in advance, else now, once.  balanced: see `measures.floor`."""
         size = floor_size(self.seen, n)
-        known = (one for one in self.floors if (one.n, one.balanced) == (size, balanced))
-        return next(known, None) or floor(self.seen, n, balanced)
+        known = {(one.n, one.balanced): one for one in self.floors} | self.later
+        if (size, balanced) not in known:
+            known[size, balanced] = self.later[size, balanced] = floor(self.seen, n, balanced)
+        return known[size, balanced]
 
 
 def make_reference(

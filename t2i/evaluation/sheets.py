@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from t2i import config, files, images
 from t2i.errors import DataError
-from t2i.evaluation.pictures import Pictures, open_stored
+from t2i.evaluation.pictures import Pictures, Stored, open_stored
 from t2i.evaluation.reference import Reference
 from t2i.recipe import Mark
 
@@ -33,9 +33,8 @@ def save_score(
     """
     below = None if data is None else neighbours(result, reference, data)
     files.write(json.dumps(result, indent=1).encode(), folder / "score.json", overwrite=overwrite)
-    shown = range(min(SHOWN, pictures.count))
     images.save(
-        images.grid(_pictures(pictures, list(shown)), columns=COLUMNS),
+        images.grid(_pictures(pictures, shown(pictures)), columns=COLUMNS),
         folder / "grid.png",
         recipe=Mark(),
         overwrite=overwrite,
@@ -48,6 +47,12 @@ def save_score(
         images.save(sheet, folder / "closest.png", recipe=Mark(), overwrite=overwrite)
         written.append(folder / "closest.png")
     return written
+
+
+def shown(pictures: Pictures) -> list[int]:
+    """The pictures of the sheet: the first, whose classes come in turn; of a data set, which may be sorted, evenly."""
+    count = min(SHOWN, pictures.count)
+    return [k * pictures.count // count for k in range(count)] if isinstance(pictures, Stored) else list(range(count))
 
 
 def neighbours(result: dict[str, Any], reference: Reference, path: str) -> list[Image]:

@@ -13,7 +13,8 @@ Scale = Literal["linear", "log"]
 class Curve:
     """One plot over images seen.
 
-    columns: {column: label}; `evaluation/NAME` is a column of evaluation.csv, all others are of log.csv.
+    columns: {column: label}; `evaluation/NAME` is a column of evaluation.csv, `scores/NAME` of scores.csv, all others
+    are of log.csv.
     meaning: one sentence.  scale: log where values are positive and span decades.  smooth: whether an average is drawn.
     zero: whether the axis begins there.
     """
@@ -154,6 +155,65 @@ COMMON: tuple[Curve, ...] = (
         "log",
     ),
 )
+# What a run was judged by along training; of each number there may be NAME_floor, what real pictures get.
+SCORES: tuple[Curve, ...] = (
+    Curve(
+        "Frechet distance",
+        {"scores/frechet": "generated"},
+        "Between what the judge sees in generated and in real pictures: lower is better.",
+        "log",
+        smooth=False,
+    ),
+    Curve(
+        "Precision and recall",
+        {"scores/precision": "precision", "scores/recall": "recall"},
+        "Share of generated pictures that lie among real ones, and of real ones that lie among generated.",
+        smooth=False,
+        zero=True,
+    ),
+    Curve(
+        "Density and coverage",
+        {"scores/density": "density", "scores/coverage": "coverage"},
+        "How closely generated pictures lie among real ones, and the share of real ones that have one near.",
+        smooth=False,
+        zero=True,
+    ),
+    Curve(
+        "Class accuracy",
+        {"scores/class_accuracy": "generated"},
+        "Share of pictures that the judge takes for the class they were drawn as.",
+        smooth=False,
+        zero=True,
+    ),
+    Curve(
+        "Kernel distance",
+        {"scores/kernel": "generated"},
+        "Times 1000; unbiased: about 0 between real pictures, and a little below it by chance.",
+        smooth=False,
+    ),
+    Curve(
+        "Classifier score",
+        {"scores/classifier_score": "generated"},
+        "How sure the judge is of a picture's class, and how evenly classes are met: higher is better.",
+        smooth=False,
+    ),
+    Curve(
+        "Nearest real picture",
+        {"scores/nearest": "generated"},
+        "Median distance by features; far below that of real pictures it tells of copies.",
+        smooth=False,
+        zero=True,
+    ),
+)
+FLOOR = "_floor"  # ends the column of what real pictures get
+
+
+def score_curves(columns: Iterable[str]) -> list[Curve]:
+    """The curves of scores, and one for each of these columns that none of them knows and that is no floor."""
+    named = {name for curve in SCORES for name in curve.columns}
+    rest = [name for name in columns if name not in named and not name.endswith(FLOOR)]
+    own = [_unknown(name, smooth=False) for name in dict.fromkeys(rest)]
+    return [*SCORES, *own]
 
 
 def curves_of(family: str, columns: Iterable[str]) -> list[Curve]:
@@ -161,6 +221,10 @@ def curves_of(family: str, columns: Iterable[str]) -> list[Curve]:
     known = [*CURVES.get(family, ()), *COMMON]
     named = {name for curve in known for name in curve.columns}
     rest = sorted(name for name in columns if name not in named)
-    own = [Curve(name.rpartition("/")[2].replace("_", " "), {name: name}, f"Column {name}.") for name in rest]
+    own = [_unknown(name) for name in rest]
     cut = len(known) - len(COMMON)
     return [*known[:cut], *own, *known[cut:]]
+
+
+def _unknown(name: str, smooth: bool = True) -> Curve:
+    return Curve(name.rpartition("/")[2].replace("_", " "), {name: name}, f"Column {name}.", smooth=smooth)

@@ -119,9 +119,12 @@ def amount(count: int | None) -> str:
     return f"{count:,}"
 
 
-def number(value: float) -> str:
-    """Four digits that count; a dash for what is not there."""
-    return f"{value:.4g}" if math.isfinite(value) else NONE
+def number(value: float, digits: int = 4) -> str:
+    """Four digits that count, or another number of them, up to a billion in full; a dash for what is not there."""
+    if not math.isfinite(value):
+        return NONE
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+0" in text else text
 
 
 def _headlines(run: Run) -> dict[str, float]:

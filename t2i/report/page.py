@@ -9,28 +9,27 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from t2i import __version__
 from t2i.report.facts import (
+    Rows,
     config_rows,
     config_text,
     environment_rows,
     metric_rows,
-    number,
     summary_rows,
     warning_lines,
 )
-from t2i.report.lines import HALF_LIFE, Plot, plots
-from t2i.report.plots import DARK, LIGHT, Theme, inline_svg
+from t2i.report.figures import Numbers, figures, json_data, swatch, table
+from t2i.report.lines import HALF_LIFE, plots
+from t2i.report.plots import DARK, LIGHT, Theme
 from t2i.report.runs import Run
 from t2i.report.samples import Picture, pictures
-
-Rows = list[tuple[str, list[str]]]  # what, and its value in each column
+from t2i.report.scores import along_training, score_tables
 
 
 def build(runs: Sequence[Run], now: datetime) -> str:
@@ -40,7 +39,8 @@ def build(runs: Sequence[Run], now: datetime) -> str:
     }
     frame = _frame()
     script = frame_script()
-    drawn = {family: plots(some) for family, some in families.items()}
+    curves, numbers = _curves(families)
+    judged, more = along_training(runs, len(numbers) + 1)
     parts = {
         "hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "marker": marker(runs),
@@ -50,7 +50,8 @@ def build(runs: Sequence[Run], now: datetime) -> str:
         "made": f"{now:%Y-%m-%d %H:%M} UTC, t2i {escape(__version__)}",
         "half-life": f"{100 * HALF_LIFE:g}\u00a0%",
         "runs": _summary(runs, families) + _warnings(runs),
-        "curves": _curves(drawn),
+        "curves": curves + json_data("curves", numbers | more),
+        "judged": judged + score_tables(runs),
         "samples": _samples(runs),
         "metrics": _section("Metrics", metric_rows(runs), runs) + _confusions(runs),
         "config": _config(families),
@@ -94,13 +95,8 @@ def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
         facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, (value,) in rows)
         return f'<dl class="facts">{facts}</dl>'
     places = [families[run.family].index(run) if len(families[run.family]) > 1 else None for run in runs]
-    heads = [("" if k is None else _swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
+    heads = [("" if k is None else swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
     return table(heads, rows)
-
-
-def figures(some: list[Plot]) -> str:
-    """Plots, and their numbers for the script."""
-    return _curves({"": some})
 
 
 def _warnings(runs: Sequence[Run]) -> str:
@@ -110,45 +106,17 @@ def _warnings(runs: Sequence[Run]) -> str:
     return f'<ul class="warnings" aria-label="Warnings">{items}</ul>' if lines else ""
 
 
-def _curves(drawn: dict[str, list[Plot]]) -> str:
-    """The plots of each family, and their numbers as JSON, which the script reads out under the pointer."""
+def _curves(families: dict[str, list[Run]]) -> tuple[str, Numbers]:
+    """The plots of each family, and their numbers for the script."""
     parts: list[str] = []
-    data: dict[str, Any] = {}
-    count = 0
-    for family, some in drawn.items():
-        if len(drawn) > 1:
+    numbers: Numbers = {}
+    for family, runs in families.items():
+        if len(families) > 1:
             parts.append(f"<h3>{escape(family)}</h3>")
-        shown = []
-        for plot in some:
-            key = f"plot{(count := count + 1)}"
-            svg, frame = inline_svg(plot, key)
-            facts = {"title": plot.title, "across": plot.across, "doubling": plot.doubling, "frame": frame}
-            data[key] = facts | {"lines": [_line(line) for line in plot.lines]}
-            shown.append(_figure(plot, key, svg))
-        parts.append(f'<div class="plots">{"".join(shown)}</div>' if shown else "<p>Nothing is logged yet.</p>")
-    return "".join(parts) + _json("curves", data)
-
-
-def _line(line: Any) -> dict[str, Any]:
-    columns = {"x": line.x, "y": line.y, "mean": line.mean}
-    return {"label": line.label} | {name: [float(f"{v:.6g}") for v in values] for name, values in columns.items()}
-
-
-def _figure(plot: Plot, key: str, svg: str) -> str:
-    legend = "".join(
-        f"<li>{_swatch(line.place)}{escape(line.label)} <b>{escape(number(line.mean[-1]))}</b></li>"
-        for line in plot.lines
-    )
-    svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{key}-title {key}-meaning"', 1)
-    return (
-        f'<figure id="{key}"><figcaption><h4 id="{key}-title">{escape(plot.title)}</h4>'
-        f'<p id="{key}-meaning">{escape(plot.meaning)}</p></figcaption>'
-        f'<ul class="legend">{legend}</ul><div class="frame">{svg}<i hidden></i></div></figure>'
-    )
-
-
-def _swatch(place: int) -> str:
-    return f'<span class="swatch" style="background:var(--line{place % len(LIGHT.lines)})"></span>'
+        drawn, more = figures(plots(runs), len(numbers) + 1)
+        parts.append(drawn or "<p>Nothing is logged yet.</p>")
+        numbers |= more
+    return "".join(parts), numbers
 
 
 def _samples(runs: Sequence[Run]) -> str:
@@ -171,7 +139,7 @@ def _samples(runs: Sequence[Run]) -> str:
             for run, found in shown
         ],
     }
-    return f'{slider}<div class="sheets">{sheets}</div>' + _json("samples", data)
+    return f'{slider}<div class="sheets">{sheets}</div>' + json_data("samples", data)
 
 
 def _sheet(k: int, run: Run, picture: Picture) -> str:
@@ -229,20 +197,3 @@ def _share(count: int, total: int) -> str:
     part = count / total if total else 0.0
     text = f"{100 * part:.1f}" if count else ""
     return f'<td style="--share:{100 * part:.1f}%">{text}</td>'
-
-
-def table(heads: Iterable[str], rows: Rows) -> str:
-    """heads: HTML.  rows: text, escaped here.  It scrolls by itself where it is too wide for the screen."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
-        for name, values in rows
-    )
-    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide" tabindex="0">{table}</div>'  # the tabindex lets the keyboard scroll it
-
-
-def _json(name: str, data: Any) -> str:
-    """Data for the script; no text in it can end the element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'

@@ -96,7 +96,18 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
         turn, k = divmod(line.place, len(theme.lines))
         marks: dict[str, Any] = {"marker": "o", "markersize": 3 if len(line.x) > 1 else 5} if len(line.x) <= FEW else {}
         style = STYLES[turn % len(STYLES)]
+        if line.real:
+            style, marks = STYLES[-1], marks if len(line.x) == 1 else {}
         axes.plot(line.x, line.mean, color=theme.lines[k], linewidth=1.6, linestyle=style, **marks)
+        if line.best is not None:
+            ring: dict[str, Any] = {
+                "s": 90,
+                "facecolors": "none",
+                "edgecolors": theme.lines[k],
+                "linewidths": 1.6,
+                "zorder": 3,
+            }
+            axes.scatter([line.best], line.mean[line.x == line.best], **ring)
     _dress(axes, plot, theme)
     if legend:
         _name(figure, plot, theme)
@@ -129,13 +140,14 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     axes.set_xlabel(plot.across, color=theme.quiet, fontsize=TEXT)
-    if plot.doubling:
-        axes.set_xscale("log", base=2)
+    if plot.across == "images seen":
+        axes.set_xlim(0, 1.02 * plot.reach or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        if plot.doubling:
+            axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in plot.lines for x in line.x.tolist()})))
         axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_xlim(0, 1.02 * plot.reach or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=plot.across == "images seen"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     if plot.scale == "log":
         axes.set_yscale("log")

@@ -32,6 +32,9 @@ class Run:
     """What is known about one run.
 
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
+    scores: likewise, of scores.csv, as far as it was measured as it is now; by what, judge says (see judges.json).
+    best: by which number the kept weights are the best, and the images they had seen.
+    scored: (name, score.json) of scores in the folder: score.json itself, and scores/NAME/score.json.
     samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
     confusions: of a classifier, by question: the classes, and images by true class (rows) and answer (columns).
     warnings: (images seen, text), oldest first.  parameters: trained numbers, None before the first checkpoint.
@@ -43,6 +46,10 @@ class Run:
     config: dict[str, Any]
     log: Columns
     evaluation: Columns = field(default_factory=dict)
+    scores: Columns = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+    best: tuple[str, int] | None = None
+    scored: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     samples: list[tuple[int, Path]] = field(default_factory=list)
     environment: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
@@ -102,12 +109,18 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     except (OSError, UnicodeDecodeError, ConfigError) as e:
         raise UsageError(f"{path} cannot be read: {e}") from None
     log = folder / "log.csv"
+    scores = read_numbers(folder / "scores.csv")
+    judge = _judge(folder, scores["images"][-1] if scores else 0)
     return Run(
         name=name or folder.resolve().name,
         path=folder,
         config=config,
         log=read_numbers(log),
         evaluation=read_numbers(folder / "evaluation.csv"),
+        scores=part(scores, judge.get("since", 0)),
+        judge=judge,
+        best=_best(folder),
+        scored=_scored(folder),
         samples=sorted((int(p.stem), p) for p in folder.glob("samples/*.png") if p.stem.isdigit()),
         environment=_environment(folder),
         facts=_numbers(_json(folder / "export" / "facts.json", {})),
@@ -150,6 +163,35 @@ def _row(cells: list[str], length: int) -> list[float] | None:
     except ValueError:
         return None
     return numbers if len(cells) == length and math.isfinite(numbers[0]) else None
+
+
+def part(table: Columns, first: float = 0, last: float = math.inf) -> Columns:
+    """The rows from so many images to so many; empty where there is none."""
+    there = (table["images"] >= first) & (table["images"] <= last) if table else np.zeros(0, bool)
+    return {name: column[there] for name, column in table.items()} if there.any() else {}
+
+
+def _judge(folder: Path, seen: float) -> dict[str, Any]:
+    """By what the newest scores were measured; of a run of an older version nothing is known."""
+    entries = _json(folder / "judges.json", [])
+    listed = entries if isinstance(entries, list) else []
+    whole = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("since"), int)]
+    return next((entry for entry in reversed(whole) if entry["since"] <= seen), {})
+
+
+def _best(folder: Path) -> tuple[str, int] | None:
+    try:
+        found = _json(folder / "best" / "best.json", {})
+        return str(found["metric"]), int(found["images_seen"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _scored(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What `t2i eval score` wrote into the run folder."""
+    paths = [folder / "score.json", *sorted(folder.glob("scores/*/score.json"))]
+    found = [("" if path.parent == folder else path.parent.name, _json(path, None)) for path in paths]
+    return [(name, score) for name, score in found if isinstance(score, dict)]
 
 
 def _environment(folder: Path) -> list[dict[str, Any]]:

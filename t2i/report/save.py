@@ -15,6 +15,7 @@ from t2i.report.lines import plots
 from t2i.report.page import build, marker
 from t2i.report.plots import render_all
 from t2i.report.runs import read_runs
+from t2i.report.scores import judged_plots
 
 HEAD = 65536  # bytes at the beginning of a file among which it says what it is
 
@@ -33,11 +34,15 @@ def save_plots(paths: Sequence[Path], folder: Path, overwrite: bool = False) -> 
     runs = read_runs(paths)
     mark = marker(runs)
     families = list(dict.fromkeys(run.family for run in runs))
-    drawn = []
-    for family in families:
-        prefix = f"{family}-" if len(families) > 1 else ""
-        some = plots([run for run in runs if run.family == family])
-        drawn += [(folder / f"{prefix}{name}", data) for name, data in render_all(some, mark)]
+    found = {
+        f"{family}-" if len(families) > 1 else "": plots([run for run in runs if run.family == family])
+        for family in families
+    }
+    drawn = [
+        (folder / f"{prefix}{name}", data)
+        for prefix, some in (found | judged_plots(runs)).items()
+        for name, data in render_all(some, mark)
+    ]
     for path, _ in drawn:  # all or none
         _check(path, mark, overwrite)
     for path, data in drawn:

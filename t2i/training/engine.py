@@ -31,7 +31,8 @@ from t2i.randomness import derive_seed
 from t2i.training.checkpoint import Checkpoint, check_fit
 from t2i.training.device import attention, choose_precision, memory_format
 from t2i.training.ema import Ema
-from t2i.training.environment import environment, idle_cores, write_environment
+from t2i.training.entries import add_entry
+from t2i.training.environment import environment, idle_cores
 from t2i.training.memory import keep_freed_memory
 from t2i.training.meter import Meter
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
@@ -122,7 +123,7 @@ class Engine:
         if self.accelerator.is_main_process:
             if note := idle_cores(self.device, self.accelerator.num_processes, torch.get_num_threads()):
                 say(note)
-            write_environment(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
+            add_entry(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left; between two of them the run is logged, saved, and stopped if a signal asks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from t2i import __version__, files
+from t2i import __version__
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
@@ -57,15 +56,3 @@ def idle_cores(device: torch.device, processes: int, threads: int, env: Mapping[
     return (
         f"note: computing with 1 thread of {cores} cores; accelerate launch --cpu, or OMP_NUM_THREADS={each}, takes all"
     )
-
-
-def write_environment(path: Path, images_seen: int, facts: dict[str, Any]) -> None:
-    """Add an entry, `since` images seen, where the newest one that still counts says something else."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        entries = [entry for entry in entries if entry["since"] < images_seen]
-    except (OSError, ValueError, TypeError, KeyError):
-        entries = []  # a run of an older version, or a damaged file: nothing depends on it
-    if not entries or entries[-1] != {"since": entries[-1]["since"], **facts}:
-        entries.append({"since": images_seen, **facts})
-    files.write(json.dumps(entries, indent=1).encode(), path, overwrite=True)

@@ -5,6 +5,7 @@ environment.json                versions, device, processes, precision: a list, 
 log.csv                         one row every `log_every` images: means since the row before
 evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
 scores.csv                      where the config says `evaluate`: one row every `evaluate.every` images
+judges.json                     by what they were measured: a list, one entry `since` each change of it
 best/                           the export of the averaged weights that scored best, and best.json: when, and how well
 warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
 samples/000000020000.png        pictures drawn along the way, named by images seen
@@ -74,6 +75,7 @@ class RunFolder:
         self.log = path / "log.csv"
         self.evaluation = path / "evaluation.csv"
         self.scores = path / "scores.csv"
+        self.judges = path / "judges.json"
         self.best = path / "best"
         self.warnings = path / "warnings.csv"
         self.samples = path / "samples"

@@ -1,0 +1,133 @@
+"""Models side by side as a table: what each is, what it cost, how good it is beside real pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import T2IError
+from t2i.evaluation.measures import MEASURES
+from t2i.report.facts import NONE, Rows, amount, duration, number
+from t2i.report.runs import Run, part, read_run
+
+
+def rows(result: dict[str, Any]) -> Rows:
+    """(what, its value for each model): what it is, what it cost, how good it is beside real pictures."""
+    subjects = result["subjects"]
+    runs = [_run(subject) for subject in subjects]
+    scores = [subject["score"] for subject in subjects]
+    settings = [score["subject"].get("settings", {}) for score in scores]
+    found: Rows = [
+        ("family", [NONE if run is None else run.family for run in runs]),
+        ("parameters", [NONE if run is None else amount(run.parameters) for run in runs]),
+        ("images seen", [NONE if run is None else f"{run.images_seen:,}" for run in runs]),
+        ("training time", [NONE if run is None else duration(run.seconds) for run in runs]),
+        ("sampling steps", [_plain(some.get("steps")) for some in settings]),
+        ("guidance", [_plain(some.get("guidance")) for some in settings]),
+        ("images/s", [number(score.get("images_per_second") or math.nan) for score in scores]),
+        ("pictures judged", [f"{score['n']:,}" for score in scores]),
+    ]
+    for name in MEASURES:
+        if any(name in score["metrics"] for score in scores):
+            found += _metric(name, scores)
+    return found
+
+
+def _metric(name: str, scores: Sequence[dict[str, Any]]) -> Rows:
+    """A number's row, and below the distance its ratio; in the last column what real pictures get."""
+    title = MEASURES[name][0]
+    if name == "frechet":
+        title = " or ".join(dict.fromkeys(score["frechet_is"] for score in scores))
+    numbers = [score["metrics"].get(name) for score in scores]
+    values = [NONE if one is None else _spread(one["value"], one["spread"]) for one in numbers]
+    # two, where some draw their classes in turn and others by chance
+    floors = dict.fromkeys(_spread(one["floor"], one["floor_spread"]) for one in numbers if one)
+    made: Rows = [(title, [*values, " or ".join(floors)])]
+    if name == "frechet":
+        ratios = [NONE if one is None or one["ratio"] is None else f"{one['ratio']:.2f}" for one in numbers]
+        made.append(("  over that of real pictures", [*ratios, "1"]))
+    return made
+
+
+def _spread(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return NONE
+    return number(value) + ("" if spread is None else f" ± {number(spread, 2)}")
+
+
+def _plain(value: Any) -> str:
+    return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def heads(result: dict[str, Any]) -> list[str]:
+    """The names of the models, and of the last column."""
+    return [*(subject["name"] for subject in result["subjects"]), "real pictures"]
+
+
+def full(result: dict[str, Any]) -> Rows:
+    """The rows, every one with a cell for each head."""
+    width = len(heads(result))
+    return [(name, [*cells, *[""] * (width - len(cells))]) for name, cells in rows(result)]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table in Markdown, with what was judged against, and the warnings."""
+    lines = [f"| | {' | '.join(map(_cell, heads(result)))} |", f"| --- |{' --- |' * len(heads(result))}"]
+    lines += [f"| {_cell(name)} | {' | '.join(map(_cell, cells))} |" for name, cells in full(result)]
+    return "\n".join([*lines, "", protocol(result), *(f"- {line}" for line in warnings(result))]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.strip().replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def terminal(result: dict[str, Any]) -> str:
+    """The table as aligned text."""
+    lines = [["", *heads(result)], *([name, *cells] for name, cells in full(result))]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    sides = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def protocol(result: dict[str, Any]) -> str:
+    """One sentence on how it was measured."""
+    score = result["subjects"][0]["score"]
+    reference, floor = score["reference"], score["floor"]
+    coded = " and ".join(reference["formats"])
+    return (
+        f"{result['n']:,} pictures each, seed {result['seed']}, by {score['extractor']['name']}"
+        f"@{score['extractor']['hash'][:8]}, against {reference['count']:,} pictures of {reference['data']} ({coded}; "
+        f"data {reference['data_hash'][:12]}). Real pictures: {floor['draws']} draws of {floor['n']:,}"
+        " against the others."
+    )
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """Every warning once, after the names of those it is about."""
+    about: dict[str, list[str]] = {}
+    for subject in result["subjects"]:
+        for line in subject["score"]["warnings"]:
+            about.setdefault(line, []).append(subject["name"])
+    return [f"{', '.join(names)}: {line}" for line, names in about.items()]
+
+
+def _run(subject: dict[str, Any]) -> Run | None:
+    """The run behind a model, where there is one; behind the weights that it kept as best, as far as it was then."""
+    path = Path(subject["path"]).resolve()
+    try:
+        if path.name not in ("best", "export"):
+            return read_run(path)
+        run = read_run(path.parent)
+        if path.name == "export":
+            return run
+        seen = json.loads((path / "best.json").read_text(encoding="utf-8"))["images_seen"]
+        return replace(run, log=part(run.log, last=seen))
+    except (T2IError, OSError, ValueError, TypeError, KeyError):
+        return None
