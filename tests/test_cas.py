@@ -13,7 +13,8 @@ from t2i.cli.main import main
 from t2i.config import Source
 from t2i.errors import DataError
 from t2i.evaluation.cas import classification_accuracy_score, learn
-from t2i.evaluation.pictures import Stored, open_stored
+from t2i.evaluation.opening import open_stored
+from t2i.evaluation.pictures import Stored
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from test_ddpm_pipeline import make
 
 from t2i.cli.main import main
 from t2i.evaluation import comparison
-from t2i.evaluation.pictures import Drawn, open_pictures
+from t2i.evaluation.opening import open_pictures
+from t2i.evaluation.pictures import Drawn
 from t2i.evaluation.sheets import shown
 from t2i.report.compare_table import _run, warnings
 

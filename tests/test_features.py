@@ -15,7 +15,7 @@ from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.evaluation import features, networks
 from t2i.evaluation.features import load_extractor
 from t2i.evaluation.looking import look
-from t2i.evaluation.pictures import open_stored
+from t2i.evaluation.opening import open_stored
 from t2i.nn.resnet import ResNet
 
 

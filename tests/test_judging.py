@@ -28,7 +28,7 @@ from training_kit import (
 from t2i import config
 from t2i.errors import ConfigError, DataError
 from t2i.evaluation.features import load_extractor
-from t2i.evaluation.pictures import open_pictures
+from t2i.evaluation.opening import open_pictures
 from t2i.evaluation.reference import load_reference, make_reference, save_reference
 from t2i.evaluation.score import score
 from t2i.training.judging import Judging, check_best

@@ -22,7 +22,8 @@ from t2i.evaluation.features import Extractor, load_extractor
 from t2i.evaluation.looking import Seen
 from t2i.evaluation.metrics import Moments
 from t2i.evaluation.networks import CLIP
-from t2i.evaluation.pictures import Pictures, class_indices, open_pictures
+from t2i.evaluation.opening import open_pictures
+from t2i.evaluation.pictures import Pictures, class_indices
 from t2i.evaluation.prompts import ALL, clip_score, prompt_accuracy
 from t2i.evaluation.reference import load_reference, make_reference, save_reference
 from t2i.zoo import MINI
@@ -208,6 +209,17 @@ def test_pictures_of_generate_know_their_prompts(reference: Path, prompts: Path,
     assert {name: one["n"] for name, one in score["prompts"].items()} == {"object": 8, "style": 8, ALL: 8}
     _, out, _ = run("eval", "score", folder, "--ref", reference)
     assert "asked for, and shown: style (N = 8)" in out
+
+
+@pytest.mark.usefixtures("embedded")
+def test_text_to_image_models_are_compared(reference: Path, prompts: Path, tmp_path: Path, run: Run) -> None:
+    given = ("--ref", reference, "--prompts", prompts, "--n", 12, "-o", tmp_path / "compared")
+    code, out, err = run("eval", "compare", "mini", *given)
+    assert code == 0, err
+    (row,) = [line for line in out.splitlines() if "asked for, and shown: style" in line]
+    score = json.loads((tmp_path / "compared" / "compare.json").read_text())["subjects"][0]["score"]
+    assert score["images_per_second"] > 0
+    assert f"{score['prompts']['style']['value']:.4g}" in row
 
 
 @pytest.mark.usefixtures("embedded")

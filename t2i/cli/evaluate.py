@@ -151,10 +151,9 @@ def _score(
     quiet: bool,
     **settings: Any,
 ) -> dict[str, Any] | None:
-    from t2i.cli.prompts import read_prompts
     from t2i.evaluation.cas import classification_accuracy_score
     from t2i.evaluation.features import load_extractor
-    from t2i.evaluation.pictures import open_pictures
+    from t2i.evaluation.opening import open_pictures
     from t2i.evaluation.reference import extractor_spec, load_reference
     from t2i.evaluation.score import choose, score
     from t2i.evaluation.sheets import save_score
@@ -163,8 +162,7 @@ def _score(
     prepare_libraries()
     found = load_reference(ref)
     extractor = load_extractor(features or extractor_spec(found), device, offline)
-    told = {"prompts": [p.text for p in read_prompts((), (), prompts, sys.stdin.buffer)]} if prompts else {}
-    given = {"label": label, "device": device, "offline": offline, **told, **settings}
+    given = {"label": label, "device": device, "offline": offline, "prompts": _prompts(prompts), **settings}
     pictures = open_pictures(what, found.facts.size, count=n or 10_000, seed=seed, **given)
     with _bar("judging", quiet) as seen:
         result = score(pictures, found, extractor, n, seed, seen)
@@ -187,6 +185,7 @@ def _score(
 @click.option("--n", type=click.IntRange(1), default=10_000, help="How many pictures of each.  [10000]")
 @click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
 @click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
+@click.option("--prompts", metavar="FILE", help="Of text-to-image models: one per line, drawn in turn.")
 @click.option("--curves", is_flag=True, help="Also quality against steps and guidance, of diffusion models.")
 @click.option("--steps", metavar="LIST", help="Points of that curve.  [2,4,8,16,32,64,250,1000]")
 @click.option("--guidance", metavar="LIST", help="Points of that curve.  [1,1.5,2,3,5]")
@@ -227,6 +226,7 @@ def _compare(
     n: int,
     seed: int,
     data: str | None,
+    prompts: str | None,
     curves: bool,
     steps: str | None,
     guidance: str | None,
@@ -248,9 +248,17 @@ def _compare(
         _numbers("steps", steps, int) or (STEPS if curves else ()),
         _numbers("guidance", guidance, float) or (GUIDANCE if curves else ()),
         curve_n,
+        _prompts(prompts),
     )
     with _bar("judging", quiet) as seen:
         return compare(what, found, extractor, plan, output, data=data, seen=seen)
+
+
+def _prompts(file: str | None) -> tuple[str, ...]:
+    """The prompts of a file; none without one.  Raises UsageError."""
+    from t2i.cli.prompts import read_prompts
+
+    return () if file is None else tuple(one.text for one in read_prompts((), (), file, sys.stdin.buffer))
 
 
 def _numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:

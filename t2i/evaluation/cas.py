@@ -19,7 +19,8 @@ from t2i.data.batches import flips, visit_order
 from t2i.data.tables import Table
 from t2i.errors import DataError
 from t2i.evaluation.looking import sample
-from t2i.evaluation.pictures import Pictures, class_indices, open_stored
+from t2i.evaluation.opening import open_stored
+from t2i.evaluation.pictures import Pictures, class_indices
 from t2i.nn.resnet import ResNet
 from t2i.randomness import derive_seed
 

@@ -23,7 +23,9 @@ from torch import Tensor
 from t2i import files
 from t2i.errors import UsageError
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.pictures import Drawn, Pictures, open_pictures
+from t2i.evaluation.opening import draws_from_text, open_pictures
+from t2i.evaluation.pictures import Drawn, Pictures
+from t2i.evaluation.prompted import Prompted
 from t2i.evaluation.reference import VERSION, Reference
 from t2i.evaluation.score import score
 from t2i.evaluation.sheets import save_score
@@ -44,7 +46,7 @@ Seen = Callable[[int, int], object]
 class Plan:
     """What is the same for all.
 
-    n: pictures of each.  curve_n: pictures of each point of a curve.
+    n: pictures of each.  prompts: of those that draw from text.  curve_n: pictures of each point of a curve.
     steps, guidance: the points, none: no curve; more steps than a model knows noise levels are left out.
     """
 
@@ -53,6 +55,7 @@ class Plan:
     steps: tuple[int, ...] = ()
     guidance: tuple[float, ...] = ()
     curve_n: int = 1000
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -100,9 +103,10 @@ def compare(
     found = []
     for name, subject in zip(names, subjects, strict=True):
         here = folder / name
-        pictures = open_pictures(
-            subject, reference.facts.size, count=plan.n, seed=plan.seed, device=extractor.device, offline=True
-        )
+        given: dict[str, Any] = {"device": extractor.device, "offline": True}
+        if plan.prompts and draws_from_text(subject, offline=True):
+            given["prompts"] = plan.prompts
+        pictures = open_pictures(subject, reference.facts.size, count=plan.n, seed=plan.seed, **given)
         one = _judged(pictures, reference, extractor, plan.n, plan.seed, here / SCORE, data, seen)
         curves = {
             kind: [_point(pictures, reference, extractor, plan, kind, value, here, seen) for value in values]
@@ -179,8 +183,8 @@ def _judged(
         if result is None:
             return None
         result["wanted"] = wanted
-        rate = timed.drawn * processes().num_processes / timed.seconds if isinstance(pictures, Drawn) else None
-        result["images_per_second"] = rate
+        drawn = isinstance(pictures, Drawn | Prompted)
+        result["images_per_second"] = timed.drawn * processes().num_processes / timed.seconds if drawn else None
         for name in SHEETS if path.name == SCORE else ():
             (path.parent / name).unlink(missing_ok=True)  # of another score
         files.write(json.dumps(result, indent=1).encode(), path, overwrite=True)

@@ -25,7 +25,8 @@ from t2i.evaluation.features import Extractor, Questions
 from t2i.evaluation.looking import KEPT, Seen, look
 from t2i.evaluation.measures import FEWEST, Floor, floor, floor_size
 from t2i.evaluation.metrics import Moments
-from t2i.evaluation.pictures import Stored, open_stored
+from t2i.evaluation.opening import open_stored
+from t2i.evaluation.pictures import Stored
 from t2i.pipelines.weights import check_safetensors
 
 VERSION = 2  # of the format, and of how what is in it is computed: changing either changes it

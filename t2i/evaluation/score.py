@@ -232,7 +232,12 @@ def lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
 def _number(value: float | None, spread: float | None = None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+    return _digits(value, 4) + ("" if spread is None else f" ± {_digits(spread, 2)}")
+
+
+def _digits(value: float, digits: int) -> str:
+    """So many of them, and never an exponent for a large number."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:

@@ -10,7 +10,8 @@ from PIL.Image import Image
 
 from t2i import config, files, images
 from t2i.errors import DataError
-from t2i.evaluation.pictures import Pictures, Stored, open_stored
+from t2i.evaluation.opening import open_stored
+from t2i.evaluation.pictures import Pictures, Stored
 from t2i.evaluation.reference import Reference
 from t2i.recipe import Mark
 

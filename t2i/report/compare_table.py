@@ -34,6 +34,16 @@ def rows(result: dict[str, Any]) -> Rows:
     for name in MEASURES:
         if any(name in score["metrics"] for score in scores):
             found += _metric(name, scores)
+    prompts = [score.get("prompts", {}) for score in scores]
+    for name in dict.fromkeys(name for some in prompts for name in some):
+        values = [some[name]["value"] if name in some else math.nan for some in prompts]
+        floor = next(some[name]["floor"] for some in prompts if name in some)
+        found.append(
+            (f"asked for, and shown: {name}", [*map(number, values), NONE if floor is None else number(floor)])
+        )
+    if any(score.get("clip_score") for score in scores):
+        clips = [score.get("clip_score") or {"value": None, "spread": None} for score in scores]
+        found.append(("CLIPScore", [_spread(one["value"], one["spread"]) for one in clips]))
     return found
 
 

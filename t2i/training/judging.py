@@ -21,7 +21,7 @@ from t2i.config import Evaluate, Judged
 from t2i.errors import ConfigError
 from t2i.evaluation.features import Extractor, load_extractor
 from t2i.evaluation.measures import MEASURES
-from t2i.evaluation.pictures import drawn
+from t2i.evaluation.opening import drawn
 from t2i.evaluation.reference import Reference, check_extractor, extractor_spec, load_reference
 from t2i.evaluation.score import score
 from t2i.processes import is_main
