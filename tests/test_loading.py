@@ -279,20 +279,6 @@ def test_a_single_file_is_known_by_its_tensors(tmp_path: Path) -> None:
         locate(str(tmp_path / "one.SafeTensors"))
 
 
-def test_a_single_file_without_configs_says_where_they_come_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-    from huggingface_hub import constants
-    from safetensors.torch import save_file
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3)}, tmp_path / "x.safetensors")
-    with pytest.raises(ModelUnavailable, match="stable-diffusion-v1-5") as caught:
-        load_pipeline(locate(str(tmp_path / "x.safetensors"), offline=True), "cpu", "float32")
-    assert "hf download" in str(caught.value.hint)
-
-
 # --- the Hub ---
 
 

@@ -56,7 +56,10 @@ Examples:
 @click.option("-H", "--height", type=int, help="Pixels. Default: the model's.")
 @click.option("--size", metavar="WxH", help="Both at once, as 512x512.")
 @click.option(
-    "--scheduler", "--sampler", metavar="NAME", help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own."
+    "--scheduler",
+    "--sampler",
+    metavar="NAME",
+    help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own.",
 )
 @click.option(
     "-o",
@@ -70,9 +73,23 @@ Examples:
 @click.option("--columns", type=click.IntRange(1, 1000), help="Images per row of --grid. Default: a row per prompt.")
 @click.option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path.")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32 on a CPU.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="cpu, cuda, cuda:1, mps. Default: the fastest there is.",
+)
+@click.option(
+    "--dtype",
+    metavar="NAME",
+    help="float32, float16 or bfloat16. Default: float32 on a CPU.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--config",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False),
+    help="Configs and tokenizers for a single .safetensors file. Needed for neither Stable Diffusion 1 nor XL.",
+)
 @click.option("--offline", is_flag=True, help="Do not use the network.")
 @click.option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors.")
 def generate(**given: Any) -> None:

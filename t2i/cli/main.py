@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t2i.cli.train:train", "Train a model from scratch; the same command again resumes."),
     "sample": ("t2i.cli.sample:sample", "Draw images with a trained run."),
     "eval": ("t2i.cli.evaluate:evaluate", "Judge pictures of any family by one judge, beside real ones."),
-    "report": ("t2i.cli.report:report", "Show training runs on one page: curves, samples, metrics, config."),
+    "report": ("t2i.cli.report:report", "Show runs on one page: curves, samples, metrics, config."),
     "data": ("t2i.cli.data:data", "Look at a data set before you train on it."),
     "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
 }

@@ -11,6 +11,7 @@ from t2i.errors import ModelError, ModelUnavailable
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.zoo import NAMES, ResolvedModel, near
 
+CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # in every folder; what diffusers itself would ask for
 TIMEOUT = 10  # seconds for the first answer; downloads have the Hub library's own patience
 
 
@@ -48,6 +49,36 @@ def is_reachable(id: str) -> bool:
     except Exception:  # offline by setting, no network, no such model: all the same here
         return False
     return True
+
+
+def fetch_configs(id: str, file: str, offline: bool) -> Path:
+    """The configs and tokenizers of a Hub model, without its weights, for the single file of weights called `file`.
+
+    Raises ModelUnavailable where they are not cached and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(id, local_files_only=True, allow_patterns=CONFIG_FILES))
+        if (folder / "model_index.json").is_file():
+            return folder
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        pass
+    if not offline and is_reachable(id):
+        try:
+            return Path(snapshot_download(id, allow_patterns=CONFIG_FILES))
+        except Exception as e:  # the Hub's answers and the HTTP library's own errors
+            raise _no_configs(id, file) from e
+    raise _no_configs(id, file)
+
+
+def _no_configs(id: str, file: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{file} holds weights only; the configs and tokenizer of {id} belong to it and are not in the cache",
+        f"with a network, `hf download {id} --include '*.json' --include '*.txt'` gets them (small files);"
+        " or give a folder that has them: --config FOLDER",
+    )
 
 
 def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
