@@ -322,7 +322,7 @@ def test_without_a_network_a_cached_model_loads_and_another_is_named(
             locate(model, offline=offline)
         assert caught.value.exit_code == 4
         assert model in caught.value.message
-        assert f"t2i generate --model {model}" in str(caught.value.hint)
+        assert f"`t2i models pull {model}` gets it" in str(caught.value.hint)
     put_into_cache(cache, "owner/tiny", tiny_pipeline)
     files = locate("owner/tiny", offline=offline)
     assert (files.revision, files.model.name) == (COMMIT, "owner/tiny")

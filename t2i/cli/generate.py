@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from t2i.cli import complete
+
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 EXAMPLES = """\b
 Examples:
@@ -30,6 +32,7 @@ Examples:
     default="mini",
     envvar="T2I_MODEL",
     show_envvar=True,
+    shell_complete=complete.models,
     help="A name (mini, sd15, sdxl, ...), a pipeline or run folder, a Hub id owner/name, or one .safetensors file."
     " Default: mini, which is built in and needs no network.",
 )
@@ -59,6 +62,7 @@ Examples:
     "--scheduler",
     "--sampler",
     metavar="NAME",
+    shell_complete=complete.schedulers,
     help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own.",
 )
 @click.option(
@@ -76,11 +80,13 @@ Examples:
 @click.option(
     "--device",
     metavar="NAME",
+    shell_complete=complete.devices,
     help="cpu, cuda, cuda:1, mps. Default: the fastest there is.",
 )
 @click.option(
     "--dtype",
     metavar="NAME",
+    shell_complete=complete.dtypes,
     help="float32, float16 or bfloat16. Default: float32 on a CPU.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("t2i.cli.report:report", "Show runs on one page: curves, samples, metrics, config."),
     "data": ("t2i.cli.data:data", "Look at a data set before you train on it."),
     "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
+    "models": ("t2i.cli.models:models", "List, describe, get and delete models."),
 }
 
 

@@ -51,6 +51,25 @@ def is_reachable(id: str) -> bool:
     return True
 
 
+def describe(model: ResolvedModel) -> dict[str, Any]:
+    """What the Hub itself says of a model: its licence, whether it is gated, its newest commit.
+
+    Raises ModelUnavailable: no network, or no such model.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = model_info(model.location, timeout=TIMEOUT)
+    except HfHubHTTPError as e:
+        _explain(e, model, None)
+    except Exception as e:  # offline by setting, or the HTTP library's own errors
+        message = f"the Hub cannot be asked about {model.name!r} ({type(e).__name__})"
+        raise ModelUnavailable(message, "leave --online out") from None
+    license = getattr(info.card_data, "license", None) or model.defaults.license
+    return {"license": license, "gated": bool(info.gated), "newest": info.sha}
+
+
 def fetch_configs(id: str, file: str, offline: bool) -> Path:
     """The configs and tokenizers of a Hub model, without its weights, for the single file of weights called `file`.
 
@@ -99,7 +118,7 @@ def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
 def not_cached(model: ResolvedModel, revision: str | None, why: str) -> ModelUnavailable:
     """What is said where a model would have to be downloaded and cannot be; names the command that gets it."""
     at = f" at revision {revision}" if revision else ""
-    command = f't2i generate --model {model.name}{f" --revision {revision}" if revision else ""} "a horse"'
+    command = f"t2i models pull {model.name}{f' --revision {revision}' if revision else ''}"
     return ModelUnavailable(
         f"model {model.name!r}{at} is not in the cache, and {why}",
         f"with a network, `{command}` gets it; the embedded model needs none: --model mini",

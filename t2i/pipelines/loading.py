@@ -75,6 +75,7 @@ def locate(model: str, *, revision: str | None = None, offline: bool = False, co
     folder = Path(resolved.location)
     commit = None
     if resolved.kind == "hub":
+        revision = revision or resolved.revision
         folder = hub.fetch(resolved, revision, offline)
         commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
         resolved = replace(resolved, defaults=model_defaults(folder, resolved.defaults))
