@@ -44,11 +44,15 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Entry:
-    """A named model: its Hub id, the settings it draws best with, and whether its licence must be accepted first."""
+    """A named model: its Hub id, the settings it draws best with, and whether its licence must be accepted first.
+
+    revision: the Hub's commit that the name stands for; None: whatever `main` is, since no commit is known to be good.
+    """
 
     id: str
     defaults: Defaults
     gated: bool = False
+    revision: str | None = None
 
 
 def _entry(
@@ -61,10 +65,11 @@ def _entry(
     *,
     gated: bool = False,
     guidance_name: str = "guidance_scale",
+    revision: str | None = None,
 ) -> Entry:
     size = (pixels, pixels)
     defaults = Defaults(None, steps, guidance, size, None, dtype, license, guidance_name)
-    return Entry(id, defaults, gated)
+    return Entry(id, defaults, gated, revision)
 
 
 # Steps, guidance, pixels and dtype as the models' cards and diffusers' documentation give them.
@@ -92,7 +97,7 @@ class ResolvedModel:
     """Where a model is.
 
     kind: "folder" (location is its path), "file" (one safetensors file) or "hub" (location is owner/name).
-    name: what is shown and recorded: never an absolute path.
+    name: what is shown and recorded: never an absolute path.  revision: the commit that the zoo pins.
     """
 
     kind: Literal["folder", "hub", "file"]
@@ -100,6 +105,7 @@ class ResolvedModel:
     name: str
     defaults: Defaults
     gated: bool = False
+    revision: str | None = None
 
 
 def resolve(model: str) -> ResolvedModel:
@@ -113,7 +119,7 @@ def resolve(model: str) -> ResolvedModel:
         return _resolve_mini()
     if model in ZOO:
         entry = ZOO[model]
-        return ResolvedModel("hub", entry.id, model, entry.defaults, entry.gated)
+        return ResolvedModel("hub", entry.id, model, entry.defaults, entry.gated, entry.revision)
     try:
         path = Path(model).expanduser()
         if path.is_dir():
@@ -123,9 +129,14 @@ def resolve(model: str) -> ResolvedModel:
     except (OSError, ValueError, RuntimeError):  # NUL, a name too long, ~nobody: not a path, then
         pass
     if HUB_ID.fullmatch(model) and Path(model).suffix not in (*PICKLES, ".safetensors"):
-        known = {entry.id: entry for entry in ZOO.values()}.get(model)
-        return ResolvedModel("hub", model, model, known.defaults if known else Defaults(), bool(known and known.gated))
+        return hub_model(model)
     raise _no_such_model(model)
+
+
+def hub_model(id: str) -> ResolvedModel:
+    """A model by its Hub id alone, with the zoo's defaults where it has them; what the id asks for is its newest."""
+    known = {entry.id: entry for entry in ZOO.values()}.get(id)
+    return ResolvedModel("hub", id, id, known.defaults if known else Defaults(), bool(known and known.gated))
 
 
 def model_defaults(folder: Path, fallback: Defaults) -> Defaults:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before anything imports huggingface_hub, which reads them once: no test may reach the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# What someone has made the default on this machine is no part of a test.
+os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "t2i-tests-config")
 os.environ.pop("T2I_MODEL", None)
 os.environ.pop("T2I_DEBUG", None)
 

@@ -130,14 +130,25 @@ ran = []
 for network, *words in json.loads(sys.argv[2]):
     urllib.request.urlopen(f"{sys.argv[1]}/network/{network}").close()
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        code = main(["generate", "a horse", "-s", "1", "--steps", "1", *words])
+        code = main(words)
     ran.append((code, out.getvalue(), err.getvalue()))
 print(json.dumps(ran))
 """
 
 
 def run(hub: HubServer, folder: Path, *calls: list[str]) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each call (the network's state, then options), all in one new process."""
+    """`t2i generate`: (exit code, stdout, stderr) of each call (the network's state, then options)."""
+    drawing = ["generate", "a horse", "-s", "1", "--steps", "1"]
+    return run_all(hub, folder, *([network, *drawing, *options] for network, *options in calls))
+
+
+def run_models(hub: HubServer, folder: Path, *calls: list[str]) -> list[tuple[int, str, str]]:
+    """`t2i models`, likewise."""
+    return run_all(hub, folder, *([network, "models", *words] for network, *words in calls))
+
+
+def run_all(hub: HubServer, folder: Path, *calls: list[str]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each call (the network's state, then what stands after `t2i`), in one process."""
     url = f"http://127.0.0.1:{hub.server_port}"
     env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     env |= {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
@@ -156,7 +167,7 @@ def test_a_model_comes_from_the_hub_and_what_broke_off_goes_on(hub: HubServer, t
     assert (broken[0], broken[1]) == (4, "")
     assert "model 'owner/tiny' is not in the cache, and the download broke off" in broken[2]
     assert "files that arrived whole are kept" in broken[2]
-    assert '`t2i generate --model owner/tiny "a horse"` gets it' in broken[2]
+    assert "`t2i models pull owner/tiny` gets it" in broken[2]
     assert (drawn[0], drawn[1].count("\n")) == (0, 1), drawn[2]
     others = [name for name in hub.asked if name != WEIGHTS]
     assert sorted(others) == sorted(set(others))  # what had arrived whole was not asked for again

@@ -36,6 +36,7 @@ LAYOUT = """
     t2i.evaluation.*
     t2i.training.*
     t2i.report.*
+    t2i.doctor
     t2i.cli.*
     t2i.__main__
 """

@@ -89,7 +89,7 @@ def test_every_command_has_help_and_takes_debug(name: str, capsys: pytest.Captur
 
 
 def test_shells_complete_commands_and_options() -> None:
-    """Click's own completion, by the variable the README names."""
+    """Click's own completion, by the variable that its script sets."""
     asked = {"_T2I_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "t2i tr"}
     assert run("-m", "t2i", env={**ENV, **asked}).stdout == "plain,train\n"
     asked |= {"COMP_CWORD": "2", "COMP_WORDS": "t2i train"}

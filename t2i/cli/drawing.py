@@ -51,6 +51,7 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    config: str | None = None
     offline: bool = False
     jobs: list[Job] = field(init=False)
 
@@ -94,7 +95,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     say: takes a line for the user.  bar: show progress on stderr, if that is a terminal.
     Raises T2IError; PartialFailure where images had been written before.
     """
-    files = locate(request.model, revision=request.revision, offline=request.offline)
+    files = locate(request.model, revision=request.revision, offline=request.offline, config=request.config)
     outputs = Outputs(
         request.output,
         format=request.format,

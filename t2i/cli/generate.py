@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from t2i.cli import complete
+
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 EXAMPLES = """\b
 Examples:
@@ -30,6 +32,7 @@ Examples:
     default="mini",
     envvar="T2I_MODEL",
     show_envvar=True,
+    shell_complete=complete.models,
     help="A name (mini, sd15, sdxl, ...), a pipeline or run folder, a Hub id owner/name, or one .safetensors file."
     " Default: mini, which is built in and needs no network.",
 )
@@ -56,7 +59,11 @@ Examples:
 @click.option("-H", "--height", type=int, help="Pixels. Default: the model's.")
 @click.option("--size", metavar="WxH", help="Both at once, as 512x512.")
 @click.option(
-    "--scheduler", "--sampler", metavar="NAME", help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own."
+    "--scheduler",
+    "--sampler",
+    metavar="NAME",
+    shell_complete=complete.schedulers,
+    help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own.",
 )
 @click.option(
     "-o",
@@ -70,9 +77,25 @@ Examples:
 @click.option("--columns", type=click.IntRange(1, 1000), help="Images per row of --grid. Default: a row per prompt.")
 @click.option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path.")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="float32, float16 or bfloat16. Default: float32 on a CPU.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    shell_complete=complete.devices,
+    help="cpu, cuda, cuda:1, mps. Default: the fastest there is.",
+)
+@click.option(
+    "--dtype",
+    metavar="NAME",
+    shell_complete=complete.dtypes,
+    help="float32, float16 or bfloat16. Default: float32 on a CPU.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--config",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False),
+    help="Configs and tokenizers for a single .safetensors file. Needed for neither Stable Diffusion 1 nor XL.",
+)
 @click.option("--offline", is_flag=True, help="Do not use the network.")
 @click.option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors.")
 def generate(**given: Any) -> None:

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
-from t2i.errors import OutOfMemory, T2IError
+from t2i.cli.defaults import UNTOUCHED, config_path, default_map
+from t2i.errors import ConfigError, OutOfMemory, T2IError, UsageError
 
 # name: ("module:attribute", one line of help), in the order of a user's first day
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -23,9 +24,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t2i.cli.train:train", "Train a model from scratch; the same command again resumes."),
     "sample": ("t2i.cli.sample:sample", "Draw images with a trained run."),
     "eval": ("t2i.cli.evaluate:evaluate", "Judge pictures of any family by one judge, beside real ones."),
-    "report": ("t2i.cli.report:report", "Show training runs on one page: curves, samples, metrics, config."),
+    "report": ("t2i.cli.report:report", "Show runs on one page: curves, samples, metrics, config."),
     "data": ("t2i.cli.data:data", "Look at a data set before you train on it."),
     "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
+    "models": ("t2i.cli.models:models", "List, describe, get and delete models."),
+    "config": ("t2i.cli.config:config", "Your own defaults for the options of every command."),
+    "doctor": ("t2i.cli.doctor:doctor", "Find what is wrong with this installation, and how to mend it."),
+    "completion": ("t2i.cli.completion:completion", "Print the script that completes t2i's words in your shell."),
 }
 
 
@@ -34,6 +39,7 @@ class Session:
     """What one call of `t2i` knows beyond its parameters; Click's `ctx.obj`."""
 
     debug: bool = False
+    defaults: bool = False  # whether the user's config file says something about this command
 
 
 class LazyGroup(click.Group):
@@ -129,6 +135,9 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif ctx.invoked_subcommand not in UNTOUCHED and config_path().exists():
+        ctx.default_map = default_map(ctx, ctx.invoked_subcommand)
+        ctx.ensure_object(Session).defaults = bool(ctx.default_map)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -153,10 +162,10 @@ def main(args: Sequence[str] | None = None) -> int:
             import traceback
 
             click.echo(_redact(traceback.format_exc()), err=True, nl=False)
-        return _explain(e)
+        return _explain(e, session)
 
 
-def _explain(e: Exception) -> int:
+def _explain(e: Exception, session: Session) -> int:
     """Say on stderr what went wrong and the way out; return the exit code."""
     if isinstance(e, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since Click 8.2: a group called alone
         click.echo(str(e))
@@ -167,7 +176,10 @@ def _explain(e: Exception) -> int:
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
         e = OutOfMemory(f"out of memory: {_one_line(e)}", hint)
     if isinstance(e, T2IError):
-        return _say(e.message, e.hint, e.exit_code)
+        way_out = e.hint
+        if session.defaults and isinstance(e, UsageError) and not isinstance(e, ConfigError):
+            way_out = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
+        return _say(e.message, way_out, e.exit_code)
     what = f"{type(e).__name__}: {_one_line(e)}" if str(e) else type(e).__name__
     return _say(f"unexpected {what}", "--debug shows where", 1)
 

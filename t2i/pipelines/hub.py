@@ -11,6 +11,7 @@ from t2i.errors import ModelError, ModelUnavailable
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.zoo import NAMES, ResolvedModel, near
 
+CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # in every folder; what diffusers itself would ask for
 TIMEOUT = 10  # seconds for the first answer; downloads have the Hub library's own patience
 
 
@@ -50,6 +51,55 @@ def is_reachable(id: str) -> bool:
     return True
 
 
+def describe(model: ResolvedModel) -> dict[str, Any]:
+    """What the Hub itself says of a model: its licence, whether it is gated, its newest commit.
+
+    Raises ModelUnavailable: no network, or no such model.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = model_info(model.location, timeout=TIMEOUT)
+    except HfHubHTTPError as e:
+        _explain(e, model, None)
+    except Exception as e:  # offline by setting, or the HTTP library's own errors
+        message = f"the Hub cannot be asked about {model.name!r} ({type(e).__name__})"
+        raise ModelUnavailable(message, "leave --online out") from None
+    license = getattr(info.card_data, "license", None) or model.defaults.license
+    return {"license": license, "gated": bool(info.gated), "newest": info.sha}
+
+
+def fetch_configs(id: str, file: str, offline: bool) -> Path:
+    """The configs and tokenizers of a Hub model, without its weights, for the single file of weights called `file`.
+
+    Raises ModelUnavailable where they are not cached and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(id, local_files_only=True, allow_patterns=CONFIG_FILES))
+        if (folder / "model_index.json").is_file():
+            return folder
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        pass
+    if not offline and is_reachable(id):
+        try:
+            return Path(snapshot_download(id, allow_patterns=CONFIG_FILES))
+        except Exception as e:  # the Hub's answers and the HTTP library's own errors
+            raise _no_configs(id, file) from e
+    raise _no_configs(id, file)
+
+
+def _no_configs(id: str, file: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{file} holds weights only; the configs and tokenizer of {id} belong to it and are not in the cache",
+        f"with a network, `hf download {id} --include '*.json' --include '*.txt'` gets them (small files);"
+        " or give a folder that has them: --config FOLDER",
+    )
+
+
 def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -68,7 +118,7 @@ def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
 def not_cached(model: ResolvedModel, revision: str | None, why: str) -> ModelUnavailable:
     """What is said where a model would have to be downloaded and cannot be; names the command that gets it."""
     at = f" at revision {revision}" if revision else ""
-    command = f't2i generate --model {model.name}{f" --revision {revision}" if revision else ""} "a horse"'
+    command = f"t2i models pull {model.name}{f' --revision {revision}' if revision else ''}"
     return ModelUnavailable(
         f"model {model.name!r}{at} is not in the cache, and {why}",
         f"with a network, `{command}` gets it; the embedded model needs none: --model mini",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError, ModelUnavailable, T2IError, UsageError
-from t2i.pipelines import hub
+from t2i.errors import ModelError, T2IError, UsageError
+from t2i.pipelines import hub, single_file
 from t2i.pipelines.quiet import prepare_libraries, quiet
-from t2i.pipelines.weights import check_pipeline_folder, check_safetensors, tensor_names, weights_hash
+from t2i.pipelines.weights import check_pipeline_folder, weights_hash
 from t2i.zoo import Defaults, ResolvedModel, model_defaults, resolve
 
 DTYPES = {
@@ -24,24 +25,13 @@ DTYPES = {
 }
 SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its pictures equal the CPU's
 
-# A tensor that only this kind of single file has, and the pipeline class that draws with it.
-SINGLE_FILES: tuple[tuple[str, str, str], ...] = (
-    (r"conditioner\.embedders\.1\.", "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
-    (r"model\.diffusion_model\.joint_blocks\.", "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-medium"),
-    (r"(model\.diffusion_model\.)?double_blocks\.", "FluxPipeline", "black-forest-labs/FLUX.1-dev"),
-    (
-        r"model\.diffusion_model\.input_blocks\.",
-        "StableDiffusionPipeline",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    ),
-)
-
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A model on this machine, its files checked and nothing loaded yet.
 
     path: the pipeline's folder, or the one file.  kind: the pipeline class by name.  revision: the Hub's commit.
+    config: of one file, the folder of its configs, where that is known.
     """
 
     model: ResolvedModel
@@ -50,6 +40,7 @@ class ModelFiles:
     weights: tuple[Path, ...]
     revision: str | None = None
     offline: bool = False
+    config: Path | None = None
 
     @property
     def defaults(self) -> Defaults:
@@ -66,19 +57,25 @@ class ModelFiles:
         return weights_hash(self.weights, self.path if self.path.is_dir() else self.path.parent)
 
 
-def locate(model: str, *, revision: str | None = None, offline: bool = False) -> ModelFiles:
+def locate(model: str, *, revision: str | None = None, offline: bool = False, config: str | None = None) -> ModelFiles:
     """Find a model's files, downloading them where that is needed and allowed, and check them.  Loads nothing.
 
-    Raises UsageError (a revision of something local), ModelUnavailable and ModelError.
+    config: a folder with the configs of a single file.
+    Raises UsageError (a revision of something local, configs of a folder), ModelUnavailable and ModelError.
     """
     resolved = resolve(model)
     if revision is not None and resolved.kind != "hub":
         raise UsageError(f"revision {revision!r}: {resolved.name!r} is on this machine and has no revisions")
+    if config is not None and resolved.kind != "file":
+        raise UsageError(f"--config {config!r}: {resolved.name!r} has its own; only a single file needs them")
     if resolved.kind == "file":
-        return _locate_file(resolved, offline)
+        path = Path(resolved.location)
+        kind, configs = single_file.identify(path, Path(os.path.abspath(config)) if config is not None else None)
+        return ModelFiles(resolved, path, kind, (path,), None, offline, configs)
     folder = Path(resolved.location)
     commit = None
     if resolved.kind == "hub":
+        revision = revision or resolved.revision
         folder = hub.fetch(resolved, revision, offline)
         commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
         resolved = replace(resolved, defaults=model_defaults(folder, resolved.defaults))
@@ -88,20 +85,6 @@ def locate(model: str, *, revision: str | None = None, offline: bool = False) ->
         name = resolved.location if resolved.kind == "hub" else folder.name
         raise ModelError(e.message.replace(f"{folder.name}", name, 1), e.hint) from None
     return ModelFiles(resolved, folder, kind, weights, commit, offline)
-
-
-def _locate_file(resolved: ResolvedModel, offline: bool) -> ModelFiles:
-    path = Path(resolved.location)
-    check_safetensors(path)
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path.name}: by its content a safetensors file", "rename it to end in .safetensors")
-    names = tensor_names(path)
-    for pattern, kind, _ in SINGLE_FILES:
-        if any(re.match(pattern, name) for name in names):
-            return ModelFiles(resolved, path, kind, (path,), None, offline)
-    adapter = any("lora" in name.lower() for name in names)
-    what = "an adapter (LoRA), not a model" if adapter else f"of no known kind (its tensors: {names[0][:60]}, ...)"
-    raise ModelError(f"{path.name} is {what}", "give a whole model: Stable Diffusion 1, 2, XL, 3, FLUX.1, or a folder")
 
 
 def choose_device(device: str | None) -> str:
@@ -147,21 +130,26 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
     import torch
 
     kind = pipeline_class(files.kind)
-    options = {"torch_dtype": getattr(torch, dtype), "local_files_only": files.path.is_dir() or files.offline}
-    name = files.model.name
+    options = {"torch_dtype": getattr(torch, dtype), "local_files_only": True}
+    name, components = files.model.name, components or {}
     with quiet() as said:
         try:
             if files.path.is_dir():
-                pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **(components or {}))
+                pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **components)
             else:
-                pipe = _from_single_file(kind, files, options)
+                pipe = single_file.load(kind, files.path, files.config, components, options, files.offline)
             pipe = pipe.to(device)
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
             _refuse_missing_weights(name, said)
+            if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
+                raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
             reason = " ".join(str(e).split())[:300]
-            raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", "get the model again") from e
+            hint = "get the model again"
+            if not files.path.is_dir():
+                hint += "; if it has other sizes than usual, give the folder of its configs: --config FOLDER"
+            raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", hint) from e
     _refuse_missing_weights(name, said)
     return pipe
 
@@ -202,21 +190,3 @@ def pipeline_class(name: str) -> Any:
         return _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, name)
     except ValueError:
         raise ModelError(f"a {name} does not make images from text", "choose a text-to-image model") from None
-
-
-def _from_single_file(kind: Any, files: ModelFiles, options: dict[str, Any]) -> Any:
-    """A single file holds weights only; configs and tokenizers are those of the model it was made from.
-
-    Raises ModelUnavailable where these are not cached and cannot be fetched.
-    """
-    base = next(base for _, name, base in SINGLE_FILES if name == files.kind)
-    try:
-        return kind.from_single_file(str(files.path), **options | {"local_files_only": True})
-    except (OSError, ValueError) as e:  # what the Hub library raises for a file that is not cached
-        if files.offline or not hub.is_reachable(base):
-            raise ModelUnavailable(
-                f"{files.model.name} holds weights only; the configs and tokenizer of {base} belong to it and are not"
-                " in the cache",
-                f"with a network, `hf download {base} --include '*.json' --include '*.txt'` gets them (small files)",
-            ) from e
-    return kind.from_single_file(str(files.path), **options)

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from t2i.pipelines import single_file
 from t2i.pipelines.loading import ModelFiles
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.zoo import read_json
 
 
 def load_tokenizers(files: ModelFiles) -> dict[str, Any]:
-    """The tokenizers of a pipeline folder by component name, ready to be handed to `load_pipeline`.
+    """The tokenizers of a model by component name, ready to be handed to `load_pipeline`.
 
-    Empty where they are not in the folder; a tokenizer that cannot be loaded is left to `load_pipeline` to explain.
+    Empty where it is not known yet where they are; one that cannot be loaded is left to `load_pipeline` to explain.
     """
-    if not files.path.is_dir():
+    folder = files.path if files.path.is_dir() else files.config
+    if folder is None:
         return {}
+    if folder.parent == single_file.CARRIED:
+        return single_file.tokenizers(folder)
     prepare_libraries()
     import transformers
 
     tokenizers = {}
-    for name, value in read_json(files.path / "model_index.json").items():
+    for name, value in read_json(folder / "model_index.json").items():
         if isinstance(value, list) and len(value) == 2 and value[0] == "transformers" and "Tokenizer" in str(value[1]):
             try:
                 with quiet():
                     kind = getattr(transformers, str(value[1]))
-                    tokenizers[name] = kind.from_pretrained(files.path / name, local_files_only=True)
+                    tokenizers[name] = kind.from_pretrained(folder / name, local_files_only=True)
             except Exception:  # said better, and once, when the pipeline is loaded
                 return {}
     return tokenizers

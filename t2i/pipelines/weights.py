@@ -28,17 +28,9 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
 
     Raises ModelError: code in the folder, an unsafe component, pickles only, or a damaged weights file.
     """
-    index = read_json(folder / "model_index.json")
-    kind = index.get("_class_name")
-    if not isinstance(kind, str) or "custom_pipeline" in index or (folder / "pipeline.py").exists():
-        raise _carries_code(folder, "pipeline.py, or a pipeline class that is not diffusers' own")
+    kind, components = _read_index(folder)
     weights: list[Path] = []
-    for name, value in index.items():
-        if not isinstance(value, list) or len(value) != 2 or None in value:
-            continue
-        library, component = value
-        if not (name.isidentifier() and _is_safe_library(library)) or str(component).endswith("Pipeline"):
-            raise _carries_code(folder, f"component {name[:40]!r} is {str(component)[:40]!r} of {str(library)[:40]!r}")
+    for name, component in components.items():
         part = folder / name
         if not part.is_dir() and (folder / "config.json").is_file():
             part = folder  # as google/ddpm-cifar10-32 is published, and as diffusers reads it
@@ -46,6 +38,41 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
     if not weights:
         raise ModelError(f"{folder.name}: no component with weights in model_index.json", "get the model again")
     return kind, tuple(sorted(weights))
+
+
+def check_config_folder(folder: Path) -> str:
+    """The pipeline's class name of a folder from which configs and tokenizers are taken, and weights where it has them.
+
+    Raises ModelError as `check_pipeline_folder` does, but for what is not there.
+    """
+    if not (folder / "model_index.json").is_file():
+        message = f"{folder.name} holds no configs of a model: it has no model_index.json"
+        raise ModelError(message, "give a diffusers pipeline folder; its weights are not needed")
+    kind, components = _read_index(folder)
+    for name, component in components.items():
+        files = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
+        if any(file.suffix.lower() in (".safetensors", *PICKLES) for file in files):
+            _check_component(folder / name, component)
+        else:
+            _check_files(folder / name, files)
+    return kind
+
+
+def _read_index(folder: Path) -> tuple[str, dict[str, str]]:
+    """(pipeline class, {component: its class}) of a model_index.json.  Raises ModelError for what would be code."""
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or "custom_pipeline" in index or (folder / "pipeline.py").exists():
+        raise _carries_code(folder, "pipeline.py, or a pipeline class that is not diffusers' own")
+    components = {}
+    for name, value in index.items():
+        if not isinstance(value, list) or len(value) != 2 or None in value:
+            continue
+        library, component = value
+        if not (name.isidentifier() and _is_safe_library(library)) or str(component).endswith("Pipeline"):
+            raise _carries_code(folder, f"component {name[:40]!r} is {str(component)[:40]!r} of {str(library)[:40]!r}")
+        components[name] = str(component)
+    return kind, components
 
 
 def check_safetensors(path: Path) -> None:
@@ -89,12 +116,12 @@ def weights_hash(files: Sequence[Path], root: Path) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors in a safetensors file that has been checked."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the tensors in a safetensors file that has been checked; none is read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        return list(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
 
 
 def _is_safe_library(library: Any) -> bool:
@@ -112,15 +139,7 @@ def _check_component(folder: Path, component: str) -> list[Path]:
     if not folder.is_dir():
         raise ModelError(f"{where}: the folder of this component is missing", "the model is incomplete: get it again")
     files = sorted(folder.iterdir())
-    for file in files:
-        if file.suffix.lower() == ".py" or file.name == "adapter_config.json":
-            raise _carries_code(folder.parent, f"{folder.name}/{file.name}")
-        if file.name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "scheduler_config.json"):
-            found = [key for key in CODE_KEYS if key in read_json(file)]
-            if found:
-                raise _carries_code(folder.parent, f"{found[0]!r} in {folder.name}/{file.name}")
-        if file.name.endswith(".index.json"):
-            _check_shards(file)
+    _check_files(folder, files)
     if NO_WEIGHTS.search(component):
         return []
     weights = [file for file in files if file.suffix == ".safetensors"]
@@ -132,6 +151,19 @@ def _check_component(folder: Path, component: str) -> list[Path]:
             raise ModelError(f"{where}: only pickled weights ({pickles[0]}); they can run any code", SAFETENSORS_HINT)
         raise ModelError(f"{where}: no .safetensors weights", "the model is incomplete: get it again")
     return weights
+
+
+def _check_files(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ModelError where one of a component's files is code, asks for code, or names shards elsewhere."""
+    for file in files:
+        if file.suffix.lower() == ".py" or file.name == "adapter_config.json":
+            raise _carries_code(folder.parent, f"{folder.name}/{file.name}")
+        if file.name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "scheduler_config.json"):
+            found = [key for key in CODE_KEYS if key in read_json(file)]
+            if found:
+                raise _carries_code(folder.parent, f"{found[0]!r} in {folder.name}/{file.name}")
+        if file.name.endswith(".index.json"):
+            _check_shards(file)
 
 
 def _check_shards(index: Path) -> None:
