@@ -69,7 +69,7 @@ def examine() -> Iterator[Finding]:
     yield from cache()
     yield extras()
     yield embedded("mini")
-    yield embedded("judge")
+    yield from map(embedded, ("judge", "judge64"))
 
 
 def libraries() -> Iterator[Finding]:
