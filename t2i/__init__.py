@@ -1,10 +1,9 @@
 """t2i: text-to-image and diffusion models, from theory to picture.
 
-    import t2i
+    from t2i import load
 
-    draw = t2i.load()  # the embedded model `mini`
-    for result in draw("a horse in Van Gogh style", seeds=[0]):
-        result.image.save("horse.png")
+    draw = load("mini")  # the embedded model
+    draw("a horse in Van Gogh style", seed=7, num_images=4)[0].save("horse.png")
 
 Names are resolved when they are first used (PEP 562), so that importing t2i imports nothing heavy.
 """
@@ -13,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i import errors as errors
-    from t2i.pipelines.text_to_image import TextToImage
-
-    load = TextToImage.load
+    from t2i.pipelines.painter import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "errors", "load"]
 
 _LAZY = {
     "errors": ("t2i.errors", None),
-    "load": ("t2i.pipelines.text_to_image", "TextToImage.load"),
+    "load": ("t2i.pipelines.painter", "load"),
 }
 
 

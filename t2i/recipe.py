@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ class Recipe:
     weights_hash: str | None = None  # sha256, hex
     dtype: str = "float32"
     device: str = "cpu"
+    hardware: str = ""  # the processor's name, as its maker calls it
+    threads: int = 0  # of the CPU; 0: not known
+    batch_size: int = 1  # images drawn at once: another number may round differently
+    batch_index: int = 0  # which of them this image was
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
     version: int = VERSION  # of this record's format
@@ -60,7 +65,7 @@ class Recipe:
         put(self, "template", self.template or self.prompt)
         put(self, "model", public_name(self.model))
         put(self, "device", self.device.partition(":")[0])
-        put(self, "scheduler_config", _plain(self.scheduler_config))
+        put(self, "scheduler_config", plain_config(self.scheduler_config))
 
     def parameters(self) -> str:
         """A1111's text form."""
@@ -141,6 +146,12 @@ def public_name(model: str) -> str:
     return path.rpartition("/")[2] if is_path else path
 
 
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config as JSON can hold it: no private entries, no tuples, no folders of this machine."""
+    plain: dict[str, Any] = _plain(dict(config))
+    return plain
+
+
 def parse_parameters(text: str) -> dict[str, str]:
     """A1111's text as a dict of settings, "Prompt" and "Negative prompt", as A1111 parses it."""
     return infotext.parse(text)
@@ -171,7 +182,6 @@ def _is(value: object, kind: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A scheduler's config as JSON can hold it: no private entries, no tuples, no folders of this machine."""
     if isinstance(value, dict):
         hidden = ("_name_or_path", "_use_default_values")
         return {str(key): _plain(item) for key, item in value.items() if key not in hidden}

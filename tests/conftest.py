@@ -14,12 +14,15 @@ os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "t2i-tests-c
 os.environ.pop("T2I_MODEL", None)
 os.environ.pop("T2I_DEBUG", None)
 
+import io
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from generate_kit import Ran, Run
 
 MERGES = ("h o", "ho r", "hor s", "hors e</w>", "v a", "va n</w>", "g o", "go g", "gog h</w>", "c a", "ca t</w>")
 
@@ -132,3 +135,28 @@ def epsilon_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline_copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
     """A copy of the tiny pipeline that a test may damage."""
     return Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def t2i(here: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs `t2i generate` with the tiny pipeline and two steps, unless told otherwise."""
+    monkeypatch.setenv("T2I_MODEL", str(tiny_pipeline))
+
+    from t2i.cli.main import main
+
+    def run(*arguments: str, stdin: bytes = b"", steps: str = "2") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        code = main(["generate", *arguments, *(["--steps", steps] if steps else [])])
+        return Ran(code, *capfd.readouterr())
+
+    return run

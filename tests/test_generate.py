@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from generate_kit import Run, files
 from PIL import Image
 
 from t2i import recipe
 from t2i.cli import output
-from t2i.cli.main import main
-from t2i.cli.prompts import Prompt, make_jobs
+from t2i.cli.tasks import Prompt, make_tasks
 
-
-class Ran(NamedTuple):
-    """What one call left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Run = Callable[..., Ran]
 OPTIONS = """
 --prompt --prompts --negative-prompt --model --steps --num-inference-steps --guidance --cfg-scale --guidance-scale
 --seed --batch-count --num-images --batch-size --width --height --size --scheduler --sampler --output --overwrite
---grid --format --json --device --dtype --revision --offline --quiet --debug T2I_MODEL
+--grid --format --json --device --dtype --revision --offline --quiet --debug T2I_MODEL --from --raw --wildcards
 """
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def t2i(here: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs `t2i generate` with the tiny pipeline and two steps, unless told otherwise."""
-    monkeypatch.setenv("T2I_MODEL", str(tiny_pipeline))
-
-    def run(*arguments: str, stdin: bytes = b"", steps: str = "2") -> Ran:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capfd.readouterr()
-        code = main(["generate", *arguments, *(["--steps", steps] if steps else [])])
-        return Ran(code, *capfd.readouterr())
-
-    return run
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 # --- what comes out ---
@@ -186,7 +143,7 @@ def test_prompts_from_everywhere(t2i: Run, here: Path) -> None:
 
 
 def test_rows_of_a_file_shift_the_seeds() -> None:
-    jobs = make_jobs([Prompt("a"), Prompt("b", 0), Prompt("c", 1), Prompt("d", 2)], [10], 3)
+    jobs = [task.job for task in make_tasks([Prompt("a"), Prompt("b", 0), Prompt("c", 1), Prompt("d", 2)], [10], 3)]
     assert [job.seed for job in jobs] == [10, 11, 12, 10, 11, 12, 13, 14, 15, 16, 17, 18]
 
 

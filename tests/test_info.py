@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,8 @@ def test_pixels_that_were_changed_are_said_to_be(tmp_path: Path) -> None:
 def test_json_is_one_object_per_line_and_complete(tmp_path: Path) -> None:
     first = images.save(PICTURE, tmp_path / "a.png", recipe=MADE)
     second = images.save(PICTURE, tmp_path / "b.jpg", recipe=MADE)
-    lines = [json.loads(line) for line in call("--json", first, second).output.splitlines()]
-    assert [line["path"] for line in lines] == [str(first), str(second)]
+    lines = [json.loads(line) for line in call("--json", first, second, first).output.splitlines()]
+    assert [line["path"] for line in lines] == [str(first), str(second), str(first)]
     for line in lines:
         assert Recipe.from_json(json.dumps(line["recipe"])) == MADE
         assert line["parameters"] == MADE.parameters()
@@ -118,6 +119,55 @@ def test_an_image_without_a_record_is_told_kindly(tmp_path: Path) -> None:
     assert isinstance(call(path, path).exception, ImageError)
     failed = json.loads(call("--json", path).output)
     assert failed == {"path": str(path), "error": result.exception.message}
+
+
+def test_two_images_show_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    first = images.save(PICTURE, tmp_path / "a.png", recipe=MADE)
+    changed = replace(MADE, seed=42, guidance=4.0, versions={"t2i": "0.1.0", "torch": "2.13.0"}, image_hash="f" * 64)
+    second = images.save(PICTURE, tmp_path / "b.jpg", recipe=changed)
+    lines = call(first, second).output.splitlines()
+    assert lines[:2] == [str(first), str(second)]
+    assert lines[2:] == [
+        "  guidance        3.5",
+        "                  4",
+        "  seed            41",
+        "                  42",
+        "  versions.torch  -",
+        "                  2.13.0",
+        f"  image hash      {images.pixel_hash(PICTURE)[:10]}",
+        "                  ffffffffff",
+    ]
+    told = json.loads(call("--json", first, second).output)
+    assert (told["paths"], told["same"]) == ([str(first), str(second)], False)
+    assert told["differences"] == {
+        "guidance": [3.5, 4.0],
+        "seed": [41, 42],
+        "versions.torch": [None, "2.13.0"],
+        "image_hash": [images.pixel_hash(PICTURE), "f" * 64],
+    }
+
+
+def test_two_images_with_the_same_record_are_said_to_be(tmp_path: Path) -> None:
+    first = images.save(PICTURE, tmp_path / "a.png", recipe=MADE)
+    second = images.save(PICTURE, tmp_path / "b.webp", recipe=MADE)
+    assert call(first, second).output.splitlines()[2:] == ["  the two records say the same"]
+    assert json.loads(call("--json", first, second).output)["same"] is True
+    turned = images.save(PICTURE.rotate(90), tmp_path / "c.png", recipe=MADE)
+    assert call(first, turned).output.splitlines()[2:] == [
+        "  pixels  as drawn",
+        "          changed since they were drawn",
+    ]
+
+
+def test_our_record_beside_another_tools_text_compares_the_settings_of_both(tmp_path: Path) -> None:
+    from PIL import PngImagePlugin
+
+    first = images.save(PICTURE, tmp_path / "a.png", recipe=MADE)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", MADE.parameters().replace("Seed: 41", "Seed: 5") + ", Clip skip: 2")
+    PICTURE.save(tmp_path / "b.png", pnginfo=info)
+    told = json.loads(call("--json", first, tmp_path / "b.png").output)
+    assert told["differences"] == {"Seed": ["41", "5"], "Clip skip": [None, "2"]}
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

@@ -343,6 +343,6 @@ def test_pipelines_are_named_at_their_door_and_loaded_when_asked_for() -> None:
 
 def test_load_is_the_pipelines_own() -> None:
     import t2i
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines import painter
 
-    assert t2i.load == TextToImage.load
+    assert t2i.load is painter.load

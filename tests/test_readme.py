@@ -124,4 +124,4 @@ def test_python_example_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0.png", "1.png", "circle.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["circle.png", "horse.png"]

@@ -328,6 +328,8 @@ def test_a_recipe_tells_what_was_done(flow: TextToImage, tiny_pipeline: Path) ->
     assert recipe.image_hash == pixel_hash(result.image)
     assert len(str(recipe.weights_hash)) == 64
     assert {"t2i", "torch", "diffusers", "transformers"} <= set(recipe.versions)
+    assert recipe.hardware
+    assert (recipe.threads, recipe.batch_size, recipe.batch_index) == (torch.get_num_threads(), 1, 0)
     assert str(tiny_pipeline) not in recipe.to_json()
 
 

@@ -4,89 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.cli.output import Outputs
-from t2i.cli.prompts import Prompt, make_jobs
+from t2i.cli.planning import Part, plan, prepare
+from t2i.cli.request import Request
+from t2i.cli.tasks import Task
 from t2i.errors import PartialFailure, T2IError, UsageError
-from t2i.pipelines import limits
-from t2i.pipelines.loading import ModelFiles, locate
-from t2i.pipelines.settings import Job, Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i.pipelines.text_to_image import Result, TextToImage
+    from t2i.pipelines.text_to_image import Result
     from t2i.recipe import Recipe
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asks for; None: the model's default.  seeds: chosen, none of them -1."""
-
-    prompts: Sequence[Prompt]
-    seeds: Sequence[int]
-    count: int = 1
-    negative: str = ""
-    model: str = "mini"
-    steps: int | None = None
-    guidance: float | None = None
-    width: int | None = None
-    height: int | None = None
-    scheduler: str | None = None
-    batch_size: int | None = None
-    output: str | None = None
-    format: str | None = None
-    overwrite: bool = False
-    grid: bool = False
-    columns: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    revision: str | None = None
-    config: str | None = None
-    offline: bool = False
-    jobs: list[Job] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for everything that can be judged without the model."""
-        limits.check_image_count(self.count)
-        if self.steps is not None:
-            limits.check_steps(self.steps)
-        if self.guidance is not None:
-            limits.check_guidance(self.guidance)
-        if self.batch_size is not None:
-            limits.check_batch_size(self.batch_size)
-        for name, side in (("width", self.width), ("height", self.height)):
-            if side is not None:
-                limits.check_side(name, side)
-        limits.check_prompt(self.negative, "negative prompt")
-        if self.columns is not None and not self.grid:
-            raise UsageError(f"--columns {self.columns} without a sheet to put them on", "add --grid")
-        if self.scheduler is not None:
-            from t2i.pipelines.schedulers import scheduler_name
-
-            scheduler_name(self.scheduler)
-        object.__setattr__(self, "jobs", make_jobs(self.prompts, self.seeds, self.count))
-
-
-def read_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """(width, height) of `--size 768x512` or `--size 512`, or of -W and -H.  Raises UsageError."""
-    if size is None:
-        return width, height
-    match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×*]\s*(\d{1,9}))?\s*", size)
-    if match is None:
-        raise UsageError(f"--size: got {size[:40]!r}, expected WIDTHxHEIGHT, for example 512x512")
-    if width is not None or height is not None:
-        raise UsageError("give either --size, or --width and --height")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, Recipe | None]]:
@@ -95,92 +32,92 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     say: takes a line for the user.  bar: show progress on stderr, if that is a terminal.
     Raises T2IError; PartialFailure where images had been written before.
     """
-    files = locate(request.model, revision=request.revision, offline=request.offline, config=request.config)
-    outputs = Outputs(
-        request.output,
-        format=request.format,
-        overwrite=request.overwrite,
-        model=files.model.name,
-        count=len(request.jobs),
-    )
-    outputs.check([(job.prompt, job.seed) for job in request.jobs], grid=request.grid)
-    painter, settings = _load(request, files, say)
+    parts = plan(request)
+    places = _places(request)
+    named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
+    for part in parts:
+        for task in part.tasks:
+            named[task.prompt.wish.output].append((task.job.prompt, task.job.seed, part.files.model.name))
+    for name, outputs in places.items():
+        outputs.check(named[name], grid=request.grid)
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
     with _progress(bar) as steps:
         try:
-            for result in painter.draw(request.jobs, settings, batch_size=request.batch_size, progress=steps.show):
-                if result.blanked:
-                    blanked.append(result.recipe.seed)
-                    continue
-                paths.append(_save(result, outputs))
-                images += [result.image] if request.grid else []
-                steps.clear()  # the caller may print to the same terminal
-                yield paths[-1], result.recipe
+            for part in parts:
+                for task, result in _draw_part(part, request, say, steps):
+                    if result.blanked:
+                        blanked.append(result.recipe.seed)
+                        continue
+                    paths.append(_save(result, places[task.prompt.wish.output]))
+                    images += [result.image] if request.grid else []
+                    steps.clear()  # the caller may print to the same terminal
+                    _judge(task, result, say)
+                    yield paths[-1], result.recipe
         except T2IError as e:
             if not paths:
                 raise
-            raise PartialFailure(f"{e.message} ({len(paths)} of {len(request.jobs)} images are written)", e.hint) from e
+            message = f"{e.message} ({len(paths)} of {len(request.tasks)} images are written)"
+            raise PartialFailure(message, e.hint) from e
     if images:
-        yield _save_grid(images, outputs.grid_path(paths[0]), request), None
+        first = places[request.tasks[0].prompt.wish.output]
+        yield _save_grid(images, first.grid_path(paths[0]), request), None
     if blanked:
         message = f"the model's safety checker blanked seed {', '.join(map(str, blanked))}; no file was written for it"
         raise PartialFailure(message, "try another seed or prompt")
 
 
-def _load(request: Request, files: ModelFiles, say: Say) -> tuple[TextToImage, Settings]:
-    """Warn of what will be cut from the prompts, then load the weights and say what will be done."""
-    from t2i.pipelines.text_to_image import TextToImage
-    from t2i.pipelines.tokens import cut_words, load_tokenizers
+def _places(request: Request) -> dict[str | None, Outputs]:
+    """Where images go, by the name that their row gives them: None: where --output says.
 
-    tokenizers = load_tokenizers(files)
-    texts = dict.fromkeys([prompt.text for prompt in request.prompts] + [request.negative])
-    for text in texts:
-        cut = cut_words(text, list(tokenizers.values()))
-        if cut:
-            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-    if any(not prompt.text.strip() for prompt in request.prompts):
-        say("note: an empty prompt: drawing unconditionally")
-    painter = TextToImage.load(
-        files, device=request.device, dtype=request.dtype, scheduler=request.scheduler, components=tokenizers
-    )
-    settings = painter.settings(
-        negative=request.negative,
-        steps=request.steps,
-        guidance=request.guidance,
-        width=request.width,
-        height=request.height,
-    )
-    if request.negative and not painter.uses_negative(settings.guidance):
-        say(f"warning: the negative prompt does nothing (guidance {settings.guidance:g} of {files.model.name})")
-    say(_headline(painter, settings, request.jobs))
-    return painter, settings
+    Raises UsageError where a row names a file and --output is no folder.
+    """
+    places = {}
+    for name, count in Counter(task.prompt.wish.output for task in request.tasks).items():
+        target = request.output
+        if name is not None:
+            folder = target or "outputs/"
+            if not (folder.endswith(("/", os.sep)) or os.path.isdir(folder)):
+                raise UsageError(f"--output {folder}: rows name their own files", "give a folder/, or leave it out")
+            target = os.path.join(folder, name)
+        places[name] = Outputs(target, format=request.format, overwrite=request.overwrite, count=count)
+    return places
 
 
-def _headline(painter: TextToImage, settings: Settings, jobs: Sequence[Job]) -> str:
-    """One line that says what is done and with what, so that nothing was chosen in silence."""
-    seeds = list(dict.fromkeys(job.seed for job in jobs))
-    runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-    shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
-    guidance = f"guidance {settings.guidance:g}" + (" (off)" if settings.guidance <= 1 else "")
-    parts = [
-        painter.name,
-        painter.device,
-        painter.dtype,
-        f"{settings.width}x{settings.height}",
-        f"{settings.steps} steps of {painter.scheduler}",
-        guidance,
-        f"seed {shown}" + (", ..." if not runs and len(seeds) > 4 else ""),
-    ]
-    return " · ".join(parts)
+def _draw_part(part: Part, request: Request, say: Say, steps: _Steps) -> Iterator[tuple[Task, Result]]:
+    """Load one model, draw with it, and let it go again."""
+    painter, groups = prepare(part, request, say)
+    steps.total += sum(group.steps for group in groups)
+    for group in groups:
+        first = steps.done
+        drawn = painter.draw(
+            group.jobs,
+            group.settings,
+            batch_size=group.batch_size or request.batch_size,
+            progress=lambda done, _, first=first: steps.show(first + done),  # type: ignore[misc]
+        )
+        for k, result in enumerate(drawn):
+            if (task := group.wanted(k)) is not None:
+                yield task, result
+        steps.show(first + group.steps)
+
+
+def _judge(task: Task, result: Result, say: Say) -> None:
+    """Say whether an image that was to be made again came out the same."""
+    original = task.prompt.original
+    if original is not None and task.job.seed in (None, original.recipe and original.recipe.seed):
+        from t2i.cli.replay import verdict
+
+        if line := verdict(original, result.recipe, result.image):
+            say(line)
 
 
 def _save(result: Result, outputs: Outputs) -> Path:
     """Save under the first name that is free; another run may take names at the same moment."""
     from t2i.images import save
 
-    candidates = outputs.candidates(result.recipe.prompt, result.recipe.seed)
+    candidates = outputs.candidates(result.recipe.prompt, result.recipe.seed, result.recipe.model)
     for path in candidates:
         try:
             return save(result.image, path, recipe=result.recipe, overwrite=outputs.overwrite and not outputs.counted)
@@ -205,11 +142,14 @@ class _Steps:
 
     def __init__(self, bar: Any) -> None:
         self.bar = bar
+        self.total = 0
+        self.done = 0
 
-    def show(self, done: int, total: int) -> None:
-        """Move to `done` of `total`."""
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
+    def show(self, done: int) -> None:
+        """Move to `done` of all that are known of."""
+        self.bar.total = self.total
+        self.bar.update(done - self.done)
+        self.done = done
 
     def clear(self) -> None:
         """Take the bar from the screen until it moves again."""
@@ -229,9 +169,3 @@ def to_json(path: Path, recipe: Recipe | None) -> str:
     """One line of JSON: the path and the whole recipe; the sheet of all images has no recipe."""
     record = {"grid": True} if recipe is None else json.loads(recipe.to_json())
     return json.dumps({"path": str(path)} | record)
-
-
-def shorten(text: str, limit: int = 200) -> str:
-    """The text on one line in quotes, cut to `limit` characters."""
-    text = " ".join(text.split())
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

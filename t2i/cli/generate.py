@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from t2i.cli import complete
 
@@ -17,13 +19,37 @@ Examples:
   t2i generate "a house, sketch" -n photo -o house.png
   t2i generate --prompts prompts.txt -o "out/{prompt}-{seed}.jpg"
   echo "an elephant" | t2i generate - --json
+  t2i generate --from horse.png --steps 40
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
 @click.option("-p", "--prompt", "options", metavar="TEXT", multiple=True, help="A prompt; may be repeated.")
-@click.option("--prompts", "file", metavar="FILE", help="A text file with one prompt per line (- for stdin).")
+@click.option(
+    "--prompts",
+    "file",
+    metavar="FILE",
+    help="A file of prompts: one per line (.txt, or - for stdin), or rows that set options (.jsonl, .csv).",
+)
+@click.option(
+    "--raw", is_flag=True, help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__."
+)
+@click.option(
+    "--wildcards",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("wildcards"),
+    help="Where NAME.txt of __NAME__ is.  [wildcards]",
+)
+@click.option(
+    "--from",
+    "originals",
+    metavar="IMAGE",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Make an image again by what it says of itself; any option given holds. May be repeated.",
+)
 @click.option("-n", "--negative-prompt", "negative", metavar="TEXT", default="", help="What not to draw.")
 @click.option(
     "-m",
@@ -104,8 +130,10 @@ def generate(**given: Any) -> None:
     Each argument is one prompt: put quotes around it. "-" reads prompts from stdin, one per line. Image k of a prompt
     has seed SEED + k and is the same picture whether it is drawn alone or among others.
     """
-    from t2i.cli.drawing import Request, draw, read_size, to_json
-    from t2i.cli.prompts import choose_seeds, hints, read_prompts
+    from t2i.cli.drawing import draw, to_json
+    from t2i.cli.prompts import hints, read_prompts
+    from t2i.cli.request import Request
+    from t2i.cli.tasks import choose_seeds, read_size
 
     def say(line: str) -> None:
         if not quiet:
@@ -116,10 +144,22 @@ def generate(**given: Any) -> None:
     file = given.pop("file")
     if "-" in (*arguments, file) and sys.stdin.isatty():
         say("prompts, one per line; Ctrl-D ends them:")
-    prompts = read_prompts(arguments, given.pop("options"), file, sys.stdin.buffer)
+    originals = given.pop("originals")
+    prompts = read_prompts(arguments, given.pop("options"), file, sys.stdin.buffer, needed=not originals)
     for hint in hints(arguments, given["negative"]):
         say(f"hint: {hint}")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
+    if originals:
+        from t2i.cli.replay import read_originals
+
+        prompts = read_originals(originals, prompts, _chosen(), given["model"], say)
     request = Request(prompts=prompts, seeds=choose_seeds(given.pop("seeds")), **given)
     for path, recipe in draw(request, say, bar=not quiet):
         click.echo(to_json(path, recipe) if as_json else str(path))
+
+
+def _chosen() -> set[str]:
+    """The options that stand on the command line, by the names of `tasks.Wish`."""
+    ctx = click.get_current_context()
+    found = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return found | ({"seed"} if "seeds" in found else set()) | ({"width", "height"} if "size" in found else set())

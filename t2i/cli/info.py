@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from t2i import images, recipe
+from t2i.cli.difference import difference, difference_table
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
 from t2i.zoo import MINI
@@ -22,13 +23,17 @@ _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="IMAGE|RUN|MODEL...", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per argument, one per line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per argument, one per line; one for two images.")
 def info(paths: tuple[Path, ...], as_json: bool) -> None:
     """Show how an image was made, or what a run or model folder holds.
 
     Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files; run folders, finished or still training;
-    and pipeline folders (mini: the embedded one). Exit code 1: there is no such record.
+    and pipeline folders (mini: the embedded one). Of two images it shows what differs between their records.
+    Exit code 1: there is no such record.
     """
+    if (pair := _two_images(paths)) is not None:
+        click.echo(json.dumps(_compare(*pair)) if as_json else _comparison(*pair))
+        return
     failures: list[T2IError] = []
     for path in paths:
         try:
@@ -60,6 +65,29 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
     return _describe_image(path)
+
+
+def _two_images(paths: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The facts of two images that both say how they were made; None for anything else, which is told one by one."""
+    if len(paths) != 2:
+        return None
+    try:
+        first, second = (describe(path) for path in paths)
+    except T2IError:
+        return None
+    known = [facts["kind"] == "image" and (facts["recipe"] or facts["settings"]) for facts in (first, second)]
+    return (first, second) if all(known) else None
+
+
+def _compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    found = difference(a, b)
+    return {"paths": [a["path"], b["path"]], "same": not found, "differences": {n: list(v) for n, v in found.items()}}
+
+
+def _comparison(a: dict[str, Any], b: dict[str, Any]) -> str:
+    head = f"{a['path']}\n{b['path']}"
+    rows = difference_table(a, b)
+    return aligned(head, rows) if rows else f"{_printable(head)}\n  the two records say the same"
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -130,6 +158,8 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     revision = f", revision {made['revision']}" if made["revision"] else ""
     template = [("template", made["template"])] if made["template"] != made["prompt"] else []
     negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
+    threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
+    machine = ", ".join(filter(None, (made["hardware"], threads)))
     return [
         ("prompt", made["prompt"]),
         *template,
@@ -140,7 +170,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("guidance", f"{made['guidance']:g}"),
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
-        ("computed", f"in {made['dtype']} on {made['device']}"),
+        ("computed", f"in {made['dtype']} on {made['device']}" + (f" ({machine})" if machine else "")),
         ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]
 

@@ -66,7 +66,7 @@ class Outputs:
         self._drawn = 0
         _check_writable(self.root)
 
-    def candidates(self, prompt: str, seed: int) -> Iterator[Path]:
+    def candidates(self, prompt: str, seed: int, model: str = "") -> Iterator[Path]:
         """Paths for the next image, best first: the caller takes the first that it can create.
 
         With {index} in the pattern there is always another; else there is one, which `save` may find taken.
@@ -78,6 +78,8 @@ class Outputs:
             "prompt": safe_name(prompt),
             "number": str(self._drawn),
         }
+        if model:
+            values["model"] = safe_name(model, MAX_MODEL_BYTES)
         if not self.counted:
             yield self._unused(self._path(values | {"index": ""}))
             return
@@ -93,12 +95,12 @@ class Outputs:
         """Whether names hold an {index}, so that there is always a free one."""
         return "index" in _fields(self.template)
 
-    def check(self, images: Sequence[tuple[str, int]], grid: bool = False) -> None:
-        """Before anything is drawn: raises UsageError if the file of one of these (prompt, seed) exists already."""
+    def check(self, images: Sequence[tuple[str, int] | tuple[str, int, str]], grid: bool = False) -> None:
+        """Before anything is drawn: raises UsageError if the file of one of these (prompt, seed, model) exists."""
         if self.counted:
             self._path(dict.fromkeys((*FIELDS, "number"), "0") | self._constant)
         else:
-            paths = [next(self.candidates(prompt, seed)) for prompt, seed in images]
+            paths = [next(self.candidates(*image)) for image in images]
             for path in [*paths, self.grid_path(paths[0])] if grid else paths:
                 if not self.overwrite and os.path.lexists(path):
                     raise already_exists(path)

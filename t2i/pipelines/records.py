@@ -21,6 +21,7 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
     name, sampler, schedule_type = describe(scheduler)
     return Recipe(
         prompt=job.prompt,
+        template=job.template,
         negative_prompt=settings.negative,
         steps=settings.steps,
         sampler=sampler,

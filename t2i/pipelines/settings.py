@@ -27,10 +27,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw."""
+    """One image to draw.  template: what the prompt was made from; empty: it was written as it is."""
 
     prompt: str
     seed: int
+    template: str = ""
 
 
 def choose_settings(

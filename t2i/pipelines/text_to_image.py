@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError, NonFinite, T2IError
 from t2i.pipelines import limits
+from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.records import make_recipe
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
-from t2i.recipe import Recipe
+from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
 
 if TYPE_CHECKING:
@@ -120,6 +121,16 @@ class TextToImage:
         """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
         return describe(self.pipe.scheduler)[0]
 
+    def scheduler_config(self, settings: Settings) -> dict[str, Any]:
+        """The config of the scheduler these settings draw with, as a recipe records it."""
+        self._use_scheduler(settings.scheduler)
+        return plain_config(self.pipe.scheduler.config)
+
+    def scheduler_name(self, settings: Settings) -> str:
+        """Our name of the scheduler these settings draw with."""
+        self._use_scheduler(settings.scheduler)
+        return self.scheduler
+
     def __call__(
         self,
         prompts: Sequence[str] | str,
@@ -194,12 +205,16 @@ class TextToImage:
             "weights_hash": self.weights_hash,
             "dtype": self.dtype,
             "device": self.device,
+            "hardware": device_name(self.pipe.device),
+            "threads": thread_count(),
+            "batch_size": len(batch),
         }
         finite = x.isfinite().flatten(1).all(1).tolist()
         for k, job in enumerate(batch):
             if finite[k]:
                 image = from_tensor(x[k : k + 1])[0]
-                yield Result(image, make_recipe(job, settings, image, self.pipe.scheduler, known), blanked[k])
+                about = known | {"batch_index": k}
+                yield Result(image, make_recipe(job, settings, image, self.pipe.scheduler, about), blanked[k])
         bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
         if bad:
             raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self._way_out())

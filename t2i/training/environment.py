@@ -6,13 +6,13 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from t2i import __version__
+from t2i.pipelines.hardware import device_name
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
@@ -27,20 +27,6 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """As its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9R14`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"
 
 
 def idle_cores(device: torch.device, processes: int, threads: int, env: Mapping[str, str] = os.environ) -> str | None:

@@ -1,0 +1,52 @@
+"""What two images' records say differently, and nothing of what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHORT = 10  # characters of a hash in the table; --json has all of it
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> both values, for what differs between two images as `info.describe` tells of them.
+
+    Our records are compared entry by entry (`versions.torch`), or else the settings of A1111's text, which both hold.
+    A value that one of them does not say is None.
+    """
+    kind = "recipe" if a["recipe"] and b["recipe"] else "settings"
+    left, right = (_flat(facts[kind] or {}) for facts in (a, b))
+    order = list(a[kind] or {})
+    names = list(left) + [name for name in right if name not in left]
+    names.sort(key=lambda name: order.index(whole) if (whole := name.partition(".")[0]) in order else len(order))
+    found = {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
+    if found.get("template") == found.get("prompt"):
+        found.pop("template", None)
+    if a["pixels"] and b["pixels"] and a["pixels"] != b["pixels"]:
+        found["pixels"] = a["pixels"], b["pixels"]
+    return found
+
+
+def difference_table(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same as rows for a human: a name, and below each other the value of the first and of the second image."""
+    rows = []
+    for name, values in difference(a, b).items():
+        first, second = (_words(name, value) for value in values)
+        rows.append((name.replace("_", " "), f"{first}\n{second}"))
+    return rows
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _words(name: str, value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if name.endswith("_hash"):
+        return str(value)[:SHORT]
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", " ")

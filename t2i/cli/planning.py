@@ -1,0 +1,202 @@
+"""From what is asked of each image to what is drawn at once: models, settings, groups; and what is said before.
+
+Images that follow one another with the same model and settings are drawn together. The order is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from t2i.cli.request import Request
+from t2i.cli.tasks import Task, Wish
+from t2i.errors import UsageError
+from t2i.pipelines.language import weighted
+from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.settings import Job, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from t2i.pipelines.text_to_image import TextToImage
+
+
+class ModelWish(NamedTuple):
+    """What decides which pipeline draws, and in what."""
+
+    model: str
+    revision: str | None
+    dtype: str | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that one loaded model draws."""
+
+    files: ModelFiles
+    wish: ModelWish
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are drawn with the same settings.
+
+    batch_size: how many at once, where that is not free.  Then the one task is image `index` of so many copies.
+    """
+
+    tasks: Sequence[Task]
+    settings: Settings
+    batch_size: int | None = None
+    index: int = 0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is drawn."""
+        return [task.job for task in self.tasks] if self.batch_size is None else [self.tasks[0].job] * self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all images together."""
+        return self.settings.steps * (self.batch_size or len(self.tasks))
+
+    def wanted(self, k: int) -> Task | None:
+        """The task that image k of `jobs` belongs to; None for a copy."""
+        if self.batch_size is None:
+            return self.tasks[k]
+        return self.tasks[0] if k == self.index else None
+
+
+def plan(request: Request) -> list[Part]:
+    """The parts of a run, their models found (and downloaded, where that is needed).  Raises as `locate` does."""
+    found: dict[tuple[str, str | None], ModelFiles] = {}
+    parts = []
+    for wish, tasks in groupby(request.tasks, lambda task: _model_wish(request, task.prompt.wish)):
+        key = wish.model, wish.revision
+        if key not in found:
+            found[key] = locate(wish.model, revision=wish.revision, offline=request.offline, config=request.config)
+        parts.append(Part(found[key], wish, list(tasks)))
+    return parts
+
+
+def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[TextToImage, list[Group]]:
+    """Warn of what will be cut from the prompts, then load the weights and say what will be done.
+
+    Raises UsageError for settings that the model cannot take, naming the row they stand in.
+    """
+    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.tokens import cut_words, load_tokenizers
+
+    tokenizers = load_tokenizers(part.files)
+    wishes = {task.prompt.wish: _complete(request, task.prompt.wish) for task in part.tasks}
+    texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
+    for text in texts:
+        cut = cut_words(text, list(tokenizers.values()))
+        if cut:
+            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
+    if example := next(filter(None, map(weighted, texts)), None):
+        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
+    if any(not task.job.prompt.strip() for task in part.tasks):
+        say("note: an empty prompt: drawing unconditionally")
+    _check_originals(part, say)
+    painter = TextToImage.load(
+        part.files,
+        device=request.device or _device_here(part.wish.device),
+        dtype=part.wish.dtype,
+        scheduler=request.scheduler,
+        components=tokenizers,
+    )
+    groups = list(_groups(part, painter, wishes))
+    idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
+    if idle:
+        guidance = idle[0].settings.guidance
+        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {part.files.model.name})")
+    say(_headline(painter, groups))
+    return painter, groups
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """The text on one line in quotes, cut to `limit` characters."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def _model_wish(request: Request, wish: Wish) -> ModelWish:
+    return ModelWish(
+        wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device
+    )
+
+
+def _complete(request: Request, wish: Wish) -> dict[str, Any]:
+    """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
+    own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
+    return {name: getattr(request, name) if value is None else value for name, value in own.items()}
+
+
+def _groups(part: Part, painter: TextToImage, wishes: dict[Wish, dict[str, Any]]) -> Iterator[Group]:
+    def together(task: Task) -> tuple[Any, ...]:
+        wish = wishes[task.prompt.wish]
+        alone = task if task.prompt.original and task.job.seed == task.prompt.wish.seed else None
+        return tuple(wish.values()), alone and (alone.prompt.original, alone.prompt.copies)
+
+    for (_, alone), run in groupby(part.tasks, together):
+        tasks = list(run)
+        prompt = tasks[0].prompt
+        try:
+            settings = painter.settings(**wishes[prompt.wish])
+        except UsageError as e:
+            if not prompt.where:
+                raise
+            raise UsageError(f"{prompt.where}: {e.message}", e.hint) from None
+        if alone is None:
+            yield Group(tasks, settings)
+            continue
+        settings = _same_scheduler(painter, settings, tasks[0])
+        yield from (Group([task], settings, *prompt.copies) for task in tasks)
+
+
+def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Settings:
+    """The model's own scheduler where the record shows that one: a name stands for what is usual with it."""
+    told = task.prompt.original and task.prompt.original.recipe
+    if not told or settings.scheduler != told.scheduler or painter.scheduler_config(settings) == told.scheduler_config:
+        return settings
+    own = replace(settings, scheduler=None)
+    return own if painter.scheduler_config(own) == told.scheduler_config else settings
+
+
+def _check_originals(part: Part, say: Callable[[str], None]) -> None:
+    """Warn where the model of a record is here with other weights."""
+    originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
+    if originals:
+        from t2i.cli.replay import check_weights
+
+        for original in originals.values():
+            if warning := check_weights(original, part.files.model.name, part.files.hash()):
+                say(warning)
+
+
+def _device_here(wish: str | None) -> str | None:
+    """The device an image was made on, if this machine has such a one."""
+    try:
+        return wish and choose_device(wish)
+    except UsageError:
+        return None
+
+
+def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
+    """One line that says what is done and with what, so that nothing was chosen in silence."""
+    seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
+    runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
+    parts = [painter.name, painter.device, painter.dtype]
+    for several, words in (
+        ("sizes", lambda s: f"{s.width}x{s.height}"),
+        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),
+        ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
+    ):
+        values = dict.fromkeys(words(group.settings) for group in groups)
+        parts.append(next(iter(values)) if len(values) == 1 else f"{len(values)} {several}")
+    return " · ".join([*parts, f"seed {shown}" + (", ..." if not runs and len(seeds) > 4 else "")])

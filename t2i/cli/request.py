@@ -1,0 +1,63 @@
+"""What a user asks of `t2i generate`, judged as far as it can be without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from t2i.cli.tasks import Prompt, Task, make_tasks
+from t2i.errors import UsageError
+from t2i.pipelines import limits
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None: the model's default.  seeds: chosen, none of them -1."""
+
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
+    count: int = 1
+    negative: str = ""
+    model: str = "mini"
+    steps: int | None = None
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    batch_size: int | None = None
+    output: str | None = None
+    format: str | None = None
+    overwrite: bool = False
+    grid: bool = False
+    columns: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    offline: bool = False
+    raw: bool = False
+    wildcards: Path | None = None
+    tasks: list[Task] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for everything that can be judged without the model."""
+        limits.check_image_count(self.count)
+        if self.steps is not None:
+            limits.check_steps(self.steps)
+        if self.guidance is not None:
+            limits.check_guidance(self.guidance)
+        if self.batch_size is not None:
+            limits.check_batch_size(self.batch_size)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None:
+                limits.check_side(name, side)
+        limits.check_prompt(self.negative, "negative prompt")
+        if self.columns is not None and not self.grid:
+            raise UsageError(f"--columns {self.columns} without a sheet to put them on", "add --grid")
+        if self.scheduler is not None:
+            from t2i.pipelines.schedulers import scheduler_name
+
+            scheduler_name(self.scheduler)
+        prompts = [replace(prompt, literal=True) for prompt in self.prompts] if self.raw else self.prompts
+        object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards))
