@@ -35,6 +35,7 @@ package, and every distance stands beside what real pictures get. `test` are the
 nor judge have seen.
 
 """
+READING = "read.md"  # beside the comparison: what its numbers mean, by whoever looked into them
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -51,6 +52,8 @@ def text(results: Path) -> str:
     rows = "".join(_row(folder, made) for folder, made in found)
     compare = results / "compare" / "compare.md"
     beside = BESIDE + compare.read_text("utf-8") if compare.is_file() else ""
+    if beside and (read := compare.with_name(READING)).is_file():
+        beside += "\n" + read.read_text("utf-8")
     table = (
         f"\n| run | images seen | steps took | machine | date | commit |\n| --- | --- | --- | --- | --- | --- |\n{rows}"
     )

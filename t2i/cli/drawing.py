@@ -87,6 +87,8 @@ def _places(request: Request) -> dict[str | None, Outputs]:
 
 def _draw_part(part: Part, request: Request, say: Say, steps: _Steps) -> Iterator[tuple[Task, Result]]:
     """Load one model, draw with it, and let it go again."""
+    if steps.total:
+        steps.clear()  # for the words on the next model
     painter, groups = prepare(part, request, say)
     steps.total += sum(group.steps for group in groups)
     for group in groups:
@@ -161,7 +163,9 @@ def _progress(bar: bool) -> Iterator[_Steps]:
     """A bar where stderr is a terminal; nothing in a pipe or a log, where each path is a sign of life."""
     from tqdm import tqdm
 
-    with tqdm(desc="drawing", unit="step", leave=False, file=sys.stderr, disable=None if bar else True) as steps:
+    shown = None if bar else True
+    # a delay: the bar comes with the first step, below the words on what will be done
+    with tqdm(desc="drawing", unit="step", leave=False, file=sys.stderr, disable=shown, delay=1e-9) as steps:
         yield _Steps(steps)
 
 
