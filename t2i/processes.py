@@ -21,6 +21,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether no launcher has started others beside this process; read as `is_main` is."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def processes() -> PartialState:
     """All processes of this program, joined at the first call.  Ask for them here before anything else of Accelerate.
 

@@ -16,6 +16,7 @@ from t2i.cli.planning import Part, plan, prepare
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task
 from t2i.errors import PartialFailure, T2IError, UsageError
+from t2i.processes import is_alone
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +33,10 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     say: takes a line for the user.  bar: show progress on stderr, if that is a terminal.
     Raises T2IError; PartialFailure where images had been written before.
     """
+    if not is_alone():
+        raise UsageError(
+            "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
+        )
     parts = plan(request)
     places = _places(request)
     named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from t2i.cli import complete
+
+if TYPE_CHECKING:
+    from t2i.recipe import Recipe
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 EXAMPLES = """\b
@@ -18,6 +22,7 @@ Examples:
   t2i generate "a dog" "a cat" -b 4 --seed 7 --grid
   t2i generate "a house, sketch" -n photo -o house.png
   t2i generate --prompts prompts.txt -o "out/{prompt}-{seed}.jpg"
+  accelerate launch t2i generate --prompts big.jsonl -o big/
   echo "an elephant" | t2i generate - --json
   t2i generate --from horse.png --steps 40
 """
@@ -95,8 +100,8 @@ Examples:
     "-o",
     "--output",
     metavar="PATH",
-    help="A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt}."
-    " Default: outputs/{date}/{index}-{seed}.png. Nothing is overwritten.",
+    help="A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt} {job}. Default:"
+    " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. Nothing is overwritten.",
 )
 @click.option("--overwrite", is_flag=True, help="Allow --output to replace files.")
 @click.option("--grid", is_flag=True, help="Also save all images on one sheet.")
@@ -129,7 +134,11 @@ def generate(**given: Any) -> None:
 
     Each argument is one prompt: put quotes around it. "-" reads prompts from stdin, one per line. Image k of a prompt
     has seed SEED + k and is the same picture whether it is drawn alone or among others.
+
+    With --prompts and a folder images are named by place and content, and listed in its manifest.jsonl. The same
+    command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
+    from t2i.cli.batch import draw_batch, is_batch
     from t2i.cli.drawing import draw, to_json
     from t2i.cli.prompts import hints, read_prompts
     from t2i.cli.request import Request
@@ -140,21 +149,26 @@ def generate(**given: Any) -> None:
             click.echo(line, err=True)
 
     quiet, as_json = given.pop("quiet"), given.pop("as_json")
-    arguments, size = given.pop("arguments"), given.pop("size")
-    file = given.pop("file")
-    if "-" in (*arguments, file) and sys.stdin.isatty():
-        say("prompts, one per line; Ctrl-D ends them:")
-    originals = given.pop("originals")
-    prompts = read_prompts(arguments, given.pop("options"), file, sys.stdin.buffer, needed=not originals)
-    for hint in hints(arguments, given["negative"]):
-        say(f"hint: {hint}")
+    arguments, options, size = given.pop("arguments"), given.pop("options"), given.pop("size")
+    file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
-    if originals:
-        from t2i.cli.replay import read_originals
+    seeds = choose_seeds(numbers)
+    drawn: Iterator[tuple[Path, Recipe | None]]
+    if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):
+        request = Request(prompts=(), seeds=seeds, **given)
+        drawn = draw_batch(Path(file), request, bool(numbers) and -1 not in numbers, say, bar=not quiet)
+    else:
+        if "-" in (*arguments, file) and sys.stdin.isatty():
+            say("prompts, one per line; Ctrl-D ends them:")
+        prompts = read_prompts(arguments, options, file, sys.stdin.buffer, needed=not originals)
+        for hint in hints(arguments, given["negative"]):
+            say(f"hint: {hint}")
+        if originals:
+            from t2i.cli.replay import read_originals
 
-        prompts = read_originals(originals, prompts, _chosen(), given["model"], say)
-    request = Request(prompts=prompts, seeds=choose_seeds(given.pop("seeds")), **given)
-    for path, recipe in draw(request, say, bar=not quiet):
+            prompts = read_originals(originals, prompts, _chosen(), given["model"], say)
+        drawn = draw(Request(prompts=prompts, seeds=seeds, **given), say, bar=not quiet)
+    for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
 
 

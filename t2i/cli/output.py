@@ -13,7 +13,7 @@ from t2i.errors import UsageError
 from t2i.files import already_exists
 
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-FIELDS = ("date", "index", "seed", "model", "prompt")
+FIELDS = ("date", "index", "seed", "model", "prompt", "job")
 MAX_NAME_BYTES = 255  # of one file or folder name, on every common file system
 MAX_PROMPT_BYTES = 100  # of the prompt within a name
 MAX_MODEL_BYTES = 60
@@ -64,6 +64,7 @@ class Outputs:
         self._next: dict[Path, int] = {}
         self._used: set[Path] = set()
         self._drawn = 0
+        self._inside: Path | None = None  # the folder that was found to be within the root, last
         _check_writable(self.root)
 
     def candidates(self, prompt: str, seed: int, model: str = "") -> Iterator[Path]:
@@ -77,6 +78,7 @@ class Outputs:
             "seed": str(seed),
             "prompt": safe_name(prompt),
             "number": str(self._drawn),
+            "job": "",
         }
         if model:
             values["model"] = safe_name(model, MAX_MODEL_BYTES)
@@ -90,6 +92,16 @@ class Outputs:
             self._next[folder] = index + 1  # before the caller takes this one and leaves
             yield self._path(values | {"index": f"{index:05d}"})
 
+    def place(self, **values: str) -> Path:
+        """The path of an image of a long batch, from these fields alone: whether it exists is not asked.
+
+        values: of all fields but {date}; {number} is the image's place among those of its row.
+        """
+        for field, limit in (("prompt", MAX_PROMPT_BYTES), ("model", MAX_MODEL_BYTES)):
+            if f"{{{field}}}" in self.template:
+                values[field] = safe_name(values[field], limit)
+        return self._path(self._constant | values)
+
     @property
     def counted(self) -> bool:
         """Whether names hold an {index}, so that there is always a free one."""
@@ -97,6 +109,8 @@ class Outputs:
 
     def check(self, images: Sequence[tuple[str, int] | tuple[str, int, str]], grid: bool = False) -> None:
         """Before anything is drawn: raises UsageError if the file of one of these (prompt, seed, model) exists."""
+        if "job" in _fields(self.template):
+            raise UsageError("--output: {job} names images of a batch alone", "--prompts FILE, without --grid")
         if self.counted:
             self._path(dict.fromkeys((*FIELDS, "number"), "0") | self._constant)
         else:
@@ -120,9 +134,11 @@ class Outputs:
             if size > MAX_NAME_BYTES:
                 raise UsageError(f"output name of {size} bytes, allowed are {MAX_NAME_BYTES}", "shorten --output")
         path = self.root / relative
-        root, parent = self.root.resolve(), path.parent.resolve()
-        if not parent.is_relative_to(root):
-            raise UsageError(f"{path.parent} leads out of {self.root} (to {parent})", "choose another --output")
+        if path.parent != self._inside:
+            root, parent = self.root.resolve(), path.parent.resolve()
+            if not parent.is_relative_to(root):
+                raise UsageError(f"{path.parent} leads out of {self.root} (to {parent})", "choose another --output")
+            self._inside = path.parent
         return path
 
     def _unused(self, path: Path) -> Path:

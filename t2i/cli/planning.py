@@ -74,7 +74,7 @@ def plan(request: Request) -> list[Part]:
     """The parts of a run, their models found (and downloaded, where that is needed).  Raises as `locate` does."""
     found: dict[tuple[str, str | None], ModelFiles] = {}
     parts = []
-    for wish, tasks in groupby(request.tasks, lambda task: _model_wish(request, task.prompt.wish)):
+    for wish, tasks in groupby(request.tasks, lambda task: model_wish(request, task.prompt.wish)):
         key = wish.model, wish.revision
         if key not in found:
             found[key] = locate(wish.model, revision=wish.revision, offline=request.offline, config=request.config)
@@ -91,7 +91,7 @@ def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[T
     from t2i.pipelines.tokens import cut_words, load_tokenizers
 
     tokenizers = load_tokenizers(part.files)
-    wishes = {task.prompt.wish: _complete(request, task.prompt.wish) for task in part.tasks}
+    wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
     texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
     for text in texts:
         cut = cut_words(text, list(tokenizers.values()))
@@ -124,13 +124,14 @@ def shorten(text: str, limit: int = 200) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
-def _model_wish(request: Request, wish: Wish) -> ModelWish:
+def model_wish(request: Request, wish: Wish) -> ModelWish:
+    """Which pipeline a prompt is drawn with."""
     return ModelWish(
         wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device
     )
 
 
-def _complete(request: Request, wish: Wish) -> dict[str, Any]:
+def complete(request: Request, wish: Wish) -> dict[str, Any]:
     """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
     own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
     return {name: getattr(request, name) if value is None else value for name, value in own.items()}

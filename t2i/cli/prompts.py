@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +12,8 @@ from t2i.cli.tasks import Prompt
 from t2i.errors import UsageError
 from t2i.pipelines.limits import check_prompt
 
-MAX_FILE_BYTES = 100_000_000
+MAX_FILE_BYTES = 100_000_000  # of what is held in memory
+MAX_LINE_BYTES = 8_000_000  # a prompt of 1 MB, every character of it escaped
 EXAMPLE = 't2i generate "a horse in Van Gogh style"'
 
 
@@ -40,6 +42,18 @@ def read_prompts(
     return prompts
 
 
+def stream_prompts(path: Path) -> Iterator[Prompt]:
+    """The prompts of a file of any length, one after another, never all of them in memory.
+
+    Raises UsageError as `read_prompts` does, at the line that is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _prompts(_stream(file, str(path)), path)
+    except OSError as e:
+        raise UsageError(f"cannot read --prompts {path}: {e.strerror}") from None
+
+
 def hints(arguments: Sequence[str], negative: str) -> list[str]:
     """What to say to someone who wrote a prompt without quotes, or took -n for a number of images."""
     said = []
@@ -52,17 +66,38 @@ def hints(arguments: Sequence[str], negative: str) -> list[str]:
 
 
 def _read_file(path: Path) -> list[Prompt]:
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        raise UsageError(f"--prompts {path.name}: expected one JSON object per line", "name such a file .jsonl")
     try:
         with path.open("rb") as file:
             raw = _read(file, str(path))
     except OSError as e:
         raise UsageError(f"cannot read --prompts {path}: {e.strerror}") from None
+    return list(_prompts(_stream(io.BytesIO(raw), str(path)), path))
+
+
+def _prompts(lines: Iterable[str], path: Path) -> Iterator[Prompt]:
+    """The prompts of a file's lines, by what its suffix says of them."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise UsageError(f"--prompts {path.name}: expected one JSON object per line", "name such a file .jsonl")
     if suffix in (".jsonl", ".csv", ".tsv"):
-        return read_rows(_decode(raw, str(path)), suffix, path.name)
-    return _lines(raw, str(path))
+        yield from read_rows(lines, suffix, path.name)
+        return
+    for row, line in enumerate(line for line in map(str.strip, lines) if line):
+        yield Prompt(check_prompt(line), row)
+
+
+def _stream(file: BinaryIO, where: str) -> Iterator[str]:
+    """Its lines with their ends.  Raises UsageError: not UTF-8, or a line that no prompt can be as long as."""
+    at = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        if len(raw) > MAX_LINE_BYTES:
+            raise UsageError(f"{where}: a line of more than {MAX_LINE_BYTES} bytes (from byte {at})")
+        try:
+            line = raw.decode("utf-8-sig" if at == 0 else "utf-8")
+        except UnicodeDecodeError as e:
+            raise UsageError(f"{where}: not UTF-8 text (byte {at + e.start})") from None
+        at += len(raw)
+        yield line.replace("\r\n", "\n")
 
 
 def _read(file: BinaryIO, where: str) -> bytes:
@@ -74,12 +109,5 @@ def _read(file: BinaryIO, where: str) -> bytes:
 
 def _lines(raw: bytes, where: str) -> list[Prompt]:
     """One prompt per line that is not blank."""
-    texts = [line.strip() for line in _decode(raw, where).split("\n")]
+    texts = [line.strip() for line in _stream(io.BytesIO(raw), where)]
     return [Prompt(line, row) for row, line in enumerate(line for line in texts if line)]
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        raise UsageError(f"{where}: not UTF-8 text (byte {e.start})") from None

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,18 +20,19 @@ from t2i.pipelines.loading import DTYPES
 from t2i.pipelines.schedulers import scheduler_name
 
 
-def read_rows(text: str, suffix: str, where: str) -> list[Prompt]:
-    """The prompts of a file's text.  suffix: ".jsonl", ".csv" or ".tsv".  where: the file, for messages.
+def read_rows(lines: Iterable[str], suffix: str, where: str) -> Iterator[Prompt]:
+    """The prompts of a file's lines, one by one.  suffix: ".jsonl", ".csv" or ".tsv".  where: the file, for messages.
 
     A value that is empty or null is not said.  Raises UsageError naming file and line: no prompt, an unknown option
     (with those there are), a value outside its range.
     """
-    rows = _json_lines(text, where) if suffix == ".jsonl" else _table(text, suffix, where)
-    return [_prompt(row, number, f"{where}, line {line}") for number, (line, row) in enumerate(rows)]
+    rows = _json_lines(lines, where) if suffix == ".jsonl" else _table(lines, suffix, where)
+    for number, (line, row) in enumerate(rows):
+        yield _prompt(row, number, f"{where}, line {line}")
 
 
-def _json_lines(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for line, raw in enumerate(text.split("\n"), 1):
+def _json_lines(lines: Iterable[str], where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, raw in enumerate(lines, 1):
         if not raw.strip():
             continue
         try:
@@ -45,8 +45,8 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]
         yield line, {"prompt": row} if isinstance(row, str) else row
 
 
-def _table(text: str, suffix: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+def _table(lines: Iterable[str], suffix: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
         head = next(reader, [])
         if "prompt" not in map(_key, head):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,13 +78,20 @@ def choose_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
 
 
 def make_tasks(prompts: Sequence[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None) -> list[Task]:
+    """All tasks of these prompts: see `each_task`."""
+    return list(each_task(prompts, seeds, count, folder))
+
+
+def each_task(
+    prompts: Iterable[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None
+) -> Iterator[Task]:
     """One per image: image k of a prompt has seed + k, for each prompt anew; row r of a file starts at r x count.
 
     A prompt with a seed of its own starts there.  What it leaves open is chosen by the image's seed;
     folder: that of wildcards.
     Raises UsageError where a seed would leave its range, or a prompt says what cannot be chosen.
     """
-    tasks, wildcards = [], Wildcards(folder)
+    wildcards = Wildcards(folder)
     for prompt in prompts:
         own = prompt.wish.seed
         for seed in [seed + prompt.row * count for seed in seeds] if own is None else [own]:
@@ -92,9 +99,8 @@ def make_tasks(prompts: Sequence[Prompt], seeds: Sequence[int], count: int, fold
                 text, template = prompt.text, prompt.template
                 if not prompt.literal:
                     text, template = resolve(prompt.text, seed + k, wildcards), prompt.text
-                tasks.append(Task(Job(text, seed + k, template), prompt))
-    check_seeds([task.job.seed for task in tasks])
-    return tasks
+                check_seeds([seed + k])
+                yield Task(Job(text, seed + k, template), prompt)
 
 
 def read_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
