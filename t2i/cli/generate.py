@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from t2i.cli import complete
+from t2i.cli.options import SectionedCommand, machine, model, output, picture, prompts
 
 if TYPE_CHECKING:
     from t2i.recipe import Recipe
 
-SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 EXAMPLES = """\b
 Examples:
   t2i generate "a horse in Van Gogh style"
@@ -28,107 +27,13 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=SectionedCommand, epilog=EXAMPLES)
 @click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
-@click.option("-p", "--prompt", "options", metavar="TEXT", multiple=True, help="A prompt; may be repeated.")
-@click.option(
-    "--prompts",
-    "file",
-    metavar="FILE",
-    help="A file of prompts: one per line (.txt, or - for stdin), or rows that set options (.jsonl, .csv).",
-)
-@click.option(
-    "--raw", is_flag=True, help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__."
-)
-@click.option(
-    "--wildcards",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("wildcards"),
-    help="Where NAME.txt of __NAME__ is.  [wildcards]",
-)
-@click.option(
-    "--from",
-    "originals",
-    metavar="IMAGE",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Make an image again by what it says of itself; any option given holds. May be repeated.",
-)
-@click.option("-n", "--negative-prompt", "negative", metavar="TEXT", default="", help="What not to draw.")
-@click.option(
-    "-m",
-    "--model",
-    metavar="MODEL",
-    default="mini",
-    envvar="T2I_MODEL",
-    show_envvar=True,
-    shell_complete=complete.models,
-    help="A name (mini, sd15, sdxl, ...), a pipeline or run folder, a Hub id owner/name, or one .safetensors file."
-    " Default: mini, which is built in and needs no network.",
-)
-@click.option("--steps", "--num-inference-steps", type=int, help="Denoising steps, 1 to 1000. Default: the model's.")
-@click.option(
-    "--guidance",
-    "--cfg-scale",
-    "--guidance-scale",
-    type=float,
-    help="How closely to follow the prompt, 0 to 100; 1 or less turns guidance off. Default: the model's.",
-)
-@click.option(
-    "-s",
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    help="Seed of a prompt's first image, 0 to 2^64-1; the next ones count up. May be repeated."
-    " Default: -1, a random one, which is shown and recorded.",
-)
-@click.option("-b", "--batch-count", "--num-images", "count", type=int, default=1, help="Images per prompt.  [1]")
-@click.option("--batch-size", type=int, help="Images drawn at once; changes speed and memory, not the pictures.")
-@click.option("-W", "--width", type=int, help="Pixels. Default: the model's.")
-@click.option("-H", "--height", type=int, help="Pixels. Default: the model's.")
-@click.option("--size", metavar="WxH", help="Both at once, as 512x512.")
-@click.option(
-    "--scheduler",
-    "--sampler",
-    metavar="NAME",
-    shell_complete=complete.schedulers,
-    help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own.",
-)
-@click.option(
-    "-o",
-    "--output",
-    metavar="PATH",
-    help="A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt} {job}. Default:"
-    " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. Nothing is overwritten.",
-)
-@click.option("--overwrite", is_flag=True, help="Allow --output to replace files.")
-@click.option("--grid", is_flag=True, help="Also save all images on one sheet.")
-@click.option("--columns", type=click.IntRange(1, 1000), help="Images per row of --grid. Default: a row per prompt.")
-@click.option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path.")
-@click.option(
-    "--device",
-    metavar="NAME",
-    shell_complete=complete.devices,
-    help="cpu, cuda, cuda:1, mps. Default: the fastest there is.",
-)
-@click.option(
-    "--dtype",
-    metavar="NAME",
-    shell_complete=complete.dtypes,
-    help="float32, float16 or bfloat16. Default: float32 on a CPU.",
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-@click.option(
-    "--config",
-    metavar="FOLDER",
-    type=click.Path(file_okay=False),
-    help="Configs and tokenizers for a single .safetensors file. Needed for neither Stable Diffusion 1 nor XL.",
-)
-@click.option("--offline", is_flag=True, help="Do not use the network.")
-@click.option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors.")
+@prompts.options
+@picture.options
+@model.options
+@machine.options
+@output.options
 def generate(**given: Any) -> None:
     """Draw an image of each PROMPT and print where it is saved.
 
@@ -160,14 +65,14 @@ def generate(**given: Any) -> None:
     else:
         if "-" in (*arguments, file) and sys.stdin.isatty():
             say("prompts, one per line; Ctrl-D ends them:")
-        prompts = read_prompts(arguments, options, file, sys.stdin.buffer, needed=not originals)
+        asked = read_prompts(arguments, options, file, sys.stdin.buffer, needed=not originals)
         for hint in hints(arguments, given["negative"]):
             say(f"hint: {hint}")
         if originals:
             from t2i.cli.replay import read_originals
 
-            prompts = read_originals(originals, prompts, _chosen(), given["model"], say)
-        drawn = draw(Request(prompts=prompts, seeds=seeds, **given), say, bar=not quiet)
+            asked = read_originals(originals, asked, _chosen(), given["model"], say)
+        drawn = draw(Request(prompts=asked, seeds=seeds, **given), say, bar=not quiet)
     for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import ModelError, NonFinite, T2IError
+from t2i.errors import NonFinite
 from t2i.pipelines import limits
+from t2i.pipelines.calling import call, watch_steps
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
-from t2i.pipelines.quiet import quiet
 from t2i.pipelines.records import make_recipe
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
@@ -222,27 +222,13 @@ class TextToImage:
     def _draw_batch(
         self, batch: list[Job], settings: Settings, report: Callable[[float], None]
     ) -> tuple[torch.Tensor, list[bool]]:
-        """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked.
+        """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked."""
+        options = self._options(batch, settings)
+        watch = watch_steps(report, self._way_out())
+        return call(self.pipe, self.name, options | {"callback_on_step_end": watch})
 
-        Raises NonFinite where nothing finite is left, ModelError for what the pipeline refuses.
-        """
-        import torch
-
-        options = self._options(batch, settings, report)
-        try:
-            with quiet():
-                output = self.pipe(**options)
-        except (T2IError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except (ValueError, TypeError, AttributeError, NotImplementedError) as e:
-            reason = " ".join(str(e).split())[:300]
-            raise ModelError(f"{self.name} cannot draw this: {reason}", "--debug shows where") from e
-        x = output.images.float().mul(2).sub(1)  # pipelines hand out [0, 1], with NaN kept
-        blanked = getattr(output, "nsfw_content_detected", None) or [False] * len(x)
-        return x, [bool(black) for black in blanked]
-
-    def _options(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> dict[str, Any]:
-        """The pipeline's keyword arguments for one batch, as far as it knows them."""
+    def _options(self, batch: list[Job], settings: Settings) -> dict[str, Any]:
+        """What to tell the pipeline of one batch."""
         generators = make_generators([job.seed for job in batch])
         options: dict[str, Any] = {
             "prompt": [job.prompt for job in batch],
@@ -251,26 +237,12 @@ class TextToImage:
             "num_inference_steps": settings.steps,
             self.defaults.guidance_name: settings.guidance,
             "generator": generators,
-            "output_type": "pt",
-            "callback_on_step_end": self._watch(report),
         }
         if self.uses_negative(settings.guidance) and settings.negative:
             options["negative_prompt"] = [settings.negative] * len(batch)
         if hasattr(self.pipe, "unet") and self.dtype != "float32":
             options["latents"] = first_noise(self.pipe, generators, settings)
-        return {name: value for name, value in options.items() if name in self._parameters}
-
-    def _watch(self, report: Callable[[float], None]) -> Callable[..., dict[str, Any]]:
-        """What the pipeline calls after each step: reports progress, and stops when no image has a future."""
-
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            latents = tensors.get("latents")
-            if latents is not None and not latents.flatten(1).sum(1).isfinite().any():
-                raise NonFinite(f"non-finite image: NaN or infinity after step {step + 1}", self._way_out())
-            report((step + 1) / max(1, getattr(pipe, "num_timesteps", step + 1)))
-            return {}
-
-        return after_step
+        return options
 
     def _way_out(self) -> str:
         if self.dtype != "float32":

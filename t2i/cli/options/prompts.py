@@ -1,0 +1,39 @@
+"""What to draw: prompts, files of prompts, and images that are to be made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from t2i.cli.options import section, together
+
+option = section("What to draw")
+options = together(
+    option("-p", "--prompt", "options", metavar="TEXT", multiple=True, help="A prompt; may be repeated."),
+    option("-n", "--negative-prompt", "negative", metavar="TEXT", default="", help="What not to draw."),
+    option(
+        "--prompts",
+        "file",
+        metavar="FILE",
+        help="A file of prompts: one per line (.txt, or - for stdin), or rows that set options (.jsonl, .csv).",
+    ),
+    option(
+        "--raw", is_flag=True, help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__."
+    ),
+    option(
+        "--wildcards",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("wildcards"),
+        help="Where NAME.txt of __NAME__ is.  [wildcards]",
+    ),
+    option(
+        "--from",
+        "originals",
+        metavar="IMAGE",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Make an image again by what it says of itself; any option given holds. May be repeated.",
+    ),
+)
