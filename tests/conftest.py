@@ -18,6 +18,8 @@ import io
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,22 @@ def epsilon_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make_pipeline(tmp_path_factory.mktemp("models") / "tiny-epsilon", "epsilon")
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A pipeline folder of one of `family_kit.FAMILIES`, made when first asked for: read it, never write to it."""
+    from family_kit import save_family
+
+    folder = tmp_path_factory.mktemp("families")
+
+    @cache
+    def saved(kind: str) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return save_family(kind, folder / f"tiny-{kind}")
+
+    return saved
 
 
 @pytest.fixture
