@@ -286,3 +286,36 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: cannot write {tmp_path / 'out.parquet'}: File too large\nhint: free some")
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["a.parquet"]
+
+
+def test_a_hub_data_set_is_prepared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parquet(tmp_path / "a.parquet", [encoded(5), b"broken"], label=[1, 0], text=["five", None])
+    found = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    asked = []
+
+    def load_dataset(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    out = tmp_path / "out.parquet"
+    words = ("hub:someone/pictures", "-o", out, "--split", "test")
+    code, _, said = run(capsys, *words)
+    assert (code, "hub:someone/pictures[test] row 1: " in said, out.exists()) == (1, True, False)
+    assert run(capsys, *words, "--bad-images", "skip")[0] == 0
+    assert asked == [("someone/pictures", "test")] * 2
+    assert rows(out) == [{"image": {"bytes": encoded(5), "path": None}, "label": 1, "text": "five"}]
+
+
+def test_a_value_that_is_no_class_of_its_column_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet(tmp_path / "a.parquet", [encoded(0)], label=[1])
+    table = pq.read_table(parquet(tmp_path / "b.parquet", [encoded(1)], text=["bird"])).rename_columns(
+        ["image", "label"]
+    )
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "b.parquet")
+    code, _, said = run(capsys, tmp_path / "*.parquet", "-o", tmp_path / "c.parquet")
+    assert code == 1
+    assert f"{tmp_path / 'b.parquet'} row 0: label 'bird' is none of the classes of this column" in said
+    assert not (tmp_path / "c.parquet").exists()
