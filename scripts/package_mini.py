@@ -23,6 +23,7 @@ from t2i import config, images
 from t2i.data.memory import ImageTable, load_memory
 from t2i.data.sources import open_source
 from t2i.pipelines.text_to_image import Job, TextToImage
+from t2i.pipelines.weights import check_pipeline_folder, weights_hash
 from t2i.recipe import Mark
 
 LIMIT = 40_000_000  # bytes of the folder
@@ -58,6 +59,7 @@ def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, s
         images.save(sheet, folder / "neighbours.png", recipe=Mark())
         facts = {
             "parameters": parameters,
+            "sha256": weights_hash(check_pipeline_folder(folder)[1], folder),
             "autoencoder": spent(autoencoder_run),
             "text2image": spent(run),
             "machine": machine,
@@ -173,6 +175,7 @@ def card(facts: dict[str, Any]) -> str:
         .read_text(encoding="utf-8")
         .format(
             parameters=facts["parameters"] / 1e6,
+            sha256=facts["sha256"],
             size=settings.data.size,
             machine=facts["machine"],
             date=facts["date"],

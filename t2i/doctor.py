@@ -23,20 +23,12 @@ from typing import Any
 from t2i import __version__
 from t2i.errors import ModelError
 from t2i.pipelines.quiet import prepare_libraries
-from t2i.pipelines.weights import check_pipeline_folder, check_safetensors
+from t2i.pipelines.weights import check_pipeline_folder, check_safetensors, weights_hash
 
 PACKAGE = Path(__file__).parent
 LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "huggingface_hub",
-    "safetensors",
-    "tokenizers",
-    "datasets",
-    "numpy",
-    "pillow",
+    *("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "datasets"),
+    *("numpy", "pillow"),
 )
 IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
 EXTRAS = {
@@ -164,22 +156,32 @@ def extras() -> Finding:
 
 
 def embedded(name: str) -> Finding:
-    """A model in the package: whole by its format, and byte for byte what was installed, where that is on record."""
+    """A model in the package: whole by its format, and its bytes those that its card, and the installer, wrote down."""
     folder = PACKAGE / name
     try:
         if name == "mini":
-            check_pipeline_folder(folder)
+            weights = check_pipeline_folder(folder)[1]
         else:
-            check_safetensors(folder / "diffusion_pytorch_model.safetensors")
+            weights = (folder / "diffusion_pytorch_model.safetensors",)
+            check_safetensors(weights[0])
     except ModelError as e:
         return Finding(name, "broken", "broken", e.message, REINSTALL)
-    expected = _recorded(folder) or _on_its_card(folder)
-    changed = [path.relative_to(PACKAGE).as_posix() for path, sha in expected.items() if _sha256(path) != sha]
+    recorded = _recorded(folder)
+    changed = [_in_package(path) for path, sha in recorded.items() if _sha256(path) != sha]
     if changed:
         return Finding(name, "changed", "changed", f"{', '.join(changed)}: not what was installed", REINSTALL)
-    if not expected:
-        return Finding(name, "whole", "whole (a checkout: git knows whether it is unchanged)")
-    return Finding(name, "intact", f"intact: sha256 of {len(expected)} file{'s'[: len(expected) > 1]} as published")
+    published, here = _published(folder), weights_hash(weights, folder)
+    if published not in (None, here):
+        files = ", ".join(map(_in_package, weights))
+        problem = f"{files}: not what was published: sha256 {published} on the model's card, {here} here"
+        return Finding(name, "changed", "changed", problem, REINSTALL)
+    if not published and not recorded:
+        return Finding(name, "whole", "whole (its card says no hash to compare with)")
+    return Finding(name, "intact", f"whole, as published ({published})" if published else "whole, as installed")
+
+
+def _in_package(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
 
 
 def _recorded(folder: Path) -> dict[Path, str]:
@@ -196,11 +198,11 @@ def _recorded(folder: Path) -> dict[Path, str]:
     }
 
 
-def _on_its_card(folder: Path) -> dict[Path, str]:
-    """{weights: sha256} as the model's card says it; empty where it does not."""
+def _published(folder: Path) -> str | None:
+    """The `weights_hash` that the model's card gives; None where it gives none."""
     card = folder / "README.md"
-    found = re.search(r"sha256[^|]*\| `([0-9a-f]{64})`", card.read_text(encoding="utf-8")) if card.exists() else None
-    return {folder / "diffusion_pytorch_model.safetensors": found[1]} if found else {}
+    found = re.search(r"sha256 of its weights\W*`([0-9a-f]{64})`", card.read_text("utf-8")) if card.exists() else None
+    return found[1] if found else None
 
 
 def _sha256(path: Path) -> str | None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from t2i.errors import T2IError, UsageError
 
 
 def write(data: bytes, path: Path, *, overwrite: bool = False) -> None:
-    """Put bytes into a file atomically: a temporary file in the same folder, fsync, then link or rename.
+    """Put bytes into a file atomically; see `whole`."""
+    with whole(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name when the block ends well: a temporary file in the same folder, fsync, then
+    link or rename.
 
     Missing folders are created; the mode follows the umask. On any failure nothing is left behind, and what was
     there stays.
@@ -23,7 +33,7 @@ def write(data: bytes, path: Path, *, overwrite: bool = False) -> None:
     try:
         _make_folder(path.parent)
         with open(temporary, "xb") as file:  # the mode follows the umask
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if overwrite:

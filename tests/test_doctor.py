@@ -50,12 +50,14 @@ def test_a_whole_installation_is_described(
     assert 0 < facts["memory"]["free"] <= facts["memory"]["all"]
     assert (facts["cache"], facts["disk"]["free"] > 0) == (str(tmp_path / "not" / "yet"), True)
     assert facts["network"] == {"allowed": False, "token": True}
-    assert facts["mini"] in ("whole", "intact")
-    assert facts["judge"] == "intact"  # its card says the sha256 of its weights
+    assert facts["mini"] == facts["judge"] == "intact"  # their cards say the sha256 of their weights
     assert main(["doctor"]) == 0
     captured = capsys.readouterr()
     assert "hf_secret" not in captured.out
     assert "nothing is broken" in captured.err
+    card = (ROOT / "t2i" / "mini" / "README.md").read_text(encoding="utf-8")
+    (said_there,) = re.findall(r"`([0-9a-f]{64})`", card)
+    assert f"whole, as published ({said_there})" in captured.out
 
 
 def test_what_is_broken_is_named_with_the_way_out_and_the_code_is_1(
@@ -103,6 +105,23 @@ def test_a_damaged_model_in_the_package_is_found(tmp_path: Path, monkeypatch: py
     assert (doctor.embedded("mini").value, "cut short" in str(doctor.embedded("mini").problem)) == ("broken", True)
     shutil.rmtree(folder / "mini")
     assert doctor.embedded("mini").problem
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"])
+def test_one_flipped_bit_of_mini_is_found(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = damaged(tmp_path, monkeypatch) / "mini" / f"{part}.safetensors"
+    assert doctor.embedded("mini").problem is None
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.embedded("mini")]))
+    code, facts, problems, said = examine(capsys)
+    assert (code, facts["mini"]) == (1, "changed")
+    assert f"mini/{part}.safetensors" in problems["mini"]["problem"]
+    assert "not what was published: sha256 " in problems["mini"]["problem"]
+    assert "pip install --force-reinstall" in said
 
 
 def test_an_installed_package_is_compared_with_what_was_installed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -33,6 +34,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             save_single_file(pipe, folder.with_suffix(".safetensors"))
         made[kind] = folder
     return made
+
+
+def test_the_merges_and_their_licence_are_openais_own() -> None:
+    """Compared once, on 2026-11-25, with openai-clip 1.0.1 and clip-anytorch 2.6.0; here: nothing has changed since."""
+    for name, digest in (
+        ("LICENSE-CLIP", "987e63b32f6c89ff5160e429458a872ff048e6860b590a3912e938f9da8f14db"),
+        ("merges.txt", "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"),
+    ):
+        assert hashlib.sha256((single_file.CARRIED / name).read_bytes()).hexdigest() == digest, name
 
 
 def without_weights(folder: Path, copy: Path) -> Path:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from t2i.cli import yaml_text
 from t2i.cli.main import main
 
 Said = tuple[int, str, str]
@@ -153,3 +158,134 @@ def test_a_value_out_of_range_says_that_it_may_come_from_the_file(
     assert "5000" in err
     assert f"some defaults are yours, from {home}" in err
     assert t2i(capsys, "generate", "--help")[0] == 0
+
+
+COMMENTED = """# mine
+
+generate:          # what I draw
+  # a comment above
+  steps: 30        # enough
+  cfg-scale: 3
+  seed:  # lucky
+    - 1
+    - 2  # two
+# between
+eval:
+    score: {n: 10, batch-size: 4}  # on one line
+
+sample:
+  # label: horse
+# the end
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "old", "new"),
+    [
+        (["set", "generate.steps", "20"], "steps: 30   ", "steps: 20   "),
+        (["set", "generate.guidance", "4.5"], "cfg-scale: 3", "guidance: 4.5"),
+        (["set", "generate.negative-prompt", "a: b # c"], "two\n", "two\n  negative-prompt: 'a: b # c'\n"),
+        (["set", "eval.score.n", "99"], "n: 10", "n: 99"),
+        (["set", "eval.score.sampler", "ddim"], "4}", "4, sampler: ddim}"),
+        (["set", "sample.label", "dog"], "sample:\n", "sample:\n  label:\n  - dog\n"),
+        (["set", "eval.compare.device", "cpu"], "one line\n", "one line\n    compare:\n      device: cpu\n"),
+        (["set", "report.overwrite", "yes"], "end\n", "end\nreport:\n  overwrite: true\n"),
+        (["unset", "generate.steps"], "steps: 30        # enough", "# enough"),
+        (["unset", "generate.cfg-scale"], "  cfg-scale: 3\n", ""),
+        (["unset", "generate.seed"], "seed:  # lucky\n    - 1\n    - 2  # two", "# lucky\n  # two"),
+        (["unset", "eval.score.n"], "n: 10, ", ""),
+        (["unset", "eval.score.batch-size"], ", batch-size: 4", ""),
+        (["unset", "eval"], "eval:\n    score: {n: 10, batch-size: 4}  # on one line", "# on one line"),
+        (["unset", "sample"], "sample:\n", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_what_else_is_in_the_file_stays(
+    words: list[str], old: str, new: str, line_end: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.parent.mkdir(parents=True)
+    home.write_bytes(COMMENTED.replace("\n", line_end).encode())
+    assert COMMENTED.count(old) == 1
+    code, _, said = t2i(capsys, "config", *words)
+    assert code == 0, said
+    assert home.read_bytes().decode().replace(line_end, "\n") == COMMENTED.replace(old, new)
+    assert (b"\r\n" in home.read_bytes()) == (line_end == "\r\n")
+
+
+def test_a_file_of_comments_is_kept_and_a_link_to_it_stays_a_link(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.parent.mkdir(parents=True)
+    kept = tmp_path / "dotfiles.yaml"
+    kept.write_text("# mine\n#generate:\n#  steps: 3")
+    home.symlink_to(kept)
+    assert t2i(capsys, "config", "set", "generate.steps", "2")[0] == 0
+    assert kept.read_text() == "# mine\n#generate:\n#  steps: 3\ngenerate:\n  steps: 2\n"
+    assert t2i(capsys, "config", "unset", "generate.steps")[0] == 0
+    assert (kept.read_text(), home.is_symlink()) == ("# mine\n#generate:\n#  steps: 3\n", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["set", "generate.seed", "3"], "generate:\n  seed:\n  - 1  # one\n  - 2\n"),  # a comment inside what goes
+        (["set", "report.overwrite", "yes"], "generate:\n  steps: 1\n...\n"),  # nothing may come after the end
+        (["set", "eval.score.n", "3"], "eval: {score: {batch-size: 4,}}\n"),
+    ],
+)
+def test_what_cannot_be_changed_safely_is_refused(
+    words: list[str], text: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.parent.mkdir(parents=True)
+    home.write_text(text)
+    code, _, said = t2i(capsys, "config", *words)
+    assert (code, home.read_text()) == (2, text)
+    assert f"{home}: this cannot be changed here without losing something else in the file" in said
+    assert "an editor" in said
+
+
+VALUES = st.one_of(st.integers(-9, 9), st.booleans(), st.text(max_size=6), st.lists(st.integers(0, 9), min_size=1))
+REMARKS = st.sampled_from(["", "  # why", "  # a: b", "   "])
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """A file of one or two levels: blocks and flows, remarks anywhere."""
+    lines = [draw(REMARKS).strip()]
+    for key in draw(st.lists(st.sampled_from("abc"), unique=True)):
+        inner = draw(st.lists(st.tuples(st.sampled_from("xyz"), VALUES, REMARKS), unique_by=lambda one: one[0]))
+        if not inner:
+            lines.append(f"{key}:{draw(REMARKS)}")
+        elif draw(st.booleans()):
+            lines.append(f"{key}: {yaml_text._flow({name: value for name, value, _ in inner})}{draw(REMARKS)}")
+        else:
+            lines.append(f"{key}:{draw(REMARKS)}")
+            for name, value, remark in inner:
+                if isinstance(value, list) and draw(st.booleans()):
+                    lines += [f"  {name}:{remark}", *(f"  - {one}{draw(REMARKS)}" for one in value)]
+                else:
+                    lines.append(f"  {name}: {yaml_text._flow(value)}{remark}")
+                lines.append(draw(st.sampled_from(["", "  # below", "# left"])))
+    return "\n".join(lines)
+
+
+@given(texts(), st.sampled_from("abcd"), st.sampled_from("xyzw"), VALUES, st.booleans())
+def test_an_edit_says_what_it_should_or_is_found_out(text: str, key: str, name: str, value: Any, put: bool) -> None:
+    """Only a list with remarks inside, in whose place something is to stand, may fail."""
+    values = yaml.safe_load(text) or {}
+    section = values.get(key) or {}
+    if put:
+        values[key] = {**section, name: value}
+        new = yaml_text.put(text, [key, name], value, name.__eq__)
+    elif name in section:
+        del values[key][name]
+        keys = [key, name] if values[key] else [key]
+        if not values[key]:
+            del values[key]
+        new = yaml_text.remove(text, keys)
+    else:
+        return
+    if put and isinstance(section.get(name), list) and "#" in text:
+        return
+    assert yaml_text.same_but(text, new, values), new

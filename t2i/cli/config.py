@@ -59,8 +59,10 @@ def set_default(ctx: click.Context, key: str, words: tuple[str, ...]) -> None:
     """Set the default of an option.
 
     An option that may be repeated takes several values. Put -- before a value that begins with a hyphen. Comments in
-    the file are lost.
+    the file stay.
     """
+    from t2i.cli import yaml_text
+
     *parents, last = keys = _keys(key)
     root = _root(ctx)
     option = defaults.find_option(root, keys)
@@ -68,24 +70,33 @@ def set_default(ctx: click.Context, key: str, words: tuple[str, ...]) -> None:
     values = defaults.read()
     section = values
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # missing, or a section with nothing in it
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise UsageError(f"{parent!r} is a value in {defaults.config_path()}, not a section", "mend the file")
-    for name in [name for name in section if str(name).replace("_", "-") in defaults.spellings(option)]:
+
+    def same(name: str) -> bool:
+        return name.replace("_", "-") in defaults.spellings(option)
+
+    for name in [name for name in section if same(str(name))]:
         del section[name]
     section[last] = value
-    defaults.write(values)
+    defaults.write(yaml_text.put(defaults.read_text(), keys, value, same), values)
     click.echo(f"{key}: {_text(value)}", err=True)
 
 
 @config.command()
 @click.argument("key", metavar="COMMAND[.OPTION]")
 def unset(key: str) -> None:
-    """Remove a default, or all those of a command."""
+    """Remove a default, or all those of a command. Comments in the file stay."""
+    from t2i.cli import yaml_text
+
     values = defaults.read()
-    if not _remove(values, _keys(key)):
+    removed = _remove(values, _keys(key))
+    if not removed:
         raise UsageError(f"{key} is not set in {defaults.config_path()}", "`t2i config show` lists what is")
-    defaults.write(values)
+    defaults.write(yaml_text.remove(defaults.read_text(), removed), values)
 
 
 def _root(ctx: click.Context) -> click.Context:
@@ -101,18 +112,19 @@ def _same(one: Any, other: str) -> bool:
     return str(one).replace("_", "-") == other.replace("_", "-")
 
 
-def _remove(values: dict[Any, Any], keys: list[str]) -> bool:
-    """Remove what the keys name, and sections that are empty then.  False: there is no such key."""
+def _remove(values: dict[Any, Any], keys: list[str]) -> list[str]:
+    """Remove what the keys name, and sections that are empty then.  Returns the keys of the topmost thing removed, as
+    they are spelled in the file; none: there is no such key.
+    """
     name = next((name for name in values if _same(name, keys[0])), None)
     if name is None:
-        return False
+        return []
     if len(keys) > 1:
-        if not isinstance(values[name], dict) or not _remove(values[name], keys[1:]):
-            return False
-        if values[name]:
-            return True
+        below = _remove(values[name], keys[1:]) if isinstance(values[name], dict) else []
+        if not below or values[name]:
+            return [name, *below] if below else []
     del values[name]
-    return True
+    return [name]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

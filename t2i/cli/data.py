@@ -1,4 +1,4 @@
-"""`t2i data info PATH`: what is in a data set."""
+"""`t2i data info` and `t2i data prepare`: what is in a data set, and one that trainers read made of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from t2i.cli.info import aligned
+from t2i.errors import UsageError
+
+EXAMPLES = """\b
+Examples:
+  t2i data prepare photos/ -o photos.parquet --size 64
+  t2i data prepare photos/ -o photos.parquet --size 256 --format jpg --test-fraction 0.1 --bad-images skip
+  t2i data prepare 'shards/*.parquet' -o small.parquet --limit 1000
+  t2i train ddpm --set data.path=photos.parquet
+"""
 
 
 @click.group()
 def data() -> None:
-    """Look at a data set before you train on it."""
+    """Look at a data set before you train on it, or make one."""
 
 
 @data.command()
@@ -46,3 +56,68 @@ def info(path: str, split: str, image: str, output: Path | None, overwrite: bool
         rows.append(("sheet", str(output)))
         facts["sheet"] = str(output)
     click.echo(json.dumps(facts) if as_json else aligned(path, rows))
+
+
+@data.command(epilog=EXAMPLES)
+@click.argument("source")
+@click.option("-o", "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="NAME.parquet.")
+@click.option("--size", type=click.IntRange(8, 2048), help="Pixels per side, after a centre crop.  [as they are]")
+@click.option("--format", type=click.Choice(["png", "jpg"]), help="[png with --size, else files stay as they are]")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [95]")
+@click.option(
+    "--bad-images",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do with pictures that cannot be read.",
+)
+@click.option("--drop-duplicates", is_flag=True, help="Of pictures with the same pixels keep the first.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Read N rows, evenly spaced over the source.")
+@click.option(
+    "--test-fraction",
+    metavar="F",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Two files, NAME-train and NAME-test; a picture's pixels decide its side.",
+)
+@click.option("--split", default="train", show_default=True, help="Of a Hub data set.")
+@click.option("--image", metavar="COLUMN", help="The column that holds the images.  [the only one]")
+@click.option("--overwrite", is_flag=True, help="Replace the files.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def prepare(
+    source: str,
+    output: Path,
+    split: str,
+    image: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    drop_duplicates: bool,
+    **how: Any,
+) -> None:
+    """Make one parquet data set, ready to train on, of pictures anywhere.
+
+    SOURCE is an image folder, a parquet file or a glob of them in quotes, or hub:owner/name. A folder's sub-folders
+    become classes (column label); image.txt beside image.png becomes its caption (column text); metadata.jsonl and
+    metadata.csv may say more. Every picture is decoded and checked. The same source and options give the same bytes;
+    `datasets.load_dataset` reads them too. Whether a picture is in the test part its pixels alone decide, whatever else
+    is in the source, so equal ones are never on both sides.
+    """
+    from t2i.config import Source
+    from t2i.data.prepare import Options
+    from t2i.data.prepare import prepare as write
+
+    if output.suffix.lower() != ".parquet":
+        raise UsageError(f"--output {output}: the name must end in .parquet")
+    if how["quality"] is None:
+        del how["quality"]
+    elif how["format"] != "jpg":
+        raise UsageError("--quality is of JPEG alone", "add --format jpg")
+    options = Options(bad=how.pop("bad_images"), unique=drop_duplicates, **how)
+    done = write(Source(path=source, split=split, image=image), output, options, overwrite, not quiet)
+    if as_json:
+        click.echo(json.dumps(done.facts()))
+        return
+    for part in done.parts:
+        click.echo(part.path)
+    click.echo(aligned(source, done.lines()), err=True)

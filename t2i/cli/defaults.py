@@ -34,16 +34,10 @@ def config_path() -> Path:
 
 def read() -> Values:
     """What the file says, unchecked; nothing where there is none.  Raises ConfigError."""
-    path = config_path()
-    if not path.exists():
-        return {}
     from t2i.config import parse_yaml
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"cannot read {path}: {e}", "mend or remove the file") from None
-    values = parse_yaml(text, str(path))
+    path = config_path()
+    values = parse_yaml(read_text(), str(path)) if path.exists() else None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -51,18 +45,37 @@ def read() -> Values:
     return values
 
 
-def write(values: Values) -> None:
-    """Put the values into the file, or remove it where there are none.  Comments in it are lost."""
-    import yaml
+def read_text() -> str:
+    """The file as it is, comments and line ends included; empty where there is none.  Raises ConfigError."""
+    path = config_path()
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"cannot read {path}: {e}", "mend or remove the file") from None
 
+
+def write(text: str, values: Values) -> None:
+    """Make this the text of the file, or remove it where nothing is left.
+
+    values: what the text should say.  Raises ConfigError: it says something else, or has lost a comment of the file.
+    """
     from t2i import files
+    from t2i.cli import yaml_text
 
     path = config_path()
-    if not values:
+    old = read_text()
+    if not yaml_text.same_but(old, text, values):
+        message = f"{path}: this cannot be changed here without losing something else in the file; nothing is changed"
+        raise ConfigError(message, "change it there with an editor; `t2i config show` checks it")
+    if "\r\n" in old:  # the line ends of the file stay what they are
+        text = text.replace("\r\n", "\n").replace("\n", "\r\n")
+    if text.strip():
+        files.write(text.encode("utf-8"), path.resolve(), overwrite=True)  # resolved: a link to the file stays one
+    else:
         path.unlink(missing_ok=True)
-        return
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-    files.write(text.encode("utf-8"), path, overwrite=True)
 
 
 def default_map(ctx: click.Context, name: str | None = None) -> Values:

@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("t2i.cli.sample:sample", "Draw images with a trained run."),
     "eval": ("t2i.cli.evaluate:evaluate", "Judge pictures of any family by one judge, beside real ones."),
     "report": ("t2i.cli.report:report", "Show runs on one page: curves, samples, metrics, config."),
-    "data": ("t2i.cli.data:data", "Look at a data set before you train on it."),
+    "data": ("t2i.cli.data:data", "Look at a data set before you train on it, or make one."),
     "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
     "models": ("t2i.cli.models:models", "List, describe, get and delete models."),
     "config": ("t2i.cli.config:config", "Your own defaults for the options of every command."),

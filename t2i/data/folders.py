@@ -31,17 +31,21 @@ def folder_rows(root: Path) -> Rows:
         if path.name in METADATA:
             _add_metadata(path, root, described)
     # Walked again, not remembered: the paths of a million files are larger than what is said of them.
-    count, named, labels = 0, 0, set()
+    count, named, labels, captions = 0, 0, set(), False
     for path in _walk(root, real, ()):
         if path.suffix.lower() in suffixes:
             columns = described.get(path)
             labels.add((columns or {}).get("label", _label(path, root)))
             named += columns is not None
             count += 1
+            captions = captions or path.with_suffix(".txt").is_file()
     if not count:
         raise _no_images(root, real, suffixes)
     names = tuple(sorted(labels - {""}))
-    return Rows(count + len(described) - named, _rows(root, described), {"label": names} if names else {})
+    found = dict.fromkeys(["label"] * bool(names) + ["text"] * captions)
+    found |= dict.fromkeys(name for columns in described.values() for name in columns)
+    classes = {"label": names} if names else {}
+    return Rows(count + len(described) - named, _rows(root, described), classes, tuple(found))
 
 
 def _rows(root: Path, described: dict[Path, dict[str, str]]) -> Iterator[Row]:

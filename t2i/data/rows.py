@@ -15,6 +15,7 @@ from t2i.errors import DataError, ImageError
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    from PIL.Image import Image
 
 Classes = dict[str, tuple[str, ...]]
 
@@ -31,19 +32,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """One source: how many rows it holds, the rows in a fixed order, and the class names of its class columns."""
+    """One source: how many rows it holds, the rows in a fixed order, the class names of its class columns, and the
+    names of all columns in which a row may have a value.
+    """
 
     count: int
     rows: Iterable[Row]
     classes: Classes = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
 def decode(row: Row, size: int) -> Tensor:
     """(3, size, size) uint8.  Raises ImageError whose message names the row."""
+    return images.pixels(images.fit(picture(row), size))
+
+
+def picture(row: Row) -> Image:
+    """The picture as it is, upright and RGB.  Raises ImageError whose message names the row."""
     if row.problem is not None or row.image is None:
         raise ImageError(f"{row.where}: {row.problem or 'no image'}")
     try:
-        return images.pixels(images.fit(images.decode(row.image, row.where), size))
+        return images.decode(row.image, row.where)
     except ImageError as e:
         raise e if row.where in e.message else ImageError(f"{row.where}: {e.message}") from None
 

@@ -31,12 +31,14 @@ def open_source(source: config.Source) -> Rows:
         dataset, layout = hub_dataset(source)
         where = f"{source.path}[{source.split}]"
         found = (layout.row(f"{where} row {i}", values) for i, values in enumerate(dataset))
-        return Rows(len(dataset), found, layout.classes)
+        return Rows(len(dataset), found, layout.classes, tuple(layout.readers))
     if is_folder(source):
         return folder_rows(Path(source.path))
     files = parquet_files(source)
     rows = chain.from_iterable(file.rows() for file in files)
-    return Rows(sum(file.count for file in files), rows, merge_classes(file.layout.classes for file in files))
+    classes = merge_classes(file.layout.classes for file in files)
+    names = dict.fromkeys(name for file in files for name in file.layout.readers)
+    return Rows(sum(file.count for file in files), rows, classes, tuple(names))
 
 
 def is_hub(source: config.Source) -> bool:
