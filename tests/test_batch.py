@@ -17,6 +17,7 @@ from PIL import Image
 
 from t2i import images
 from t2i.cli.claims import claim
+from t2i.cli.loaded import FIRST
 from t2i.errors import NonFinite
 from t2i.pipelines.text_to_image import TextToImage
 
@@ -224,6 +225,27 @@ def test_several_processes_share_only_what_can_be_shared(t2i: Run, here: Path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = t2i("a horse", "-o", "out/")
     assert (ran.code, "--prompts FILE -o FOLDER/" in ran.err) == (2, True)
+
+
+def test_what_the_model_cannot_take_is_said_before_anything_is_drawn(t2i: Run, here: Path) -> None:
+    rows = [{"prompt": "a horse"}] * FIRST + [{"prompt": "a cat", "size": size} for size in ("40x32", "33x32")]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran = t2i("--prompts", "rows.jsonl", "-o", "out/")
+    assert (ran.code, ran.lines, (here / "out").exists()) == (2, [], False)
+    assert f"error: rows.jsonl, line {FIRST + 2}: width: got 33, this model needs a multiple of 8" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [["--size", "33x32"], ["-o", "{date}/{job}"], ["--overwrite"]])
+def test_what_is_refused_is_said_once_and_all_processes_leave(t2i: Run, here: Path, refused: list[str]) -> None:
+    (here / "list.txt").write_text("a horse\na cat\n")
+    process = start("--prompts", "list.txt", "-o", "out/", *refused, launcher=TORCHRUN)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, (here / "out").exists()) == (1, "", False)  # torchrun's own code is always 1
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
+    assert "gloo" not in err.lower()
+    assert "exitcode  : 2" in err.partition("Root Cause")[2]
+    assert "rank      : 0" in err.partition("Root Cause")[2]
 
 
 # --- claims ---

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Drawn = tuple[Path, Recipe | Packed]
 POLL_SECONDS = 0.5
+LAST_WORD_SECONDS = 3.0
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
 
@@ -87,6 +88,7 @@ def _together(begin: Callable[[], _Run]) -> _Run:
         return run
     if refusal is not None and processes().process_index == first:
         raise refusal
+    time.sleep(LAST_WORD_SECONDS)  # a launcher ends all as soon as one has left: let it be the one that speaks
     raise SystemExit(codes[first])
 
 
