@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import tarfile
 import time
@@ -22,7 +24,7 @@ from test_batch import TORCHRUN, start, write_rows
 from t2i import config, images, recipe
 from t2i.cli import shards as shards_module
 from t2i.cli.ledger import Ledger
-from t2i.cli.shardfiles import KINDS
+from t2i.cli.shardfiles import KINDS, Picture
 from t2i.cli.shards import Shards
 from t2i.data.sources import open_source
 from t2i.errors import UsageError
@@ -126,6 +128,21 @@ def test_runs_learn_from_them(t2i: Run, here: Path, call: list[str]) -> None:
         run = here / settings.family
         assert (train(settings, run) / "unet" / "config.json").is_file()
         assert read_log(run)[-1]["images"] == 32
+
+
+def test_a_row_group_is_bounded_in_rows_and_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader has to hold; and a shard of many groups is read back in its order."""
+    path = tmp_path / "a.png"
+    images.save(Image.new("RGB", (8, 8)), path)
+    data = path.read_bytes()
+    many = [Picture(f"{k:06d}", ".png", data, "a horse") for k in range(250)]
+    for most, groups in ((10**9, [100, 100, 50]), (60 * len(data), [60, 60, 60, 60, 10])):
+        monkeypatch.setattr("t2i.cli.shardfiles.ROW_BYTES", most)
+        with (tmp_path / "a.parquet").open("wb") as file:
+            KINDS["parquet"].write(file, iter(many))
+        footer = pq.read_metadata(tmp_path / "a.parquet")
+        assert [footer.row_group(k).num_rows for k in range(footer.num_row_groups)] == groups
+        assert list(KINDS["parquet"].read(tmp_path / "a.parquet")) == [(p.key, p.data) for p in many]
 
 
 # --- the same however they came ---
@@ -329,6 +346,25 @@ def test_a_file_that_comes_while_a_shard_is_packed_stays(here: Path) -> None:
         shards.pack(0, [(path, line)])
     assert shards.path(0).read_bytes() == b"mine"
     assert not list(here.rglob("*.tmp"))
+
+
+def test_a_full_disk_loses_nothing_that_is_drawn(
+    t2i: Run, here: Path, call: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call += ["--shards", "webdataset"]
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "_give_name", full)
+        ran = t2i(*call)
+    assert (ran.code, ran.lines) == (1, [])
+    assert "error: cannot write out/000000.tar: No space left on device\nhint: free some space" in ran.err
+    assert not list((here / "out").rglob("*.tmp"))
+    again = t2i(*call)
+    assert (again.code, again.lines) == (0, ["out/000000.tar", "out/000001.tar"])
+    assert "2 images drawn, 3 were there" in again.err
 
 
 def test_another_kind_or_size_is_another_batch(t2i: Run, here: Path, call: list[str]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -20,7 +19,7 @@ from t2i import recipe
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 100  # of a parquet row group, which is what is held in memory when it is written or read
+ROWS, ROW_BYTES = 100, 32_000_000  # most of a parquet row group, which is what is held in memory, here and by readers
 COLUMNS = {
     "text": "string",
     "key": "string",
@@ -65,9 +64,21 @@ def _write_parquet(file: BinaryIO, pictures: Iterable[Picture]) -> None:
     schema = _schema()
     compression = dict.fromkeys(["image.path", *COLUMNS], "snappy") | {"image.bytes": "none"}  # it is compressed
     with pq.ParquetWriter(file, schema, compression=compression, use_dictionary=["model"]) as writer:
-        rest = map(_row, pictures)
-        while rows := list(islice(rest, ROWS)):
+        for rows in _row_groups(pictures):
             writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=ROWS)
+
+
+def _row_groups(pictures: Iterable[Picture]) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    held = 0
+    for picture in pictures:
+        rows.append(_row(picture))
+        held += len(picture.data)
+        if len(rows) == ROWS or held >= ROW_BYTES:
+            yield rows
+            rows, held = [], 0
+    if rows:
+        yield rows
 
 
 def _schema() -> pa.Schema:
