@@ -280,10 +280,12 @@ from pathlib import Path
 from t2i.cli.listing import make_listing
 from t2i.cli.request import Request
 
-listing = make_listing(Path(sys.argv[1]), Request(prompts=(), seeds=(5,), output="big/"), True)
+request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
+listing = make_listing(Path(sys.argv[1]), request, True)
 count = 0
-for group in listing.groups(lambda item: 8):
-    count += len(group.items)
+for share in listing.shares(lambda item: 8):
+    for group in share:
+        count += len(group.items)
 print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -291,6 +293,7 @@ print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 def test_a_million_rows_are_planned_grouped_and_named_in_the_memory_of_a_thousand(here: Path) -> None:
+    """Into shards: what is drawn into files holds a group at a time, and not all groups of a shard."""
     peaks = []
     for count in (1000, 1_000_000):
         with (here / "rows.jsonl").open("w") as file:

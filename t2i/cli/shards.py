@@ -162,7 +162,7 @@ class Shards:
             found = self._record(number).stat()
         except OSError:
             return []
-        return self._parse(self._record(number), found.st_mtime_ns, found.st_ino)
+        return self._parse(self._record(number), found.st_mtime_ns, found.st_ino, found.st_size)
 
     def _write_record(self, number: int, states: Sequence[State]) -> None:
         files.write(json.dumps([asdict(state) for state in states]).encode(), self._record(number), overwrite=True)

@@ -25,6 +25,6 @@ options = together(
         help="With --prompts FILE -o FOLDER/: pack the images, with captions and recipes, into files to train on.",
     ),
     option("--shard-size", type=click.IntRange(1, 100_000), help="Images per file of --shards. Default: 1000."),
-    option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path."),
+    option("--json", "as_json", is_flag=True, help="Print one JSON object per image (or shard) instead of its path."),
     option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors."),
 )
