@@ -113,6 +113,19 @@ def test_the_same_command_again_makes_what_is_missing_or_broken_alone(t2i: Run, 
     assert pictures(here / "out") == whole
 
 
+def test_what_a_killed_run_had_half_written_is_swept_away(t2i: Run, here: Path) -> None:
+    (here / "list.txt").write_text("a horse\na cat\n")
+    call = ["--prompts", "list.txt", "-s", "1", "-o", "out/{prompt}/{job}.png"]
+    assert t2i(*call).code == 0
+    left = [here / "out" / name / ".t2i-0123456789abcdef.tmp" for name in ("", "a-cat", ".t2i-batch/groups")]
+    mine, of_now = here / "out" / ".t2i-notes", here / "out" / "a-horse" / ".t2i-fedcba9876543210.tmp"
+    for path in (*left, mine, of_now):
+        path.write_bytes(b"half")
+    os.utime(of_now, (time.time() + 60, time.time() + 60))  # as if it had come after the run began
+    assert t2i(*call).code == 0
+    assert {path for path in (here / "out").rglob(".t2i-*") if path.is_file()} == {mine, of_now}
+
+
 def test_without_its_records_a_folder_is_not_drawn_again(t2i: Run, here: Path) -> None:
     """A kill between an image and its group's record; a record that a failing disk has torn."""
     call = ["--prompts", write_rows(here, 9), "-s", "1", "--batch-size", "4", "-o", "out/"]

@@ -33,6 +33,7 @@ POLL_SECONDS = 0.5
 LAST_WORD_SECONDS = 3.0
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
+FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
 
 
 def is_batch(file: str, output: str | None, grid: bool) -> bool:
@@ -147,13 +148,17 @@ class _Run:
         """
         failed: list[Line] = []
         counts = {"done": 0, "failed": 0, "blanked": 0}
+        folders: set[Path] = set()
         with self.ledger.manifest() as write:
             for groups in self.listing.shares(self._model.size):
+                if len(folders) < FOLDERS:
+                    folders.update(item.path.parent for group in groups for item in group.items)
                 for line in (yield from self._see(groups)):
                     write(line)
                     counts[line["status"]] += 1
                     if line["status"] != "done" and len(failed) < LISTED:
                         failed.append(line)
+        self.ledger.sweep(folders)
         total, drawn = sum(counts.values()), self.ledger.drawn()
         self.progress.close()
         for path in self.listing.shards.beyond(total) if self.listing.shards else ():

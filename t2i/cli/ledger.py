@@ -95,12 +95,18 @@ class Ledger:
             line = known.get(item.index)
             if line and line["status"] == "failed" and not fresh:
                 line = None
-            if line and line["status"] == "done" and not self._is_there(item, line):
+            if line and line["status"] == "done" and _size(item.path) != line["bytes"] and not self.in_shard(item):
                 line = None
             line = line or self._seen(item)
             if line:
                 lines[item.index] = line
         return lines, list(lines.values()) == list(known.values()) and len(lines) == len(group.items)
+
+    def in_shard(self, item: Item) -> bool:
+        """Whether an image is in its shard, of which nothing is read but the record."""
+        state = self.shards and self.shards.state(self.shards.number(item.index))
+        held = state.line(item.index) if state else None
+        return held is not None and held["status"] == "done" and held["job"] == item.job
 
     def is_earlier(self, group: Group) -> bool:
         """Whether a group was finished before this run began."""
@@ -150,6 +156,18 @@ class Ledger:
                 total += int(path.read_text())
         return total
 
+    def sweep(self, folders: Iterable[Path]) -> None:
+        """Take away what killed runs had half written, in these folders and our own.  All must be settled.
+
+        While something is not, another process may be writing; and what is younger than this run is not ours to judge.
+        """
+        own = (self.state / name for name in ("groups", "shards", "spool"))
+        for folder in {self.folder, self.state, *own, *folders}:
+            for path in folder.glob(".t2i-*.tmp"):
+                with suppress(OSError):
+                    if path.stat().st_mtime_ns < self._begun:
+                        path.unlink()
+
     @contextmanager
     def manifest(self) -> Iterator[Callable[[Line], None]]:
         """Yields what takes the manifest's lines, one at a time; it is there when all are, and not before."""
@@ -185,14 +203,6 @@ class Ledger:
         lines = ((item, state.line(item.index)) for item in group.items)
         kept = {item.index: line for item, line in lines if line is not None and _fits(line, item)}
         return kept, self.shards.written(number) >= self._begun
-
-    def _is_there(self, item: Item, line: Line) -> bool:
-        """Whether the image of a line is there whole: its file, or in its shard."""
-        if _size(item.path) == line["bytes"]:
-            return True
-        state = self.shards and self.shards.state(self.shards.number(item.index))
-        held = state.line(item.index) if state else None
-        return held is not None and held["status"] == "done" and held["job"] == item.job
 
     def _seen(self, item: Item) -> Line | None:
         """What an image that no record tells of says of itself; None where it is not there, or not whole.
