@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Drawn = tuple[Path, Recipe | Packed]
 POLL_SECONDS = 0.5
-LAST_WORD_SECONDS = 3.0
+LAST_WORD_SECONDS = 10.0
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
 FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
