@@ -39,14 +39,11 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         if overwrite:
             os.replace(temporary, path)
         else:
-            _publish(temporary, path)
+            publish(temporary, path)
     except FileExistsError:
         raise already_exists(path) from None
     except OSError as e:
-        message = f"cannot write {path}: {e.strerror or e}"
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise T2IError(message, "free some space, then run the same command again") from None
-        raise UsageError(message, "choose another place with --output") from None
+        raise not_written(path, e) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -59,8 +56,11 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Give the finished file its name, and fail if the name is taken, by whomever and whenever."""
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file of the same filesystem its name.
+
+    The temporary name may stay beside it.  Raises FileExistsError if the name is taken, by whomever and whenever.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -73,6 +73,14 @@ def _publish(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+
+
+def not_written(path: Path, e: OSError) -> T2IError:
+    """What is said where a file could not be written: a UsageError, unless it is the disk that fails."""
+    message = f"cannot write {path}: {e.strerror or e}"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return T2IError(message, "free some space, then run the same command again")
+    return UsageError(message, "choose another place with --output")
 
 
 def already_exists(path: Path) -> UsageError:

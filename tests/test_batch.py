@@ -17,6 +17,7 @@ from PIL import Image
 
 from t2i import images
 from t2i.cli.claims import claim
+from t2i.cli.loaded import FIRST
 from t2i.errors import NonFinite
 from t2i.pipelines.text_to_image import TextToImage
 
@@ -110,6 +111,19 @@ def test_the_same_command_again_makes_what_is_missing_or_broken_alone(t2i: Run, 
     mended = t2i(*call)
     assert (mended.code, mended.lines) == (0, [first.lines[1], first.lines[6]])
     assert pictures(here / "out") == whole
+
+
+def test_what_a_killed_run_had_half_written_is_swept_away(t2i: Run, here: Path) -> None:
+    (here / "list.txt").write_text("a horse\na cat\n")
+    call = ["--prompts", "list.txt", "-s", "1", "-o", "out/{prompt}/{job}.png"]
+    assert t2i(*call).code == 0
+    left = [here / "out" / name / ".t2i-0123456789abcdef.tmp" for name in ("", "a-cat", ".t2i-batch/groups")]
+    mine, of_now = here / "out" / ".t2i-notes", here / "out" / "a-horse" / ".t2i-fedcba9876543210.tmp"
+    for path in (*left, mine, of_now):
+        path.write_bytes(b"half")
+    os.utime(of_now, (time.time() + 60, time.time() + 60))  # as if it had come after the run began
+    assert t2i(*call).code == 0
+    assert {path for path in (here / "out").rglob(".t2i-*") if path.is_file()} == {mine, of_now}
 
 
 def test_without_its_records_a_folder_is_not_drawn_again(t2i: Run, here: Path) -> None:
@@ -226,6 +240,27 @@ def test_several_processes_share_only_what_can_be_shared(t2i: Run, here: Path, m
     assert (ran.code, "--prompts FILE -o FOLDER/" in ran.err) == (2, True)
 
 
+def test_what_the_model_cannot_take_is_said_before_anything_is_drawn(t2i: Run, here: Path) -> None:
+    rows = [{"prompt": "a horse"}] * FIRST + [{"prompt": "a cat", "size": size} for size in ("40x32", "33x32")]
+    (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran = t2i("--prompts", "rows.jsonl", "-o", "out/")
+    assert (ran.code, ran.lines, (here / "out").exists()) == (2, [], False)
+    assert f"error: rows.jsonl, line {FIRST + 2}: width: got 33, this model needs a multiple of 8" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", [["--size", "33x32"], ["-o", "{date}/{job}"], ["--overwrite"]])
+def test_what_is_refused_is_said_once_and_all_processes_leave(t2i: Run, here: Path, refused: list[str]) -> None:
+    (here / "list.txt").write_text("a horse\na cat\n")
+    process = start("--prompts", "list.txt", "-o", "out/", *refused, launcher=TORCHRUN)
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, out, (here / "out").exists()) == (1, "", False)  # torchrun's own code is always 1
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
+    assert "gloo" not in err.lower()
+    assert "exitcode  : 2" in err.partition("Root Cause")[2]
+    assert "rank      : 0" in err.partition("Root Cause")[2]
+
+
 # --- claims ---
 
 
@@ -258,10 +293,12 @@ from pathlib import Path
 from t2i.cli.listing import make_listing
 from t2i.cli.request import Request
 
-listing = make_listing(Path(sys.argv[1]), Request(prompts=(), seeds=(5,), output="big/"), True)
+request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
+listing = make_listing(Path(sys.argv[1]), request, True)
 count = 0
-for group in listing.groups(lambda item: 8):
-    count += len(group.items)
+for share in listing.shares(lambda item: 8):
+    for group in share:
+        count += len(group.items)
 print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -269,6 +306,7 @@ print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 def test_a_million_rows_are_planned_grouped_and_named_in_the_memory_of_a_thousand(here: Path) -> None:
+    """Into shards: what is drawn into files holds a group at a time, and not all groups of a shard."""
     peaks = []
     for count in (1000, 1_000_000):
         with (here / "rows.jsonl").open("w") as file:

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from t2i.cli.ledger import Ledger, Line
+from t2i.cli.ledger import Ledger
 from t2i.cli.listing import Group, Item, Listing, make_listing, options_of
-from t2i.cli.planning import ModelWish, Part, model_wish, prepare
+from t2i.cli.loaded import Loaded
+from t2i.cli.packing import Packed, pack
 from t2i.cli.progress import Progress
 from t2i.cli.request import Request
-from t2i.cli.tasks import Task
+from t2i.cli.shards import Line
 from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError
-from t2i.pipelines.settings import default_batch_size
-from t2i.processes import processes
+from t2i.processes import gather, processes
+from t2i.recipe import Recipe
 
 if TYPE_CHECKING:
-    from t2i.pipelines.text_to_image import Result, TextToImage
-    from t2i.recipe import Recipe
+    from t2i.pipelines.text_to_image import Result
 
 Say = Callable[[str], None]
-FIRST = 1000  # prompts that are looked at before anything is drawn
+Drawn = tuple[Path, Recipe | Packed]
 POLL_SECONDS = 0.5
+LAST_WORD_SECONDS = 10.0
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
+FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
 
 
 def is_batch(file: str, output: str | None, grid: bool) -> bool:
@@ -41,31 +43,54 @@ def is_batch(file: str, output: str | None, grid: bool) -> bool:
     return output is None or output.endswith(("/", os.sep)) or os.path.isdir(output) or "{job}" in output
 
 
-def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Iterator[tuple[Path, Recipe]]:
-    """Draw what is missing of the batch; yields what this process draws, as it is saved.
+def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Iterator[Drawn]:
+    """Draw what is missing of the batch; yields what this process draws, as it is saved: images, or whole shards.
 
     request: without prompts.  chosen: the user named its seeds.  say: takes a line for the user.
     Raises UsageError: a row that is wrong, another batch's folder; PartialFailure, listing what could not be drawn.
     """
-    if request.overwrite:
-        raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
     state = processes()
     if state.num_processes > 1 and request.device is None:
         device = "cpu" if state.device.type == "cpu" else str(state.device)  # Accelerate numbers CPUs too
         request = replace(request, device=device)
-    say = say if state.is_main_process else _silence
-    listing = make_listing(file, request, chosen)
-    ledger = Ledger(listing.folder, state.process_index)
-    run = _Run(listing, ledger, say, Progress(bar and state.is_main_process, ledger))
-    if state.is_main_process:
-        listing.request = replace(request, seeds=request.seeds if chosen else ledger.seeds() or request.seeds)
-        run.begin(chosen)
-    state.wait_for_everyone()
-    listing.request = replace(request, seeds=ledger.join())
+    run = _together(lambda: _begin(file, request, chosen, say, bar))
     with run.progress:
         yield from run.draw()
         if state.is_main_process:
             yield from run.finish()
+
+
+def _begin(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> _Run:
+    """Each process's own view of the batch; the main one judges the list and makes the folder ours."""
+    state = processes()
+    if request.overwrite:
+        raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
+    listing = make_listing(file, request, chosen)
+    ledger = Ledger(listing.folder, state.process_index, listing.shards)
+    run = _Run(listing, ledger, say if state.is_main_process else _silence, bar and state.is_main_process)
+    if state.is_main_process:
+        run.begin(chosen)
+    return run
+
+
+def _together(begin: Callable[[], _Run]) -> _Run:
+    """Begin in all processes, or leave in all of them: with one message, the main process's if it has one."""
+    from torch import tensor
+
+    refusal: Exception | None = None
+    try:
+        run = begin()
+    except Exception as e:
+        refusal = e
+    codes = gather(tensor([getattr(refusal, "exit_code", 1) if refusal else 0])).tolist()
+    first = next((rank for rank, code in enumerate(codes) if code), None)
+    if first is None:
+        run.join()
+        return run
+    if refusal is not None and processes().process_index == first:
+        raise refusal
+    time.sleep(LAST_WORD_SECONDS)  # a launcher ends all as soon as one has left: let it be the one that speaks
+    raise SystemExit(codes[first])
 
 
 def _silence(_: str) -> None:
@@ -73,16 +98,15 @@ def _silence(_: str) -> None:
 
 
 class _Run:
-    """One process's share.  It holds one model, the last that was needed."""
+    """One process's share."""
 
-    def __init__(self, listing: Listing, ledger: Ledger, say: Say, progress: Progress) -> None:
+    def __init__(self, listing: Listing, ledger: Ledger, say: Say, bar: bool) -> None:
         self.listing = listing
         self.ledger = ledger
         self.say = say
-        self.progress = progress
+        self.progress = Progress(bar, ledger)
         self.drawn = 0
-        self._loaded: tuple[ModelWish, TextToImage] | None = None
-        self._sizes: dict[tuple[Any, ...], int] = {}
+        self._model = Loaded(listing, say)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
     def begin(self, chosen: bool) -> None:
@@ -90,72 +114,89 @@ class _Run:
 
         Raises UsageError where a row is wrong, ModelUnavailable and so on: before anything is written.
         """
-        file, request = self.listing.file, self.listing.request
-        first: list[Task] = []
-        models: set[ModelWish] = set()
-        total = 0
-        for total, task in enumerate(self.listing.tasks(), 1):
-            models.add(model_wish(request, task.prompt.wish))
-            if total <= FIRST:
-                first.append(task)
-        if not total:
-            raise UsageError(f"--prompts {file}: no prompt", "one per line, or rows with options")
-        for model in models:
-            self.listing.locate(model)
-        self._load(first)
-        seeds = self.ledger.open(options_of(file, request), tuple(request.seeds), chosen=chosen)
-        self.say(f"{total} images into {self.ledger.folder}, seed {', '.join(map(str, seeds))}")
+        listing, ledger = self.listing, self.ledger
+        request = listing.request
+        listing.request = replace(request, seeds=request.seeds if chosen else ledger.seeds() or request.seeds)
+        total = self._model.judge()
+        if listing.shards is not None:
+            listing.shards.check(range(listing.shards.number(total - 1) + 1))
+        seeds = ledger.open(options_of(listing.file, request), tuple(listing.request.seeds), chosen=chosen)
+        self.say(f"{total} images into {ledger.folder}, seed {', '.join(map(str, seeds))}")
         self.progress.begin(total)
 
-    def draw(self) -> Iterator[tuple[Path, Recipe]]:
-        """Draw the groups that are neither there nor claimed by another process."""
-        for group in self.listing.groups(self._size):
-            if self.ledger.look(group)[1]:
-                if self.ledger.is_earlier(group):
-                    self.progress.found(len(group.items))
-                continue
-            with self.ledger.claim(group) as ours:
-                if ours:
-                    yield from self._draw(group)
+    def join(self) -> None:
+        """Take the seeds that the folder has, now that the main process has begun."""
+        self.listing.request = replace(self.listing.request, seeds=self.ledger.join())
 
-    def finish(self) -> Iterator[tuple[Path, Recipe]]:
+    def draw(self) -> Iterator[Drawn]:
+        """Draw the groups that are neither there nor claimed by another process."""
+        for groups in self.listing.shares(self._model.size):
+            for group in groups:
+                if self.ledger.look(group)[1]:
+                    if self.ledger.is_earlier(group):
+                        self.progress.found(len(group.items))
+                    continue
+                with self.ledger.claim(group) as ours:
+                    if ours:
+                        yield from self._draw(group)
+            yield from pack(self.ledger, groups)
+
+    def finish(self) -> Iterator[Drawn]:
         """See that every group is there, whoever was to draw it, and write the manifest.
 
         Raises PartialFailure where images failed, or their own error where all did.
         """
         failed: list[Line] = []
         counts = {"done": 0, "failed": 0, "blanked": 0}
+        folders: set[Path] = set()
         with self.ledger.manifest() as write:
-            for group in self.listing.groups(self._size):
-                while not (looked := self.ledger.look(group))[1]:
-                    with self.ledger.claim(group) as ours:
-                        if ours:
-                            yield from self._draw(group)
-                            continue
-                    self.progress.show()
-                    time.sleep(POLL_SECONDS)
-                for line in looked[0].values():
+            for groups in self.listing.shares(self._model.size):
+                if len(folders) < FOLDERS:
+                    folders.update(item.path.parent for group in groups for item in group.items)
+                for line in (yield from self._see(groups)):
                     write(line)
                     counts[line["status"]] += 1
                     if line["status"] != "done" and len(failed) < LISTED:
                         failed.append(line)
+        self.ledger.sweep(folders)
         total, drawn = sum(counts.values()), self.ledger.drawn()
         self.progress.close()
+        for path in self.listing.shards.beyond(total) if self.listing.shards else ():
+            self.say(f"note: {path} is of an earlier, longer list; delete it, or it is trained on too")
         self.say(f"{drawn} images drawn, {counts['done'] - drawn} were there: {self.ledger.folder / 'manifest.jsonl'}")
         if failed:
             self._fail(failed, counts, total)
+
+    def _see(self, groups: list[Group]) -> Generator[Drawn, None, list[Line]]:
+        """Wait for these groups, and their shard, drawing what no other process draws; returns all lines of them."""
+        lines: list[Line] = []
+        for group in groups:
+            while not (looked := self.ledger.look(group))[1]:
+                with self.ledger.claim(group) as ours:
+                    if ours:
+                        yield from self._draw(group)
+                        continue
+                self._wait()
+            lines += looked[0].values()
+        while not (yield from pack(self.ledger, groups)):
+            self._wait()
+        return lines
+
+    def _wait(self) -> None:
+        self.progress.show()
+        time.sleep(POLL_SECONDS)
 
     def _fail(self, failed: list[Line], counts: dict[str, int], total: int) -> None:
         if not counts["done"] and self._failures:
             raise self._failures[0]
         for line in failed:
-            self.say(f"failed: {line['file']}: {line.get('error') or 'blanked by the safety checker'}")
+            self.say(f"failed: {line.get('key', line['file'])}: {line.get('error') or 'blanked by the safety checker'}")
         bad = total - counts["done"]
         if bad > len(failed):
             self.say(f"and {bad - len(failed)} more, in manifest.jsonl")
         raise PartialFailure(f"{bad} of {total} images could not be drawn", "the same command tries them again")
 
-    def _draw(self, group: Group) -> Iterator[tuple[Path, Recipe]]:
+    def _draw(self, group: Group) -> Iterator[Drawn]:
         """Draw a group that is ours, whole, and save what is missing of it."""
         from t2i.images import save
 
@@ -173,7 +214,8 @@ class _Run:
             self.drawn += 1
             self._failures.clear()
             self.progress.clear()  # the caller may print to the same terminal
-            yield item.path, result.recipe
+            if self.listing.shards is None:
+                yield item.path, result.recipe
         self.ledger.finish(group, lines)
         self.ledger.count(self.drawn)
         self.progress.show()
@@ -186,7 +228,7 @@ class _Run:
             return
         try:
             tasks = [item.task for item in group.items]
-            painter = self._painter(group.items[0].model, tasks)
+            painter = self._model.painter(group.items[0].model, tasks)
             settings = painter.settings(**dict(group.items[0].settings))
             for result in painter.draw([task.job for task in tasks], settings, batch_size=len(tasks)):
                 item = group.items[result.recipe.batch_index]
@@ -206,34 +248,3 @@ class _Run:
         for item in missing:
             if item.index not in lines:
                 lines[item.index] = self.ledger.line(item, "failed", error=said)
-
-    def _painter(self, model: ModelWish, tasks: list[Task]) -> TextToImage:
-        """The model, loaded, in place of the one before."""
-        if self._loaded is None or self._loaded[0] != model:
-            self._load(tasks)
-        assert self._loaded is not None
-        return self._loaded[1]
-
-    def _load(self, tasks: list[Task]) -> None:
-        """Load the model of the first of these tasks, judging those that follow with the same."""
-        self._loaded = None  # before the next one needs its memory
-        request = self.listing.request
-        wish = model_wish(request, tasks[0].prompt.wish)
-        tasks = [task for task in tasks if model_wish(request, task.prompt.wish) == wish]
-        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), request, self.say)
-        self._loaded = wish, painter
-
-    def _size(self, item: Item) -> int:
-        """How many images are drawn at once: what the user says, else what the model's default is."""
-        if self.listing.request.batch_size is not None:
-            return self.listing.request.batch_size
-        settings = dict(item.settings)
-        key = item.model, settings["width"], settings["height"]
-        if key not in self._sizes:
-            painter = self._painter(item.model, [item.task])
-            try:
-                chosen = painter.settings(width=settings["width"], height=settings["height"])
-            except UsageError:  # said when it is to be drawn
-                return 1
-            self._sizes[key] = default_batch_size(painter.pipe, chosen.width, chosen.height)
-        return self._sizes[key]

@@ -21,6 +21,7 @@ from t2i.processes import is_alone
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from t2i.cli.packing import Packed
     from t2i.pipelines.text_to_image import Result
     from t2i.recipe import Recipe
 
@@ -174,7 +175,7 @@ def _progress(bar: bool) -> Iterator[_Steps]:
         yield _Steps(steps)
 
 
-def to_json(path: Path, recipe: Recipe | None) -> str:
-    """One line of JSON: the path and the whole recipe; the sheet of all images has no recipe."""
+def to_json(path: Path, recipe: Recipe | Packed | None) -> str:
+    """One line of JSON: the path and the whole recipe, or how many images a shard has; a sheet of all has no recipe."""
     record = {"grid": True} if recipe is None else json.loads(recipe.to_json())
     return json.dumps({"path": str(path)} | record)

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from t2i.cli.options import SectionedCommand, machine, model, output, picture, prompts
 
 if TYPE_CHECKING:
+    from t2i.cli.packing import Packed
     from t2i.recipe import Recipe
 
 EXAMPLES = """\b
@@ -45,6 +46,7 @@ def generate(**given: Any) -> None:
     """
     from t2i.cli.batch import draw_batch, is_batch
     from t2i.cli.drawing import draw, to_json
+    from t2i.cli.packing import check_shards
     from t2i.cli.prompts import hints, read_prompts
     from t2i.cli.request import Request
     from t2i.cli.tasks import choose_seeds, read_size
@@ -58,7 +60,8 @@ def generate(**given: Any) -> None:
     file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
     seeds = choose_seeds(numbers)
-    drawn: Iterator[tuple[Path, Recipe | None]]
+    check_shards(file, bool(arguments or options or originals), given)
+    drawn: Iterator[tuple[Path, Recipe | Packed | None]]
     if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):
         request = Request(prompts=(), seeds=seeds, **given)
         drawn = draw_batch(Path(file), request, bool(numbers) and -1 not in numbers, say, bar=not quiet)

@@ -3,6 +3,7 @@
 batch.json            what is drawn, and the seed; a folder is of one batch
 groups/000000008.jsonl    one line per image of a finished group, written whole when its images are there
 claims/, progress/    who draws which group now, and how many images each process has drawn
+spool/, shards/    where images go into shards: see `shards.py`; the records of groups that a shard holds are taken away
 
 manifest.jsonl, among the images, is all groups' lines in the order of the list, written at the end.
 """
@@ -20,18 +21,18 @@ from typing import Any, TextIO
 from t2i import files, recipe
 from t2i.cli.claims import claim
 from t2i.cli.listing import Group, Item
+from t2i.cli.shards import Line, Shards
 from t2i.decoding import decode
 from t2i.errors import ImageError, UsageError
 from t2i.zoo import read_json
 
-Line = dict[str, Any]  # of the manifest: index, job, file, prompt, seed, hash, bytes, status, and an error
-
 
 class Ledger:
-    """The records of one batch folder."""
+    """The records of one batch folder.  shards: what its images go into; None: they are files."""
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int = 0, shards: Shards | None = None) -> None:
         self.folder = folder
+        self.shards = shards
         self.state = folder / ".t2i-batch"
         self.rank = rank
         self._begun = 0
@@ -63,7 +64,7 @@ class Ledger:
             changes.append(f"seed was {_list(began)}, now {_list(seeds)}")
         if changes:
             raise UsageError(f"{self.folder} holds another batch: {'; '.join(changes)}", "-o another folder/")
-        for name in ("groups", "claims", "progress"):
+        for name in ("groups", "claims", "progress", *(["shards", "spool"] if self.shards else [])):
             (self.state / name).mkdir(exist_ok=True)
         for old in (self.state / "progress").iterdir():
             old.unlink(missing_ok=True)
@@ -79,6 +80,10 @@ class Ledger:
         """Hold a group, so that no other process draws it; yields whether it is ours."""
         return claim(self.state / "claims" / group.name)
 
+    def claim_shard(self, number: int) -> AbstractContextManager[bool]:
+        """The same of a shard that is to be packed."""
+        return claim(self.state / "claims" / f"shard-{number:06d}")
+
     def look(self, group: Group) -> tuple[dict[int, Line], bool]:
         """(what is known of its images by index, whether the group's record says just that).
 
@@ -90,12 +95,18 @@ class Ledger:
             line = known.get(item.index)
             if line and line["status"] == "failed" and not fresh:
                 line = None
-            if line and line["status"] == "done" and _size(item.path) != line["bytes"]:
+            if line and line["status"] == "done" and _size(item.path) != line["bytes"] and not self.in_shard(item):
                 line = None
             line = line or self._seen(item)
             if line:
                 lines[item.index] = line
         return lines, list(lines.values()) == list(known.values()) and len(lines) == len(group.items)
+
+    def in_shard(self, item: Item) -> bool:
+        """Whether an image is in its shard, of which nothing is read but the record."""
+        state = self.shards and self.shards.state(self.shards.number(item.index))
+        held = state.line(item.index) if state else None
+        return held is not None and held["status"] == "done" and held["job"] == item.job
 
     def is_earlier(self, group: Group) -> bool:
         """Whether a group was finished before this run began."""
@@ -103,10 +114,13 @@ class Ledger:
 
     def line(self, item: Item, status: str, image_hash: str | None = None, error: str | None = None) -> Line:
         """What the manifest says of one image."""
+        shards = self.shards
+        file = shards.path(shards.number(item.index)) if shards else item.path
         line = {
             "index": item.index,
             "job": item.job,
-            "file": item.path.relative_to(self.folder).as_posix(),
+            "file": file.relative_to(self.folder).as_posix(),
+            **({"key": item.path.stem} if shards else {}),
             "prompt": item.task.job.prompt,
             "seed": item.task.job.seed,
             "hash": image_hash,
@@ -120,6 +134,16 @@ class Ledger:
         text = "".join(json.dumps(lines[item.index]) + "\n" for item in group.items if item.index in lines)
         files.write(text.encode(), self._path(group), overwrite=True)
 
+    def is_finished(self, group: Group) -> bool:
+        """Whether a group has a record of its own: where images go into shards, until its shard holds it."""
+        return self._path(group).exists()
+
+    def clear(self, group: Group) -> None:
+        """Take away what is kept of a group that its shard holds."""
+        for item in group.items:
+            item.path.unlink(missing_ok=True)
+        self._path(group).unlink(missing_ok=True)  # last: what a kill leaves of the images is then found again
+
     def count(self, drawn: int) -> None:
         """Tell the others how many images this process has drawn."""
         (self.state / "progress" / str(self.rank)).write_text(str(drawn))
@@ -131,6 +155,18 @@ class Ledger:
             with suppress(OSError, ValueError):  # being written at this moment: counted next time
                 total += int(path.read_text())
         return total
+
+    def sweep(self, folders: Iterable[Path]) -> None:
+        """Take away what killed runs had half written, in these folders and our own.  All must be settled.
+
+        While something is not, another process may be writing; and what is younger than this run is not ours to judge.
+        """
+        own = (self.state / name for name in ("groups", "shards", "spool"))
+        for folder in {self.folder, self.state, *own, *folders}:
+            for path in folder.glob(".t2i-*.tmp"):
+                with suppress(OSError):
+                    if path.stat().st_mtime_ns < self._begun:
+                        path.unlink()
 
     @contextmanager
     def manifest(self) -> Iterator[Callable[[Line], None]]:
@@ -154,10 +190,19 @@ class Ledger:
             path = self._path(group)
             text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
         except OSError:
-            return {}, False
+            return self._packed(group)
         found = dict(_lines(text))
         kept = {item.index: found[item.index] for item in group.items if _fits(found.get(item.index), item)}
         return kept, written >= self._begun
+
+    def _packed(self, group: Group) -> tuple[dict[int, Line], bool]:
+        """The same for a group without a record of its own, from that of its shard."""
+        number = self.shards.number(group.items[0].index) if self.shards else 0
+        if self.shards is None or (state := self.shards.state(number)) is None:
+            return {}, False
+        lines = ((item, state.line(item.index)) for item in group.items)
+        kept = {item.index: line for item, line in lines if line is not None and _fits(line, item)}
+        return kept, self.shards.written(number) >= self._begun
 
     def _seen(self, item: Item) -> Line | None:
         """What an image that no record tells of says of itself; None where it is not there, or not whole.

@@ -20,6 +20,7 @@ from t2i.cli.output import Outputs, safe_name
 from t2i.cli.planning import ModelWish, complete, model_wish
 from t2i.cli.prompts import stream_prompts
 from t2i.cli.request import Request
+from t2i.cli.shards import Shards
 from t2i.cli.tasks import Task, each_task
 from t2i.errors import UsageError
 from t2i.pipelines.loading import ModelFiles, locate
@@ -27,7 +28,8 @@ from t2i.recipe import public_name
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
-OPTIONS += ("scheduler", "batch_size", "format", "raw")
+OPTIONS += ("scheduler", "batch_size", "format", "raw", "shards", "shard_size")
+SHARD_SIZE = 1000
 Locate = Callable[[ModelWish], ModelFiles]
 
 
@@ -58,14 +60,15 @@ class Group:
 class Listing:
     """The images of a prompt file.  Each pass reads the file anew and holds one group of it.
 
-    request: with its seeds fixed and without prompts.  output: a pattern with {job}.
+    request: with its seeds fixed and without prompts.  output: a pattern with {job}.  shards: that images end in.
     """
 
-    def __init__(self, file: Path, request: Request, output: str, locate: Locate) -> None:
+    def __init__(self, file: Path, request: Request, output: str, locate: Locate, shards: Shards | None = None) -> None:
         self.file = file
         self.request = request
         self.output = output
-        self.folder = Outputs(output, format=request.format).root
+        self.shards = shards
+        self.folder = shards.folder if shards else Outputs(output, format=request.format).root
         self.locate = locate
         self._facts = lru_cache(maxsize=64)(self._find)
         self._outputs = lru_cache(maxsize=64)(self._make_outputs)
@@ -99,13 +102,28 @@ class Listing:
             yield Item(index, task, job, path, model, tuple(settings.items()))
 
     def groups(self, size: Callable[[Item], int]) -> Iterator[Group]:
-        """All images in groups of one model and one setting; size: how many such images are drawn at once."""
-        for _, items in groupby(self.items(), lambda item: (item.model, item.settings)):
+        """All images in groups of one model, one setting and one shard.
+
+        size: how many such images are drawn at once.
+        """
+        for _, items in groupby(self.items(), lambda item: (item.model, item.settings, self._shard(item))):
             run = iter(items)
             first = next(run)
             rest, at_once = chain([first], run), size(first)
             while group := tuple(islice(rest, at_once)):
                 yield Group(group)
+
+    def shares(self, size: Callable[[Item], int]) -> Iterator[list[Group]]:
+        """The groups that are finished together: those of one shard; without shards each for itself."""
+        groups = self.groups(size)
+        if self.shards is None:
+            yield from ([group] for group in groups)
+            return
+        for _, share in groupby(groups, lambda group: self._shard(group.items[0])):
+            yield list(share)
+
+    def _shard(self, item: Item) -> int:
+        return self.shards.number(item.index) if self.shards else 0
 
     def _find(self, model: ModelWish) -> dict[str, Any]:
         """What tells one model from another."""
@@ -132,6 +150,15 @@ def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
 def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
     """The list of a batch, and where its images go.  Raises UsageError."""
     found = cache(partial(locate, offline=request.offline, config=request.config))
+
+    def find(wish: ModelWish) -> ModelFiles:
+        return found(wish.model, revision=wish.revision)
+
+    if request.shards is not None:
+        folder = Path(os.path.expanduser(request.output or ""))
+        shards = Shards(folder, request.shards, request.shard_size or SHARD_SIZE)
+        request = replace(request, shard_size=shards.size)
+        return Listing(file, request, str(shards.spool / "{index}-{job}"), find, shards)
     target, name = request.output, "{index}-{job}"
     if target is None:
         options = options_of(file, request) | ({"seeds": request.seeds} if chosen else {})
@@ -141,7 +168,7 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
         target = os.path.join(target, name)
     elif "{date}" in target:
         raise UsageError("--output: {date} in a batch would make all anew tomorrow", "leave it out")
-    return Listing(file, request, target, lambda wish: found(wish.model, revision=wish.revision))
+    return Listing(file, request, target, find)
 
 
 def options_of(file: Path, request: Request) -> dict[str, Any]:

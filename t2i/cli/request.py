@@ -31,6 +31,8 @@ class Request:
     overwrite: bool = False
     grid: bool = False
     columns: int | None = None
+    shards: str | None = None  # of a long batch
+    shard_size: int | None = None
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None

@@ -19,6 +19,12 @@ options = together(
     option("--grid", is_flag=True, help="Also save all images on one sheet."),
     option("--columns", type=click.IntRange(1, 1000), help="Images per row of --grid. Default: a row per prompt."),
     option("--format", type=click.Choice(["png", "jpg", "webp"]), help="Default: by the suffix of --output, or png."),
-    option("--json", "as_json", is_flag=True, help="Print one JSON object per image instead of its path."),
+    option(
+        "--shards",
+        type=click.Choice(["parquet", "webdataset"]),
+        help="With --prompts FILE -o FOLDER/: pack the images, with captions and recipes, into files to train on.",
+    ),
+    option("--shard-size", type=click.IntRange(1, 100_000), help="Images per file of --shards. Default: 1000."),
+    option("--json", "as_json", is_flag=True, help="Print one JSON object per image (or shard) instead of its path."),
     option("--quiet", is_flag=True, help="No words and no progress bar on stderr, but errors."),
 )
