@@ -216,11 +216,12 @@ class _Run:
 
     def _load(self, tasks: list[Task]) -> None:
         """Load the model of the first of these tasks, judging those that follow with the same."""
-        self._loaded = None  # before the next one needs its memory
         request = self.listing.request
         wish = model_wish(request, tasks[0].prompt.wish)
+        before = self._loaded[1] if self._loaded and self._loaded[0].base() == wish.base() else None
+        self._loaded = None  # before the next one needs its memory
         tasks = [task for task in tasks if model_wish(request, task.prompt.wish) == wish]
-        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), request, self.say)
+        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), request, self.say, before)
         self._loaded = wish, painter
 
     def _size(self, item: Item) -> int:
