@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "dict[str, Any]": (dict,),
     "dict[str, str]": (dict,),
+    "list[dict[str, Any]]": (list,),
 }
 
 
@@ -50,6 +51,7 @@ class Recipe:
     model: str
     revision: str | None = None
     weights_hash: str | None = None  # sha256, hex
+    adapters: list[dict[str, Any]] = field(default_factory=list)  # kind, name, sha256, and scale, token or image
     dtype: str = "float32"
     device: str = "cpu"
     hardware: str = ""  # the processor's name, as its maker calls it
@@ -78,6 +80,8 @@ class Recipe:
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.weights_hash[:10] if self.weights_hash else None,
             "Model": self.model,
+            "Lora hashes": _hashes(self.adapters, "lora"),
+            "TI hashes": _hashes(self.adapters, "embedding"),
             "RNG": "CPU",
             "Version": f"t2i {self.versions.get('t2i', '')}".strip(),
         }
@@ -172,13 +176,32 @@ def read(data: bytes | Path, where: str | None = None) -> Record:
     return Record(recipe, texts.parameters, texts.generated, problems)
 
 
+def _hashes(adapters: Sequence[Mapping[str, Any]], kind: str) -> str | None:
+    """`name: hash, name: hash` as A1111 writes it; a LoRA's hash is that of all behind its header."""
+    pairs = []
+    for adapter in adapters:
+        if adapter.get("kind") == kind:
+            stem = str(adapter.get("name", "")).rpartition("/")[2].removesuffix(".safetensors")
+            digits = str(adapter.get("autov3") or adapter.get("sha256", ""))[:12]
+            pairs.append(f"{adapter.get('token') or stem}: {digits}")
+    return ", ".join(pairs) or None
+
+
 def _is(value: object, kind: str) -> bool:
     """Whether a JSON value is of a field's type."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
+    if kind == "list[dict[str, Any]]":
+        return isinstance(value, list) and all(_is_flat(item) for item in value)
     if kind == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     return isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+
+
+def _is_flat(value: object) -> bool:
+    """Whether it is an object of texts and finite numbers."""
+    items = value.values() if isinstance(value, dict) else [value]
+    return isinstance(value, dict) and all(_is(item, "str") or _is(item, "float") for item in items)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.cli.output import Outputs
-from t2i.cli.planning import Part, plan, prepare
+from t2i.cli.planning import ModelWish, Part, plan, prepare
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task
 from t2i.errors import PartialFailure, T2IError, UsageError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from t2i.cli.packing import Packed
-    from t2i.pipelines.text_to_image import Result
+    from t2i.pipelines.text_to_image import Result, TextToImage
     from t2i.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -49,10 +49,11 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
+    loaded: dict[ModelWish, TextToImage] = {}
     with _progress(bar) as steps:
         try:
             for part in parts:
-                for task, result in _draw_part(part, request, say, steps):
+                for task, result in _draw_part(part, request, say, steps, loaded):
                     if result.blanked:
                         blanked.append(result.recipe.seed)
                         continue
@@ -91,11 +92,16 @@ def _places(request: Request) -> dict[str | None, Outputs]:
     return places
 
 
-def _draw_part(part: Part, request: Request, say: Say, steps: _Steps) -> Iterator[tuple[Task, Result]]:
-    """Load one model, draw with it, and let it go again."""
+def _draw_part(
+    part: Part, request: Request, say: Say, steps: _Steps, loaded: dict[ModelWish, TextToImage]
+) -> Iterator[tuple[Task, Result]]:
+    """Draw with one model.  loaded: the last one, which is let go before the next is loaded."""
     if steps.total:
         steps.clear()  # for the words on the next model
-    painter, groups = prepare(part, request, say)
+    before = loaded.get(part.wish.base())
+    loaded.clear()  # before the next one needs its memory
+    painter, groups = prepare(part, request, say, before)
+    loaded[part.wish.base()] = painter
     steps.total += sum(group.steps for group in groups)
     for group in groups:
         first = steps.done

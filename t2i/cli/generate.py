@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from t2i.cli.options import SectionedCommand, machine, model, output, picture, prompts
+from t2i.cli.options import SectionedCommand, adapters, machine, model, output, picture, prompts
 
 if TYPE_CHECKING:
     from t2i.cli.packing import Packed
@@ -25,6 +25,7 @@ Examples:
   accelerate launch t2i generate --prompts big.jsonl -o big/
   echo "an elephant" | t2i generate - --json
   t2i generate --from horse.png --steps 40
+  t2i generate "a horse" -m sd15 --lora style.safetensors:0.8 --embedding easynegative.safetensors -n easynegative
 """
 
 
@@ -33,6 +34,7 @@ Examples:
 @prompts.options
 @picture.options
 @model.options
+@adapters.options
 @machine.options
 @output.options
 def generate(**given: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from t2i import images, recipe
 from t2i.cli.difference import difference, difference_table
+from t2i.cli.recorded import adapter_rows
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
 from t2i.zoo import MINI
@@ -165,6 +166,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         *template,
         *negative,
         ("model", made["model"] + revision + weights),
+        *adapter_rows(made["adapters"]),
         ("sampler", f"{made['sampler']}{schedule} ({made['scheduler']})"),
         ("steps", str(made["steps"])),
         ("guidance", f"{made['guidance']:g}"),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -23,13 +23,17 @@ from t2i.cli.request import Request
 from t2i.cli.shards import Shards
 from t2i.cli.tasks import Task, each_task
 from t2i.errors import UsageError
+from t2i.pipelines.adapter_files import find_all
+from t2i.pipelines.adapters import Adapters, IPAdapter
 from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.weights import file_hash
 from t2i.recipe import public_name
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
 OPTIONS += ("scheduler", "batch_size", "format", "raw", "shards", "shard_size")
 SHARD_SIZE = 1000
+ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
 Locate = Callable[[ModelWish], ModelFiles]
 
 
@@ -75,9 +79,7 @@ class Listing:
 
     def tasks(self) -> Iterator[Task]:
         """All images, without names.  Raises UsageError for a row that is wrong."""
-        prompts = stream_prompts(self.file)
-        if self.request.raw:
-            prompts = (replace(prompt, literal=True) for prompt in prompts)
+        prompts = map(self.request.understand, stream_prompts(self.file))
         return each_task(prompts, self.request.seeds, self.request.count, self.request.wildcards)
 
     def items(self) -> Iterator[Item]:
@@ -133,12 +135,28 @@ class Listing:
             "revision": files.revision,
             "weights": files.hash(),
             "dtype": model.dtype,
+            **({"adapters": self._adapters(model.adapters)} if model.adapters else {}),
         }
+
+    def _adapters(self, adapters: Adapters) -> list[Any]:
+        """What tells adapters from others, wherever their files lie."""
+        found = find_all(adapters, self.request.offline)
+        files = {field.name: getattr(found, field.name) for field in fields(found)}
+        return [
+            [kind, file.sha256, getattr(one, "scale", None), getattr(one, "token", None), _picture(one)]
+            for kind, several in files.items()
+            for one, file in zip(getattr(adapters, kind), several, strict=True)
+        ]
 
     def _make_outputs(self, name: str | None, count: int) -> Outputs:
         """name: what a row calls its file, below the folder of all."""
         target = self.output if name is None else str(self.folder / name)
         return Outputs(target, format=self.request.format, count=count)
+
+
+def _picture(adapter: Any) -> str | None:
+    """The hash of the picture that an IP-Adapter sees."""
+    return file_hash(Path(adapter.image).expanduser()) if isinstance(adapter, IPAdapter) else None
 
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -174,4 +192,5 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
 def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
+    said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
     return {"prompts": file.name, "model": public_name(request.model)} | said

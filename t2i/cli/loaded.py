@@ -80,10 +80,11 @@ class Loaded:
 
     def _load(self, tasks: list[Task]) -> None:
         """Load the model of the first of these tasks, judging those that follow with the same."""
-        self._loaded = None  # before the next one needs its memory
         wish = self._wish(tasks[0])
+        before = self._loaded[1] if self._loaded and self._loaded[0].base() == wish.base() else None
+        self._loaded = None  # before the next one needs its memory
         tasks = [task for task in tasks if self._wish(task) == wish]
-        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), self.listing.request, self.say)
+        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), self.listing.request, self.say, before)
         self._loaded = wish, painter
 
     def _judge(self, tasks: list[Task]) -> None:

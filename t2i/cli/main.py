@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("t2i.cli.data:data", "Look at a data set before you train on it, or make one."),
     "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
     "models": ("t2i.cli.models:models", "List, describe, get and delete models."),
+    "lora": ("t2i.cli.lora:lora", "Look at LoRAs, and merge them into a model."),
     "config": ("t2i.cli.config:config", "Your own defaults for the options of every command."),
     "doctor": ("t2i.cli.doctor:doctor", "Find what is wrong with this installation, and how to mend it."),
     "completion": ("t2i.cli.completion:completion", "Print the script that completes t2i's words in your shell."),

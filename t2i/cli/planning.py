@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
+from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.language import weighted
 from t2i.pipelines.loading import ModelFiles, choose_device, locate
 from t2i.pipelines.settings import Job, Settings
@@ -30,6 +32,11 @@ class ModelWish(NamedTuple):
     revision: str | None
     dtype: str | None
     device: str | None
+    adapters: Adapters = NO_ADAPTERS
+
+    def base(self) -> ModelWish:
+        """The model alone, which stays loaded while adapters change."""
+        return self._replace(adapters=NO_ADAPTERS)
 
 
 @dataclass(frozen=True)
@@ -82,33 +89,46 @@ def plan(request: Request) -> list[Part]:
     return parts
 
 
-def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[TextToImage, list[Group]]:
+def prepare(
+    part: Part, request: Request, say: Callable[[str], None], painter: TextToImage | None = None
+) -> tuple[TextToImage, list[Group]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
+    painter: the same base model, loaded before; it then wears the adapters of this part.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.cli.wearing import hints, load_or_wear, read_words
+    from t2i.pipelines.embeddings import with_words
     from t2i.pipelines.tokens import cut_words, load_tokenizers
 
+    words = read_words(part.wish.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)
+    readers = with_words(list(tokenizers.values()), words)
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
     texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
     for text in texts:
-        cut = cut_words(text, list(tokenizers.values()))
+        cut = cut_words(text, readers)
         if cut:
             say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
     if example := next(filter(None, map(weighted, texts)), None):
         say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
     if any(not task.job.prompt.strip() for task in part.tasks):
         say("note: an empty prompt: drawing unconditionally")
+    for hint in hints(words, texts):
+        say(hint)
     _check_originals(part, say)
-    painter = TextToImage.load(
+    painter = load_or_wear(
+        painter,
         part.files,
+        part.wish.adapters,
         device=request.device or _device_here(part.wish.device),
         dtype=part.wish.dtype,
+        offline=request.offline,
         scheduler=request.scheduler,
         components=tokenizers,
     )
+    for line in (*painter.fitted.lines, *painter.fitted.warnings):
+        say(line)
     groups = list(_groups(part, painter, wishes))
     idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
     if idle:
@@ -126,9 +146,18 @@ def shorten(text: str, limit: int = 200) -> str:
 
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
+    kinds = ("loras", "embeddings", "ip_adapters")
+    own = [getattr(request, kind) if getattr(wish, kind) is None else getattr(wish, kind) for kind in kinds]
     return ModelWish(
-        wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device
+        wish.model or request.model,
+        wish.revision or request.revision,
+        wish.dtype or request.dtype,
+        wish.device,
+        _read_adapters(*own),
     )
+
+
+_read_adapters = lru_cache(maxsize=1024)(Adapters.read)
 
 
 def complete(request: Request, wish: Wish) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from t2i import recipe as records
 from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
+from t2i.cli.recorded import find_recorded
 from t2i.cli.tasks import Original, Prompt, Wish
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
 from t2i.recipe import Recipe
@@ -32,6 +33,7 @@ ASKED = {
     "height": "height",
     "scheduler": "scheduler",
     "dtype": "dtype",
+    "adapters": "set of adapters",
 }
 MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
 
@@ -123,6 +125,7 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         device=made.device,
         seed=made.seed,
     )
+    wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
     if "model" not in given:
         model = _find_ours(path, made, default)
         wish = replace(wish, model=model, revision=made.revision if resolve(model).kind == "hub" else None)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from t2i.cli.networks import put_on_networks
 from t2i.cli.tasks import Prompt, Task, make_tasks
 from t2i.errors import UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.adapters import Adapters
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Request:
     offline: bool = False
     raw: bool = False
     wildcards: Path | None = None
+    loras: tuple[str, ...] = ()
+    lora_folder: Path | None = None
+    embeddings: tuple[str, ...] = ()
+    ip_adapters: tuple[str, ...] = ()
     tasks: list[Task] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,5 +67,15 @@ class Request:
             from t2i.pipelines.schedulers import scheduler_name
 
             scheduler_name(self.scheduler)
-        prompts = [replace(prompt, literal=True) for prompt in self.prompts] if self.raw else self.prompts
-        object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards))
+        Adapters.read(self.loras, self.embeddings, self.ip_adapters)
+        object.__setattr__(
+            self,
+            "tasks",
+            make_tasks([self.understand(prompt) for prompt in self.prompts], self.seeds, self.count, self.wildcards),
+        )
+
+    def understand(self, prompt: Prompt) -> Prompt:
+        """A prompt as the language of prompts reads it, before anything is chosen.  Raises UsageError."""
+        if self.raw:
+            return replace(prompt, literal=True)
+        return put_on_networks(prompt, self.lora_folder, self.loras)

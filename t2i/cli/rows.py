@@ -16,6 +16,7 @@ from typing import Any
 from t2i.cli.tasks import Prompt, Wish, choose_seeds, read_size
 from t2i.errors import UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.adapters import read_embedding, read_ip_adapter, read_lora
 from t2i.pipelines.loading import DTYPES
 from t2i.pipelines.schedulers import scheduler_name
 
@@ -135,6 +136,18 @@ def _dtype(text: str) -> None:
         raise UsageError(f"dtype: got {text[:40]!r}, allowed {', '.join(DTYPES)}")
 
 
+def _specs(name: str, check: Callable[[str], Any]) -> Callable[[Any], tuple[str, ...]]:
+    def read(value: Any) -> tuple[str, ...]:
+        specs = [value] if isinstance(value, str) else value
+        if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
+            raise UsageError(f"{name}: got {str(value)[:40]!r}, expected text, or a list of texts")
+        for spec in specs:
+            check(spec)
+        return tuple(specs)
+
+    return read
+
+
 def _inside(text: str) -> None:
     """A row names a file below the folder of --output: the prompts may come from someone else."""
     for path in (PurePosixPath(text), PureWindowsPath(text)):
@@ -157,6 +170,9 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "model": ("model", _text("model")),
     "revision": ("revision", _text("revision")),
     "dtype": ("dtype", _text("dtype", _dtype)),
+    "lora": ("loras", _specs("lora", read_lora)),
+    "embedding": ("embeddings", _specs("embedding", read_embedding)),
+    "ip_adapter": ("ip_adapters", _specs("ip_adapter", read_ip_adapter)),
     "output": ("output", _text("output", _inside)),
 }
 OPTIONS = tuple(READERS)

@@ -35,6 +35,9 @@ class Wish:
     seed: int | None = None
     count: int | None = None
     output: str | None = None  # a name below the folder of --output
+    loras: tuple[str, ...] | None = None  # as on the command line; (): none
+    embeddings: tuple[str, ...] | None = None
+    ip_adapters: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def each_task(
             for k in range(prompt.wish.count or count):
                 text, template = prompt.text, prompt.template
                 if not prompt.literal:
-                    text, template = resolve(prompt.text, seed + k, wildcards), prompt.text
+                    text, template = resolve(prompt.text, seed + k, wildcards), prompt.template or prompt.text
                 check_seeds([seed + k])
                 yield Task(Job(text, seed + k, template), prompt)
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from t2i.pipelines.adapters import Adapters, Specs
 from t2i.pipelines.language import Wildcards, resolve
 from t2i.pipelines.limits import check_image_count
 from t2i.pipelines.pictures import Picture, Pictures
@@ -31,16 +33,30 @@ def load(
     offline: bool = False,
     revision: str | None = None,
     scheduler: str | None = None,
+    lora: Specs = (),
+    embedding: Specs = (),
+    ip_adapter: Specs = (),
 ) -> Painter:
     """Load a text-to-image model: a name of the zoo, a pipeline or run folder, a Hub id, a .safetensors file.
 
     device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
     offline: do not use the network.  revision: of a model on the Hub.  scheduler: default the model's own.
+    lora, embedding, ip_adapter: one, or several: "style.safetensors:0.8", "PATH:TOKEN", "PATH:IMAGE:SCALE", as on the
+    command line; `draw.model.fitted.lines` tells what of them was used, and what fitted nothing is a warning.
     Raises UsageError, ModelUnavailable, ModelError (all of them `t2i.errors.T2IError`).
     """
-    return Painter(
-        TextToImage.load(model, device=device, dtype=dtype, offline=offline, revision=revision, scheduler=scheduler)
+    drawer = TextToImage.load(
+        model,
+        device=device,
+        dtype=dtype,
+        offline=offline,
+        revision=revision,
+        scheduler=scheduler,
+        adapters=Adapters.read(lora, embedding, ip_adapter),
     )
+    for warning in drawer.fitted.warnings:
+        warnings.warn(warning.removeprefix("warning: "), stacklevel=2)
+    return Painter(drawer)
 
 
 class Painter:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.errors import NonFinite
 from t2i.pipelines import limits
+from t2i.pipelines.adapter_files import find_all
+from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.calling import call, watch_steps
+from t2i.pipelines.fitting import Fitted, fit, unfit
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
@@ -65,6 +68,7 @@ class TextToImage:
         self.defaults = defaults
         self.revision = revision
         self.weights_hash = weights_hash
+        self.fitted = Fitted()  # the adapters in the pipeline
         self._own_scheduler = pipe.scheduler
         self._scheduler = scheduler or defaults.scheduler
         self._parameters = call_parameters(pipe)
@@ -82,17 +86,19 @@ class TextToImage:
         revision: str | None = None,
         scheduler: str | None = None,
         components: dict[str, Any] | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ) -> TextToImage:
         """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
 
         device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
-        components: parts of the pipeline that are loaded already.
+        components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `fitted` tells of them.
         Raises UsageError, ModelUnavailable, ModelError.
         """
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
         device = choose_device(device)
+        found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
         pipe = load_pipeline(files, device, choose_dtype(dtype, device, files), components)
-        return cls(
+        drawer = cls(
             pipe,
             name=files.model.name,
             defaults=files.defaults,
@@ -100,6 +106,16 @@ class TextToImage:
             revision=files.revision,
             weights_hash=files.hash(),
         )
+        drawer.fitted = fit(pipe, drawer.name, adapters, found)
+        return drawer
+
+    def wear(self, adapters: Adapters, offline: bool = False) -> None:
+        """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
+        if adapters != self.fitted.adapters:
+            found = find_all(adapters, offline)
+            unfit(self.pipe, self.fitted)
+            self.fitted = Fitted()  # what it wears if the next line fails
+            self.fitted = fit(self.pipe, self.name, adapters, found)
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
@@ -208,6 +224,7 @@ class TextToImage:
             "hardware": device_name(self.pipe.device),
             "threads": thread_count(),
             "batch_size": len(batch),
+            "adapters": [dict(record) for record in self.fitted.records],
         }
         finite = x.isfinite().flatten(1).all(1).tolist()
         for k, job in enumerate(batch):
@@ -237,6 +254,7 @@ class TextToImage:
             "num_inference_steps": settings.steps,
             self.defaults.guidance_name: settings.guidance,
             "generator": generators,
+            **self.fitted.options,
         }
         if self.uses_negative(settings.guidance) and settings.negative:
             options["negative_prompt"] = [settings.negative] * len(batch)

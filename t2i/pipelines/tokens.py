@@ -47,7 +47,17 @@ def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
         if not isinstance(limit, int) or limit > 100_000:  # transformers' way of saying that there is none
             return ""
         with quiet():
-            ids = tokenizer(prompt, add_special_tokens=False, truncation=False)["input_ids"]
+            ids = tokenizer(_spell_out(prompt, tokenizer), add_special_tokens=False, truncation=False)["input_ids"]
             room = limit - tokenizer.num_special_tokens_to_add()
-            ends.append(tokenizer.decode(ids[room:], skip_special_tokens=True).strip() if len(ids) > room else "")
+            rest = tokenizer.decode(ids[room:], skip_special_tokens=True) if len(ids) > room else ""
+            ends.append(rest.replace("</w>", " ").strip())  # CLIP's end of a word stays where words were added
     return min(ends, key=len, default="")
+
+
+def _spell_out(prompt: str, tokenizer: Any) -> str:
+    """The prompt as diffusers hands it on: a word of several vectors (textual inversion) is written as several."""
+    if not any(token.endswith("_1") for token in tokenizer.get_added_vocab()):
+        return prompt
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return str(TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer))

@@ -34,7 +34,7 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
         part = folder / name
         if not part.is_dir() and (folder / "config.json").is_file():
             part = folder  # as google/ddpm-cifar10-32 is published, and as diffusers reads it
-        weights += _check_component(part, component)
+        weights += check_component(part, component)
     if not weights:
         raise ModelError(f"{folder.name}: no component with weights in model_index.json", "get the model again")
     return kind, tuple(sorted(weights))
@@ -52,7 +52,7 @@ def check_config_folder(folder: Path) -> str:
     for name, component in components.items():
         files = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
         if any(file.suffix.lower() in (".safetensors", *PICKLES) for file in files):
-            _check_component(folder / name, component)
+            check_component(folder / name, component)
         else:
             _check_files(folder / name, files)
     return kind
@@ -111,8 +111,8 @@ def weights_hash(files: Sequence[Path], root: Path) -> str | None:
     if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
         return None
     if len(files) == 1:
-        return _file_hash(files[0])
-    lines = sorted(f"{file.relative_to(root).as_posix()} {_file_hash(file)}\n" for file in files)
+        return file_hash(files[0])
+    lines = sorted(f"{file.relative_to(root).as_posix()} {file_hash(file)}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -133,8 +133,8 @@ def _is_safe_library(library: Any) -> bool:
     return str(library).isidentifier() and any((Path(p) / "pipelines" / str(library)).is_dir() for p in places)
 
 
-def _check_component(folder: Path, component: str) -> list[Path]:
-    """The weights files of one component's folder."""
+def check_component(folder: Path, component: str) -> list[Path]:
+    """The weights files of one component's folder, after every check that needs no loading.  Raises ModelError."""
     where = f"{folder.parent.name}/{folder.name}"
     if not folder.is_dir():
         raise ModelError(f"{where}: the folder of this component is missing", "the model is incomplete: get it again")
@@ -188,7 +188,8 @@ def _check_tensors(path: Path, where: str) -> None:
         raise ModelError(f"{where} is damaged or cut short: {reason}", "get the file again") from None
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of a whole file."""
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and path.resolve().parent.name == "blobs":
         return blob  # the Hub's cache names its large files by their sha256
