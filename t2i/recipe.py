@@ -58,6 +58,7 @@ class Recipe:
     batch_index: int = 0  # which of them this image was
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
+    edit: dict[str, Any] = field(default_factory=dict)  # what it was drawn from beside words; empty: words alone
     version: int = VERSION  # of this record's format
 
     def __post_init__(self) -> None:
@@ -69,15 +70,19 @@ class Recipe:
 
     def parameters(self) -> str:
         """A1111's text form."""
+        denoising = _denoising(self.edit)
+        # A1111's size of a picture in two passes is the first pass's
+        size = self.edit["size"] if "Hires upscale" in denoising else (self.width, self.height)
         settings = {
             "Steps": self.steps,
             "Sampler": self.sampler,
             "Schedule type": self.schedule_type,
             "CFG scale": repr(float(self.guidance)).removesuffix(".0"),
             "Seed": self.seed,
-            "Size": f"{self.width}x{self.height}",
+            "Size": "x".join(map(str, size)),
             "Model hash": self.weights_hash[:10] if self.weights_hash else None,
             "Model": self.model,
+            **denoising,
             "RNG": "CPU",
             "Version": f"t2i {self.versions.get('t2i', '')}".strip(),
         }
@@ -170,6 +175,20 @@ def read(data: bytes | Path, where: str | None = None) -> Record:
         except ImageError as e:
             problems = (*problems, str(e))
     return Record(recipe, texts.parameters, texts.generated, problems)
+
+
+def _denoising(edit: Mapping[str, Any]) -> dict[str, Any]:
+    """A1111's words for a strength: of image-to-image, or else of the second pass."""
+    if "image" in edit:
+        return {"Denoising strength": edit["strength"]}
+    if "upscale" in edit:
+        second = edit["upscale"]
+        return {
+            "Denoising strength": second["strength"],
+            "Hires upscale": f"{second['factor']:g}",
+            "Hires upscaler": "Lanczos",
+        }
+    return {}
 
 
 def _is(value: object, kind: str) -> bool:
