@@ -72,14 +72,14 @@ class Recipe:
         """A1111's text form."""
         denoising = _denoising(self.edit)
         # A1111's size of a picture in two passes is the first pass's
-        size = self.edit["size"] if "Hires upscale" in denoising else (self.width, self.height)
+        size = self.edit.get("size") if "Hires upscale" in denoising else None
         settings = {
             "Steps": self.steps,
             "Sampler": self.sampler,
             "Schedule type": self.schedule_type,
             "CFG scale": repr(float(self.guidance)).removesuffix(".0"),
             "Seed": self.seed,
-            "Size": "x".join(map(str, size)),
+            "Size": "x".join(map(str, size or (self.width, self.height))),
             "Model hash": self.weights_hash[:10] if self.weights_hash else None,
             "Model": self.model,
             **denoising,
@@ -180,15 +180,15 @@ def read(data: bytes | Path, where: str | None = None) -> Record:
 def _denoising(edit: Mapping[str, Any]) -> dict[str, Any]:
     """A1111's words for a strength: of image-to-image, or else of the second pass."""
     if "image" in edit:
-        return {"Denoising strength": edit["strength"]}
-    if "upscale" in edit:
-        second = edit["upscale"]
-        return {
-            "Denoising strength": second["strength"],
-            "Hires upscale": f"{second['factor']:g}",
-            "Hires upscaler": "Lanczos",
-        }
-    return {}
+        return {"Denoising strength": edit.get("strength")}
+    second = edit.get("upscale")
+    if not isinstance(second, Mapping):
+        return {}
+    return {
+        "Denoising strength": second.get("strength"),
+        "Hires upscale": str(second.get("factor")).removesuffix(".0"),
+        "Hires upscaler": "Lanczos",
+    }
 
 
 def _is(value: object, kind: str) -> bool:

@@ -126,6 +126,8 @@ class Listing:
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
     """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
     content = {"prompt": task.job.prompt, "seed": task.job.seed, **settings, **facts}
+    if "edit" in content:
+        content["edit"] = content["edit"].identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -147,4 +149,5 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
 def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
-    return {"prompts": file.name, "model": public_name(request.model)} | said
+    edit = {"edit": request.edit.identity()} if request.edit else {}
+    return {"prompts": file.name, "model": public_name(request.model)} | said | edit

@@ -9,6 +9,7 @@ from pathlib import Path
 from t2i.cli.tasks import Prompt, Task, make_tasks
 from t2i.errors import UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
+    edit: Edit = WORDS_ALONE
     batch_size: int | None = None
     output: str | None = None
     format: str | None = None
@@ -59,5 +61,7 @@ class Request:
             from t2i.pipelines.schedulers import scheduler_name
 
             scheduler_name(self.scheduler)
+        for edit in dict.fromkeys(prompt.wish.edit.over(self.edit) for prompt in self.prompts):
+            check_edit(edit)
         prompts = [replace(prompt, literal=True) for prompt in self.prompts] if self.raw else self.prompts
         object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards))

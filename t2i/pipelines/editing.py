@@ -59,22 +59,12 @@ class Edit:
     upscale: Upscale | None = None
 
     def __bool__(self) -> bool:
-        return self != Edit()
+        return self != WORDS_ALONE
 
     def over(self, other: Edit) -> Edit:
         """This, and from the other what is not said here."""
         said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         return replace(other, **said)
-
-    def without(self, names: Sequence[str]) -> Edit:
-        """This, but for the fields of these names."""
-        empty = Edit()
-        return replace(self, **{f.name: getattr(empty, f.name) for f in fields(self) if f.name in names})
-
-    @property
-    def is_from_picture(self) -> bool:
-        """Whether the first pass starts from a picture rather than from noise."""
-        return self.image is not None
 
     def known_strength(self) -> float:
         """The strength that holds where an image is started from."""
@@ -101,7 +91,8 @@ class Edit:
 
     def identity(self) -> dict[str, Any]:
         """What makes one edit another than the next, as JSON holds it: the same pixels under another name do not."""
-        return without_names(self.record((0, 0)))
+        found: dict[str, Any] = essence(self.record((0, 0)))
+        return found
 
     def words(self, steps: int) -> str:
         """On one line, for the user."""
@@ -115,6 +106,9 @@ class Edit:
         if self.upscale is not None:
             parts.append(f"then {self.upscale.factor:g} times larger, strength {self.upscale.strength:g}")
         return ", ".join(parts)
+
+
+WORDS_ALONE = Edit()
 
 
 def make_edit(
@@ -213,13 +207,11 @@ def enlarged(size: tuple[int, int], edit: Edit, multiple: int) -> tuple[int, int
     return limits.check_side("width of the second pass", width), limits.check_side("height of the second pass", height)
 
 
-def without_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's record of an edit without the files' names: what decides which picture comes out."""
-    kept = {key: without_names(value) if isinstance(value, Mapping) else value for key, value in record.items()}
-    if isinstance(kept.get("controls"), list):
-        kept["controls"] = [without_names(one) if isinstance(one, Mapping) else one for one in kept["controls"]]
-    kept.pop("name", None)
-    return kept
+def essence(record: Any) -> Any:
+    """A recipe's record of an edit without files' names and sizes: two that agree mean the same."""
+    if isinstance(record, Mapping):
+        return {key: essence(value) for key, value in record.items() if key not in ("name", "size")}
+    return [essence(one) for one in record] if isinstance(record, list) else record
 
 
 def _check_running(name: str, strength: float, steps: int) -> None:

@@ -93,7 +93,13 @@ class Editor:
         return x, [first or second for first, second in zip(blanked, black, strict=True)]
 
     def _pass(
-        self, task: str, edit: Edit, size: tuple[int, int], pictures: Sequence[Image.Image], mask: Image.Image | None, strength: float
+        self,
+        task: str,
+        edit: Edit,
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image],
+        mask: Image.Image | None,
+        strength: float,
     ) -> dict[str, Any]:
         """What one pass is told beside the words."""
         options: dict[str, Any] = {"width": size[0], "height": size[1]}
@@ -109,9 +115,7 @@ class Editor:
             options["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
         return options
 
-    def _call(
-        self, name: str, options: Mapping[str, Any], more: Mapping[str, Any], task: str, edit: Edit
-    ) -> Drawn:
+    def _call(self, name: str, options: Mapping[str, Any], more: Mapping[str, Any], task: str, edit: Edit) -> Drawn:
         pipe = self._pipeline(task, edit.controls)
         pipe.scheduler = self.pipe.scheduler
         return call(pipe, name, {key: value for key, value in {**options, **more}.items() if value is not None})
@@ -179,7 +183,7 @@ def _has(family: str, task: str, guided: bool) -> bool:
 def call_parameters_of(kind: type) -> tuple[str, ...]:
     import inspect
 
-    return tuple(inspect.signature(kind.__call__).parameters)  # type: ignore[operator]
+    return tuple(inspect.signature(kind.__call__).parameters)
 
 
 def _passes(edit: Edit) -> list[str]:
@@ -208,4 +212,3 @@ def _paste(x: torch.Tensor, picture: Image.Image, mask: Image.Image) -> torch.Te
     finite = x.cpu().isfinite().flatten(1).all(1)
     painted[~finite] = float("nan")
     return painted
-

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2i.pipelines import limits
-from t2i.pipelines.editing import Edit, check_edit, enlarged
+from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit, enlarged
 from t2i.pipelines.stills import drawn_size
 from t2i.zoo import Defaults
 
@@ -28,7 +28,7 @@ class Settings:
     height: int
     scheduler: str | None = None
     negative: str = ""
-    edit: Edit = Edit()
+    edit: Edit = WORDS_ALONE
     final: tuple[int, int] = (0, 0)
 
 
@@ -51,7 +51,7 @@ def choose_settings(
     width: int | None = None,
     height: int | None = None,
     scheduler: str | None = None,
-    edit: Edit = Edit(),
+    edit: Edit = WORDS_ALONE,
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import NonFinite
 from t2i.pipelines import limits
 from t2i.pipelines.calling import call, watch_steps
-from t2i.pipelines.editing import Edit
+from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.editor import Editor
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
@@ -147,7 +147,7 @@ class TextToImage:
         width: int | None = None,
         height: int | None = None,
         scheduler: str | None = None,
-        edit: Edit = Edit(),
+        edit: Edit = WORDS_ALONE,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Result]:
