@@ -47,6 +47,24 @@ def first_size(record: Mapping[str, Any], otherwise: tuple[int, int]) -> tuple[i
     return otherwise
 
 
+def edit_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a recipe's `edit` says, as rows for a human."""
+    controls = record.get("controls")
+    pictures = [("from", record.get("image")), ("mask", record.get("mask"))]
+    pictures += [("guided by", one) for one in (controls if isinstance(controls, list) else [])]
+    rows = [(title, _told(about)) for title, about in pictures if isinstance(about, Mapping)]
+    if "strength" in record:
+        rows.append(("strength", str(record["strength"])))
+    if isinstance(second := record.get("upscale"), Mapping):
+        rows.append(("second pass", f"{second.get('factor')} times, strength {second.get('strength')}"))
+    return rows
+
+
+def _told(about: Mapping[str, Any]) -> str:
+    net = f"{about['net']} x {about.get('scale')}: " if "net" in about else ""
+    return f"{net}{about.get('name') or 'a picture without a name'} (pixels {str(about.get('hash'))[:10]})"
+
+
 def _find(about: Mapping[str, str], path: Path, option: str) -> Still:
     """The picture with this hash, by its name beside the image or here; the name may come from anyone."""
     name, hash = Path(about["name"].replace("\\", "/")).name, about["hash"]

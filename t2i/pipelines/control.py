@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError
@@ -107,3 +108,22 @@ def load_control(net: str, family: str, base: Any, offline: bool = False) -> Any
             message = f"control {net[:60]!r} was made for another base model ({name} {own}, this model has {its})"
             raise UsageError(message, "take one that was made for this base model")
     return network.to(base.device)
+
+
+class MeanEncoder:
+    """A VAE that encodes to the mean of its distribution, and is otherwise the one it wraps.
+
+    The guided pipeline of Stable Diffusion 3 samples its map's latents from the global generator, so that a picture
+    would differ from run to run; the spread around the mean is far below what is seen.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    def encode(self, x: Any) -> Any:
+        """x: (B, 3, H, W) in [-1, 1]."""
+        found = self._vae.encode(x).latent_dist
+        return SimpleNamespace(latent_dist=SimpleNamespace(sample=found.mode, mode=found.mode))

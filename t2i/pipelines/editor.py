@@ -13,7 +13,7 @@ from PIL import Image
 from t2i.errors import UsageError
 from t2i.images import from_tensor, to_tensor
 from t2i.pipelines.calling import call, watch_steps
-from t2i.pipelines.control import load_control
+from t2i.pipelines.control import MeanEncoder, load_control
 from t2i.pipelines.editing import Control, Edit
 from t2i.pipelines.noise import draw_in_float32, make_generators
 from t2i.pipelines.settings import Settings, call_parameters
@@ -87,7 +87,6 @@ class Editor:
         finite = x.isfinite().flatten(1).all(1)
         pictures = [cover(image, settings.final, LANCZOS) for image in from_tensor(x.nan_to_num(0.0, 0.0, 0.0))]
         now = self._pass(tasks[1], edit, settings.final, pictures, None, edit.upscale.strength)
-        now["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
         x, black = self._call(name, options, now | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit)
         x[~finite] = float("nan")
         return x, [first or second for first, second in zip(blanked, black, strict=True)]
@@ -118,7 +117,10 @@ class Editor:
     def _call(self, name: str, options: Mapping[str, Any], more: Mapping[str, Any], task: str, edit: Edit) -> Drawn:
         pipe = self._pipeline(task, edit.controls)
         pipe.scheduler = self.pipe.scheduler
-        return call(pipe, name, {key: value for key, value in {**options, **more}.items() if value is not None})
+        chosen = {**options, **more}
+        if "strength" in more:  # noise for a text-to-image pipeline may have been drawn from them
+            chosen["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
+        return call(pipe, name, {key: value for key, value in chosen.items() if value is not None})
 
     def _pipeline(self, task: str, controls: Sequence[Control]) -> Any:
         """The pipeline of a task, guided by these ControlNets."""
@@ -147,6 +149,8 @@ class Editor:
         for name in OFFLOADING:
             if hasattr(self.pipe, name):
                 setattr(pipe, name, getattr(self.pipe, name))
+        if controls and family == "stable-diffusion-3":
+            pipe.vae = MeanEncoder(pipe.vae)
         for name in ("prepare_latents", "prepare_mask_latents"):
             if hasattr(pipe, name):
                 setattr(pipe, name, draw_in_float32(getattr(pipe, name)))
