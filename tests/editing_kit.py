@@ -1,4 +1,4 @@
-"""What the tests of editing share: a picture, a mask, a ControlNet in each family's format, and plain diffusers' answer."""
+"""What the tests of editing share: pictures, a ControlNet in each family's format, and what plain diffusers draws."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,11 @@ def test_a_guided_drawing_is_what_plain_diffusers_draws(
     assert ran.code == 0, ran.err
     assert "guided by" in ran.err
     name = "image" if kind in ("sd15", "sdxl") else "control_image"
-    options = {name: picture((32, 32), 3), "controlnet_conditioning_scale": 0.7, "num_inference_steps": 2}
+    options: dict[str, Any] = {
+        name: picture((32, 32), 3),
+        "controlnet_conditioning_scale": 0.7,
+        "num_inference_steps": 2,
+    }
     with monkeypatch.context() as patch:
         if kind == "sd3":  # it draws the map's latents from the global generator; ours takes their mean
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -49,10 +54,10 @@ def test_a_guided_drawing_is_what_plain_diffusers_draws(
         theirs = plain(GUIDED[kind], family(kind), [5, 6], control=control(kind), guidance_scale=3.0, **options)
     assert gap("out/5.png", theirs[0]) <= 1
     assert gap("out/6.png", theirs[1]) <= 1
-    words = ("-m", str(family(kind)), "--guidance", "3", "--size", "32", "-s", "6", "-o")
-    ran = t2i("a horse", "--control", f"{control(kind)}:map.png:0.7", *words, "alone/{seed}.png")
+    alone = ("-m", str(family(kind)), "--guidance", "3", "--size", "32", "-s", "6", "-o")
+    ran = t2i("a horse", "--control", f"{control(kind)}:map.png:0.7", *alone, "alone/{seed}.png")
     assert np.abs(pixels("alone/6.png") - pixels("out/6.png")).max() <= 1, ran.err
-    assert t2i("a horse", *words, "free/{seed}.png").code == 0
+    assert t2i("a horse", *alone, "free/{seed}.png").code == 0
     assert np.abs(pixels("free/6.png") - pixels("out/6.png")).max() > 5  # it does guide
     made = recipe.read(Path("out/5.png")).recipe
     assert made is not None
@@ -73,7 +78,12 @@ def test_guided_image_to_image_is_what_plain_diffusers_draws(
     )
     assert ran.code == 0, ran.err
     small = picture((64, 64), 3).resize((32, 32), 1)
-    options = {"image": [picture()], "control_image": small, "strength": 0.5, "controlnet_conditioning_scale": 1.0}
+    options: dict[str, Any] = {
+        "image": [picture()],
+        "control_image": small,
+        "strength": 0.5,
+        "controlnet_conditioning_scale": 1.0,
+    }
     theirs = plain(
         GUIDED_IMAGE_TO_IMAGE[kind],
         family(kind),
@@ -175,7 +185,7 @@ def test_what_a_control_may_be_is_said_where_it_is_not_known(t2i: Run, family: F
 
 def test_a_control_of_another_base_model_is_refused(t2i: Run, family: Family, control: Family, here: Path) -> None:
     picture().save("map.png")
-    words = ("--size", "32", "-o", "a.png")
+    words: tuple[str, ...] = ("--size", "32", "-o", "a.png")
     ran = t2i("a horse", "-m", str(family("sd15")), "--control", f"{control('flux')}:map.png", *words)
     assert (ran.code, "is a FluxControlNetModel, this model is guided by a ControlNetModel" in ran.err) == (2, True)
     ran = t2i("a horse", "-m", str(family("sdxl")), "--control", f"{control('sd15')}:map.png", *words)

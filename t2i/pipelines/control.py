@@ -82,8 +82,8 @@ def locate_control(net: str, family: str, offline: bool = False) -> tuple[Path, 
     return folder, kind
 
 
-def load_control(net: str, family: str, base: Any, offline: bool = False) -> Any:
-    """The ControlNet, where and as the base network is.  base: the U-Net or transformer that it is to guide.
+def load_control(net: str, family: str, pipe: Any, offline: bool = False) -> Any:
+    """The ControlNet, where the pipeline that it is to guide computes, and in its dtype.
 
     Raises as `locate_control` does; UsageError where it was made for a base of other sizes.
     """
@@ -94,7 +94,7 @@ def load_control(net: str, family: str, base: Any, offline: bool = False) -> Any
     with quiet() as said:
         try:
             network = getattr(diffusers, kind).from_pretrained(
-                folder, torch_dtype=base.dtype, use_safetensors=True, local_files_only=True
+                folder, torch_dtype=pipe.dtype, use_safetensors=True, local_files_only=True
             )
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -102,12 +102,13 @@ def load_control(net: str, family: str, base: Any, offline: bool = False) -> Any
             reason = " ".join(str(e).split())[:200]
             raise ModelError(f"cannot load control {net[:60]!r}: {type(e).__name__}: {reason}", "get it again") from e
     refuse_missing_weights(f"control {net[:60]!r}", said)
+    base = getattr(pipe, "unet", None) or pipe.transformer
     for name in SHARED:
         own, its = getattr(network.config, name, None), getattr(base.config, name, None)
         if own is not None and its is not None and own != its:
             message = f"control {net[:60]!r} was made for another base model ({name} {own}, this model has {its})"
             raise UsageError(message, "take one that was made for this base model")
-    return network.to(base.device)
+    return network.to(pipe._execution_device)
 
 
 class MeanEncoder:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Picture = str | Path | Image
 
-STRENGTH = 0.6  # of image-to-image
+STRENGTH = 0.6  # of image-to-image: mini keeps the shape and takes another style; from 0.8 on little is left
 MASKED_STRENGTH = 1.0  # of inpainting: what is painted anew need not look like what was there
 UPSCALE_STRENGTH = 0.4
 MAX_FACTOR = 8.0

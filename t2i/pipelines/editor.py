@@ -138,10 +138,9 @@ class Editor:
         check_task(family, task, guided=bool(controls))
         extra: dict[str, Any] = {}
         if controls:
-            base = getattr(self.pipe, "unet", None) or self.pipe.transformer
             for one in controls:
                 if one.net not in self._nets:
-                    self._nets[one.net] = load_control(one.net, family, base, self.offline)
+                    self._nets[one.net] = load_control(one.net, family, self.pipe, self.offline)
             nets = [self._nets[one.net] for one in controls]
             extra["controlnet"] = nets if len(nets) > 1 else nets[0]
         pipe = getattr(diffusers, TASKS[task][1]).from_pipe(self.pipe, **extra)

@@ -19,17 +19,18 @@ SMALL_PARAMETERS = 200_000_000
 class Settings:
     """How images are drawn, every value chosen and checked.
 
-    width, height: of the first pass.  scheduler: our name; None: the model's own.  final: of the finished picture.
+    width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
+    scheduler: our name; None: the model's own.
     """
 
     steps: int
     guidance: float
     width: int
     height: int
+    final: tuple[int, int]
     scheduler: str | None = None
     negative: str = ""
     edit: Edit = WORDS_ALONE
-    final: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def choose_settings(
         guidance=limits.check_guidance(float(guidance)),
         width=size[0],
         height=size[1],
+        final=enlarged(size, edit, multiple),
         scheduler=scheduler,
         negative=limits.check_prompt(negative, "negative prompt"),
         edit=check_edit(edit, steps),
-        final=enlarged(size, edit, multiple),
     )
 
 
