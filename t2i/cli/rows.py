@@ -16,7 +16,7 @@ from typing import Any
 from t2i.cli.tasks import Prompt, Wish, choose_seeds, read_size
 from t2i.errors import ImageError, UsageError
 from t2i.pipelines import limits
-from t2i.pipelines.editing import check_strength, make_edit
+from t2i.pipelines.editing import WORDS_ALONE, check_strength, make_edit
 from t2i.pipelines.loading import DTYPES
 from t2i.pipelines.schedulers import scheduler_name
 
@@ -84,8 +84,9 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
         values |= new
     if "prompt" not in values:
         raise UsageError(f"{where}: no prompt")
+    started = {name: values.pop(name) for name in EDITING if name in values}
     try:
-        edit = make_edit(**{name: values.pop(name) for name in EDITING if name in values})
+        edit = make_edit(**started) if started else WORDS_ALONE
     except (UsageError, ImageError) as e:
         raise type(e)(f"{where}: {e.message}", e.hint) from None
     return Prompt(values.pop("prompt"), number, Wish(**values, edit=edit), where=where)

@@ -59,10 +59,12 @@ class Edit:
     upscale: Upscale | None = None
 
     def __bool__(self) -> bool:
-        return self != WORDS_ALONE
+        return self is not WORDS_ALONE and self != WORDS_ALONE  # asked of each of a million prompts
 
     def over(self, other: Edit) -> Edit:
         """This, and from the other what is not said here."""
+        if self is WORDS_ALONE:
+            return other
         said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         return replace(other, **said)
 

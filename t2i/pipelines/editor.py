@@ -55,6 +55,12 @@ class Editor:
         self._nets: dict[str, Any] = {}
         self._pipes: dict[tuple[str, tuple[str, ...]], Any] = {}
 
+    def adopt(self, pipe: Any) -> None:
+        """Draw with the networks of this pipeline from now on, and let those before it go; None: with none for now."""
+        self.pipe = pipe
+        self._nets.clear()
+        self._pipes.clear()
+
     def prepare(self, edit: Edit) -> None:
         """Make what the edit needs.  Raises UsageError for what this model's family does not have; see `control`."""
         if edit.mask is not None:
