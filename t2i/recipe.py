@@ -60,6 +60,7 @@ class Recipe:
     batch_index: int = 0  # which of them this image was
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
+    edit: dict[str, Any] = field(default_factory=dict)  # what it was drawn from beside words; empty: words alone
     version: int = VERSION  # of this record's format
 
     def __post_init__(self) -> None:
@@ -71,17 +72,21 @@ class Recipe:
 
     def parameters(self) -> str:
         """A1111's text form."""
+        denoising = _denoising(self.edit)
+        # A1111's size of a picture in two passes is the first pass's
+        size = self.edit.get("size") if "Hires upscale" in denoising else None
         settings = {
             "Steps": self.steps,
             "Sampler": self.sampler,
             "Schedule type": self.schedule_type,
             "CFG scale": repr(float(self.guidance)).removesuffix(".0"),
             "Seed": self.seed,
-            "Size": f"{self.width}x{self.height}",
+            "Size": "x".join(map(str, size or (self.width, self.height))),
             "Model hash": self.weights_hash[:10] if self.weights_hash else None,
             "Model": self.model,
             "Lora hashes": _hashes(self.adapters, "lora"),
             "TI hashes": _hashes(self.adapters, "embedding"),
+            **denoising,
             "RNG": "CPU",
             "Version": f"t2i {self.versions.get('t2i', '')}".strip(),
         }
@@ -185,6 +190,20 @@ def _hashes(adapters: Sequence[Mapping[str, Any]], kind: str) -> str | None:
             digits = str(adapter.get("autov3") or adapter.get("sha256", ""))[:12]
             pairs.append(f"{adapter.get('token') or stem}: {digits}")
     return ", ".join(pairs) or None
+
+
+def _denoising(edit: Mapping[str, Any]) -> dict[str, Any]:
+    """A1111's words for a strength: of image-to-image, or else of the second pass."""
+    if "image" in edit:
+        return {"Denoising strength": edit.get("strength")}
+    second = edit.get("upscale")
+    if not isinstance(second, Mapping):
+        return {}
+    return {
+        "Denoising strength": second.get("strength"),
+        "Hires upscale": str(second.get("factor")).removesuffix(".0"),
+        "Hires upscaler": "Lanczos",
+    }
 
 
 def _is(value: object, kind: str) -> bool:

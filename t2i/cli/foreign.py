@@ -6,12 +6,13 @@ A1111, Forge, SD.Next and many more write the same line; what each of them adds 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from t2i.errors import UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.editing import Edit, check_strength, read_upscale
 from t2i.pipelines.schedulers import scheduler_name
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
@@ -23,6 +24,7 @@ HARMLESS = ("Version", "User", "Template", "Negative Template", "Created Date", 
 NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:>]+)[^>]*>")
 EDITING = re.compile(r"\[[^\[\]]*:[^\[\]]*\]|\bAND\b|\bBREAK\b")
 DEFAULT_SCHEDULES = ("Automatic", "Uniform", "automatic", "")
+LANCZOS = (None, "Lanczos")
 LONGEST = 60  # characters of one value in a message
 
 
@@ -41,8 +43,11 @@ class Foreign:
     lost: list[str] = field(default_factory=list)
 
 
-def understand(settings: Mapping[str, str]) -> Foreign:
-    """What A1111's settings (`infotext.parse`) mean here.  Never fails: what is no number is lost, and said."""
+def understand(settings: Mapping[str, str], from_picture: bool = False) -> Foreign:
+    """What A1111's settings (`infotext.parse`) mean here.  Never fails: what is no number is lost, and said.
+
+    from_picture: the user gives the picture that it was drawn from, which no file holds.
+    """
     text = Foreign(settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", ""))
     text.ours = settings.get("Version", "").startswith("t2i")
     negative = settings["Negative prompt"]
@@ -57,9 +62,10 @@ def understand(settings: Mapping[str, str]) -> Foreign:
                 text.lost.append(f"{key}: {_short(settings[key])} (not a value that can be used)")
     if settings.get("Sampler"):
         _read_sampler(settings["Sampler"], settings.get("Schedule type", ""), text)
+    restored = _read_edit(settings, from_picture, text)
     if settings.get("RNG") != "CPU":
         text.lost.append("the first noise (drawn on a GPU there, on the CPU here): expect another picture")
-    _list_the_rest(settings, text.lost)
+    _list_the_rest(settings, text.lost, restored)
     return text
 
 
@@ -82,16 +88,34 @@ def _read_sampler(sampler: str, schedule: str, text: Foreign) -> None:
     text.lost.append(f"Sampler: {_short(f'{sampler} {schedule}'.strip())} (the model's own is used)")
 
 
-def _list_the_rest(settings: Mapping[str, str], lost: list[str]) -> None:
+def _read_edit(settings: Mapping[str, str], from_picture: bool, text: Foreign) -> tuple[str, ...]:
+    """A second pass, or the strength of image-to-image; returns the keys that are restored by it."""
+    strength, factor = settings.get("Denoising strength", ""), settings.get("Hires upscale", "")
+    try:
+        if factor and strength:
+            text.values["edit"] = Edit(upscale=read_upscale(f"{factor}:{strength}"))
+            same = settings.get("Hires upscaler") in LANCZOS
+            return ("Denoising strength", "Hires upscale", *(["Hires upscaler"] if same else []))
+        if strength and from_picture and not any(key.startswith("Hires") for key in settings):
+            text.values["edit"] = Edit(strength=check_strength("strength", float(strength)))
+            return ("Denoising strength",)
+    except (ValueError, UsageError):
+        pass  # listed with the rest
+    return ()
+
+
+def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Collection[str]) -> None:
     """A line for each group of settings that means one thing, and for every one that is not known."""
     groups: dict[str, list[str]] = {}
     for key, value in settings.items():
-        if key in (*UNDERSTOOD, *HARMLESS, *_NUMBERS) or (key == "Clip skip" and value == "1"):
+        if key in (*UNDERSTOOD, *HARMLESS, *_NUMBERS, *restored) or (key == "Clip skip" and value == "1"):
             continue
         meaning = next((words for pattern, words in _MEANINGS.items() if re.match(pattern, key)), "")
         if key == "Denoising strength":
             hires = any(other.startswith("Hires") for other in settings)
-            meaning = _HIRES if hires else "image-to-image: the first picture is not in the file"
+            meaning = _HIRES if hires else "image-to-image: the first picture is not in the file; -i gives it"
+        if meaning == _HIRES and "Hires upscale" in restored:
+            meaning = "of the second pass; it is drawn, from a picture enlarged by Lanczos"
         groups.setdefault(meaning or key, []).append(f"{key}: {_short(value)}")
     for meaning, pairs in groups.items():
         about = f" ({meaning})" if not pairs[0].startswith(f"{meaning}:") else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from t2i.cli.options import SectionedCommand, adapters, machine, model, output, picture, prompts
+from t2i.cli.options import SectionedCommand, adapters, editing, machine, model, output, picture, prompts
 
 if TYPE_CHECKING:
     from t2i.cli.packing import Packed
@@ -21,6 +21,7 @@ Examples:
   t2i generate "a horse in Van Gogh style"
   t2i generate "a dog" "a cat" -b 4 --seed 7 --grid
   t2i generate "a house, sketch" -n photo -o house.png
+  t2i generate "a horse, sketch" -i horse.png --strength 0.5
   t2i generate --prompts prompts.txt -o "out/{prompt}-{seed}.jpg"
   accelerate launch t2i generate --prompts big.jsonl -o big/
   echo "an elephant" | t2i generate - --json
@@ -33,6 +34,7 @@ Examples:
 @click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
 @prompts.options
 @picture.options
+@editing.options
 @model.options
 @adapters.options
 @machine.options
@@ -52,6 +54,7 @@ def generate(**given: Any) -> None:
     from t2i.cli.prompts import hints, read_prompts
     from t2i.cli.request import Request
     from t2i.cli.tasks import choose_seeds, read_size
+    from t2i.pipelines.editing import make_edit
 
     def say(line: str) -> None:
         if not quiet:
@@ -62,6 +65,8 @@ def generate(**given: Any) -> None:
     file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
     seeds = choose_seeds(numbers)
+    started = [given.pop(name) for name in ("image", "mask", "strength", "controls", "upscale")]
+    given["edit"] = make_edit(*started)
     check_shards(file, bool(arguments or options or originals), given)
     drawn: Iterator[tuple[Path, Recipe | Packed | None]]
     if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):

@@ -12,6 +12,7 @@ import click
 from t2i import images, recipe
 from t2i.cli.difference import difference, difference_table
 from t2i.cli.recorded import adapter_rows
+from t2i.cli.restoring import edit_rows
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
 from t2i.zoo import MINI
@@ -172,6 +173,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("guidance", f"{made['guidance']:g}"),
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
+        *edit_rows(made["edit"]),
         ("computed", f"in {made['dtype']} on {made['device']}" + (f" ({machine})" if machine else "")),
         ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache, partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -162,6 +162,8 @@ def _picture(adapter: Any) -> str | None:
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
     """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
     content = {"prompt": task.job.prompt, "seed": task.job.seed, **settings, **facts}
+    if "edit" in content:
+        content["edit"] = content["edit"].identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -193,4 +195,5 @@ def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
     said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
-    return {"prompts": file.name, "model": public_name(request.model)} | said
+    edit = {"edit": request.edit.identity()} if request.edit else {}
+    return {"prompts": file.name, "model": public_name(request.model)} | said | edit

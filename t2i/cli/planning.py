@@ -134,6 +134,8 @@ def prepare(
     if idle:
         guidance = idle[0].settings.guidance
         say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {part.files.model.name})")
+    for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
+        say(line)
     say(_headline(painter, groups))
     return painter, groups
 
@@ -163,7 +165,9 @@ _read_adapters = lru_cache(maxsize=1024)(Adapters.read)
 def complete(request: Request, wish: Wish) -> dict[str, Any]:
     """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
     own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
-    return {name: getattr(request, name) if value is None else value for name, value in own.items()}
+    edit = wish.edit.over(request.edit)
+    chosen = {name: getattr(request, name) if value is None else value for name, value in own.items()}
+    return chosen | ({"edit": edit} if edit else {})
 
 
 def _groups(part: Part, painter: TextToImage, wishes: dict[Wish, dict[str, Any]]) -> Iterator[Group]:
@@ -216,6 +220,14 @@ def _device_here(wish: str | None) -> str | None:
         return None
 
 
+def _scaled(settings: Settings) -> str | None:
+    """What is said of a picture that is not drawn from at its own size."""
+    image, size = settings.edit.image, (settings.width, settings.height)
+    if image is None or image.size == size:
+        return None
+    return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cut to {size[0]}x{size[1]}"
+
+
 def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     """One line that says what is done and with what, so that nothing was chosen in silence."""
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
@@ -225,8 +237,10 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
         ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),
+        ("ways to start", lambda s: s.edit.words(s.steps)),
         ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
     ):
         values = dict.fromkeys(words(group.settings) for group in groups)
-        parts.append(next(iter(values)) if len(values) == 1 else f"{len(values)} {several}")
+        if any(values):
+            parts.append(next(iter(values)) if len(values) == 1 else f"{len(values)} {several}")
     return " · ".join([*parts, f"seed {shown}" + (", ..." if not runs and len(seeds) > 4 else "")])

@@ -6,15 +6,17 @@ Our own record restores everything. Another tool's text restores what has an equ
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i import recipe as records
 from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
 from t2i.cli.recorded import find_recorded
+from t2i.cli.restoring import first_size, restore_edit
 from t2i.cli.tasks import Original, Prompt, Wish
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
+from t2i.pipelines.editing import essence
 from t2i.recipe import Recipe
 from t2i.zoo import NAMES, resolve
 
@@ -34,7 +36,9 @@ ASKED = {
     "scheduler": "scheduler",
     "dtype": "dtype",
     "adapters": "set of adapters",
+    "edit": "picture or strength to start from",
 }
+_NAMES = tuple(field.name for field in fields(Wish) if field.name != "edit")
 MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
 
 
@@ -48,9 +52,10 @@ def read_originals(
     Raises UsageError (no such file), ImageError (no image, no record, a damaged one), ModelUnavailable.
     """
     found = []
+    unsaid = {name: None for name in given if name in _NAMES}
     for path in paths:
         restored = _restore(path, given, default, say)
-        kept = replace(restored.wish, **{name: None for name in asdict(restored.wish) if name in given})
+        kept = replace(restored.wish, **unsaid)  # type: ignore[arg-type]  # fields that may be None
         copies = restored.copies if "batch_size" not in given else (1, 0)
         new = [replace(prompt, wish=kept, original=restored.original) for prompt in prompts]
         found += new or [replace(restored, wish=kept, copies=copies)]
@@ -62,7 +67,7 @@ def verdict(original: Original, made: Recipe, image: Image) -> str | None:
     told = original.recipe
     if told is None:
         return None
-    changed = [words for name, words in ASKED.items() if getattr(told, name) != getattr(made, name)]
+    changed = [words for name, words in ASKED.items() if essence(getattr(told, name)) != essence(getattr(made, name))]
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
     if told.image_hash is None:
@@ -98,7 +103,7 @@ def _restore(path: Path, given: Collection[str], default: str, say: Callable[[st
     settings = records.parse_parameters(record.parameters)
     if len(settings) < 3:  # the prompts alone: the text is not A1111's
         raise ImageError(f"--from {path}: its text names no settings that can be read{damage}", "t2i info shows it")
-    text = understand(settings)
+    text = understand(settings, from_picture="image" in given)
     text.lost += [f"our own record ({problem})" for problem in record.problems]
     wish = Wish(**text.values)
     if "model" not in given:
@@ -114,16 +119,18 @@ def _restore(path: Path, given: Collection[str], default: str, say: Callable[[st
 
 
 def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -> Prompt:
+    width, height = first_size(made.edit, (made.width, made.height))
     wish = Wish(
         negative=made.negative_prompt,
         steps=made.steps,
         guidance=made.guidance,
-        width=made.width,
-        height=made.height,
+        width=width,
+        height=height,
         scheduler=made.scheduler,
         dtype=made.dtype,
         device=made.device,
         seed=made.seed,
+        edit=restore_edit(made.edit, path, given),
     )
     wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
     if "model" not in given:

@@ -11,6 +11,7 @@ from t2i.cli.tasks import Prompt, Task, make_tasks
 from t2i.errors import UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.adapters import Adapters
+from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
+    edit: Edit = WORDS_ALONE
     batch_size: int | None = None
     output: str | None = None
     format: str | None = None
@@ -67,6 +69,8 @@ class Request:
             from t2i.pipelines.schedulers import scheduler_name
 
             scheduler_name(self.scheduler)
+        for edit in dict.fromkeys(prompt.wish.edit.over(self.edit) for prompt in self.prompts):
+            check_edit(edit)
         Adapters.read(self.loras, self.embeddings, self.ip_adapters)
         object.__setattr__(
             self,

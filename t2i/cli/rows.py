@@ -14,9 +14,10 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from t2i.cli.tasks import Prompt, Wish, choose_seeds, read_size
-from t2i.errors import UsageError
+from t2i.errors import ImageError, UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.adapters import read_embedding, read_ip_adapter, read_lora
+from t2i.pipelines.editing import WORDS_ALONE, check_strength, make_edit
 from t2i.pipelines.loading import DTYPES
 from t2i.pipelines.schedulers import scheduler_name
 
@@ -84,7 +85,12 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
         values |= new
     if "prompt" not in values:
         raise UsageError(f"{where}: no prompt")
-    return Prompt(values.pop("prompt"), number, Wish(**values), where=where)
+    started = {name: values.pop(name) for name in EDITING if name in values}
+    try:
+        edit = make_edit(**started) if started else WORDS_ALONE
+    except (UsageError, ImageError) as e:
+        raise type(e)(f"{where}: {e.message}", e.hint) from None
+    return Prompt(values.pop("prompt"), number, Wish(**values, edit=edit), where=where)
 
 
 def _key(name: str) -> str:
@@ -110,6 +116,20 @@ def _guidance(value: Any) -> float:
         return limits.check_guidance(float(value))
     except (TypeError, ValueError):
         raise UsageError(f"guidance: got {str(value)[:40]!r}, expected a number") from None
+
+
+def _strength(value: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return check_strength("strength", float(value))
+    except (TypeError, ValueError):
+        raise UsageError(f"strength: got {str(value)[:40]!r}, expected a number") from None
+
+
+def _controls(value: Any) -> list[str]:
+    """One TYPE:IMAGE[:SCALE], or a list of them."""
+    return [_text("control")(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def _text(name: str, check: Callable[[str], Any] = lambda text: text) -> Callable[[Any], str]:
@@ -174,7 +194,13 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "embedding": ("embeddings", _specs("embedding", read_embedding)),
     "ip_adapter": ("ip_adapters", _specs("ip_adapter", read_ip_adapter)),
     "output": ("output", _text("output", _inside)),
+    "image": ("image", _text("image")),
+    "mask": ("mask", _text("mask")),
+    "strength": ("strength", _strength),
+    "control": ("control", _controls),
+    "upscale": ("upscale", lambda value: str(value)),
 }
+EDITING = ("image", "mask", "strength", "control", "upscale")
 OPTIONS = tuple(READERS)
 READERS |= {
     "negative": READERS["negative_prompt"],
@@ -183,4 +209,5 @@ READERS |= {
     "guidance_scale": READERS["guidance"],
     "sampler": READERS["scheduler"],
     "num_images": READERS["batch_count"],
+    "init_image": READERS["image"],
 }

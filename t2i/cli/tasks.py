@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
+from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.language import Wildcards, resolve
 from t2i.pipelines.limits import check_seeds
 from t2i.pipelines.settings import Job
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What one prompt asks for by itself; None: what the command line says, else what the model wants."""
+    """What one prompt asks for by itself; None: what the command line says, else what the model wants.
+
+    edit: likewise part by part.
+    """
 
     negative: str | None = None
     steps: int | None = None
@@ -38,6 +42,7 @@ class Wish:
     loras: tuple[str, ...] | None = None  # as on the command line; (): none
     embeddings: tuple[str, ...] | None = None
     ip_adapters: tuple[str, ...] | None = None
+    edit: Edit = WORDS_ALONE
 
 
 @dataclass(frozen=True)

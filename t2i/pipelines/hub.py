@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 from t2i.errors import ModelError, ModelUnavailable
 from t2i.pipelines.quiet import prepare_libraries, quiet
-from t2i.zoo import NAMES, ResolvedModel, near
+from t2i.zoo import NAMES, Defaults, ResolvedModel, near
 
 CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # in every folder; what diffusers itself would ask for
+NETWORK_FILES = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors"]
+NETWORK_FILES += ["diffusion_pytorch_model.safetensors.index.json"]  # not the same weights in half precision
 TIMEOUT = 10  # seconds for the first answer; downloads have the Hub library's own patience
 
 
@@ -38,6 +40,36 @@ def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = Fal
         return _from_cache(model, revision, f"the Hub cannot be reached ({type(e).__name__})")
     _check_listing({sibling.rfilename for sibling in info.siblings or ()}, model)
     return _download(model, revision)  # not by the commit: the cache would not know what `main` was, once offline
+
+
+def fetch_network(id: str, offline: bool = False) -> Path:
+    """The snapshot folder of one network on the Hub, such as a ControlNet, with its safetensors weights.
+
+    Raises ModelUnavailable: no such id, gated, not cached and no network.
+    """
+    prepare_libraries()
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if not (offline or is_offline_mode()):
+        try:
+            model_info(id, timeout=TIMEOUT)
+            return Path(snapshot_download(id, allow_patterns=NETWORK_FILES))
+        except HfHubHTTPError as e:
+            _explain(e, ResolvedModel("hub", id, id, Defaults()), None)
+        except Exception:  # the HTTP library's own errors: what is in the cache will do
+            pass
+    try:
+        folder = Path(snapshot_download(id, local_files_only=True, allow_patterns=NETWORK_FILES))
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        folder = Path()
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(
+            f"{id!r} is not in the cache, and the network is off or does not reach the Hub",
+            f"with a network, `hf download {id} {' '.join(NETWORK_FILES[:2])}` gets it; or give a folder that holds it",
+        )
+    return folder
 
 
 def is_reachable(id: str) -> bool:

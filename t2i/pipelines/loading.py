@@ -142,7 +142,7 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            _refuse_missing_weights(name, said)
+            refuse_missing_weights(name, said)
             if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
                 raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
             reason = " ".join(str(e).split())[:300]
@@ -150,11 +150,11 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
             if not files.path.is_dir():
                 hint += "; if it has other sizes than usual, give the folder of its configs: --config FOLDER"
             raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", hint) from e
-    _refuse_missing_weights(name, said)
+    refuse_missing_weights(name, said)
     return pipe
 
 
-def _refuse_missing_weights(name: str, said: list[str]) -> None:
+def refuse_missing_weights(name: str, said: list[str]) -> None:
     """What a file lacks, the libraries fill with random numbers, and only warn."""
     for line in said:
         if "newly initialized" in line:

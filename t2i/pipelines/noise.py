@@ -6,7 +6,7 @@ torch draws other numbers in half precision (where their count is no multiple of
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,3 +63,27 @@ def step_in_float32(scheduler: Any) -> Any:
 
     scheduler.step = step_float32
     return scheduler
+
+
+def draw_in_float32(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of a pipeline draw all its noise in float32, rounding it to the dtype that it asks for.
+
+    Image-to-image pipelines draw in the middle of their work (the picture's latents, then the noise upon them), where
+    no argument reaches.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Float32(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if function is torch.randn and kwargs.get("dtype") in (torch.float16, torch.bfloat16):
+                return function(*args, **kwargs | {"dtype": torch.float32}).to(kwargs["dtype"])
+            return function(*args, **kwargs)
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        with Float32():
+            return draw(*args, **kwargs)
+
+    return drawn

@@ -16,13 +16,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from t2i.pipelines.adapters import Adapters, Specs
+from t2i.pipelines.editing import Control, Upscale, make_edit
 from t2i.pipelines.language import Wildcards, resolve
 from t2i.pipelines.limits import check_image_count
 from t2i.pipelines.pictures import Picture, Pictures
 from t2i.pipelines.settings import Job
 from t2i.pipelines.text_to_image import Progress, TextToImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def load(
@@ -81,6 +86,11 @@ class Painter:
         width: int | None = None,
         height: int | None = None,
         scheduler: str | None = None,
+        image: str | Path | Image | None = None,
+        mask: str | Path | Image | None = None,
+        strength: float | None = None,
+        control: str | Control | Sequence[str | Control] = (),
+        upscale: float | str | Upscale | None = None,
         batch_size: int | None = None,
         raw: bool = False,
         wildcards: str | Path | None = None,
@@ -89,7 +99,11 @@ class Painter:
         """Draw `num_images` pictures of the prompt, or of each of several; picture k of a prompt has seed + k.
 
         seed: default: a random one, which the recipes hold.  None elsewhere: as the model draws best.
-        width, height: pixels.  batch_size: how many at once; changes speed and memory, not the pictures.
+        width, height: pixels.  image: a picture to start from, with this much noise (`strength`, 1: ignore it).
+        mask: white where the picture is painted anew; elsewhere it stays as it is.
+        control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE": a map that guides, read by a ControlNet (see `control.py`).
+        upscale: a second pass, so many times as large; "2:0.3" names its strength.
+        batch_size: how many at once; changes speed and memory, not the pictures.
         raw: take prompts as they are: no `{a|b}` (see `language.py`).  wildcards: the folder of `__name__`.
         progress: a bar on stderr.
         Raises UsageError for what is out of range, NonFinite instead of a black picture.
@@ -98,7 +112,13 @@ class Painter:
         seeds = range(first, first + check_image_count(num_images))
         prompts = [prompt] if isinstance(prompt, str) else prompt
         settings = self.model.settings(
-            negative=negative_prompt, steps=steps, guidance=guidance, width=width, height=height, scheduler=scheduler
+            negative=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            edit=make_edit(image, mask, strength, control, upscale),
         )
         known = Wildcards(None if wildcards is None else Path(wildcards))
         jobs = [

@@ -34,6 +34,7 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         height=image.height,
         versions=versions(),
         image_hash=pixel_hash(image),
+        edit=settings.edit.record((settings.width, settings.height)),
         **known,
     )
 

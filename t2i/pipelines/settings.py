@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2i.pipelines import limits
+from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit, enlarged
+from t2i.pipelines.stills import drawn_size
 from t2i.zoo import Defaults
 
 SMALL_PARAMETERS = 200_000_000
@@ -15,14 +17,20 @@ SMALL_PARAMETERS = 200_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are drawn, every value chosen and checked.  scheduler: our name; None: the model's own."""
+    """How images are drawn, every value chosen and checked.
+
+    width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
+    scheduler: our name; None: the model's own.
+    """
 
     steps: int
     guidance: float
     width: int
     height: int
+    final: tuple[int, int]
     scheduler: str | None = None
     negative: str = ""
+    edit: Edit = WORDS_ALONE
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,14 @@ def choose_settings(
     width: int | None = None,
     height: int | None = None,
     scheduler: str | None = None,
+    edit: Edit = WORDS_ALONE,
 ) -> Settings:
-    """Fill in what is None. One side given and not the other: the picture is square.  Raises UsageError."""
+    """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
+
+    Raises UsageError.
+    """
     own = call_parameters(pipe)
+    multiple = size_multiple(pipe)
     default_width, default_height = defaults.size or native_size(pipe)
     if steps is None:
         steps = defaults.steps or own["num_inference_steps"].default
@@ -56,14 +69,21 @@ def choose_settings(
         guidance = own[defaults.guidance_name].default if defaults.guidance_name in own else 1.0
     for name, side in (("width", width), ("height", height)):
         if side is not None:
-            limits.check_multiple(name, limits.check_side(name, side), size_multiple(pipe))
+            limits.check_multiple(name, limits.check_side(name, side), multiple)
+    if edit.image is not None:
+        width, height = drawn_size(edit.image.size, default_width * default_height, multiple, width, height)
+        for name, side in (("width", width), ("height", height)):
+            limits.check_side(name, side)
+    size = width or height or default_width, height or width or default_height
     return Settings(
         steps=limits.check_steps(steps),
         guidance=limits.check_guidance(float(guidance)),
-        width=width or height or default_width,
-        height=height or width or default_height,
+        width=size[0],
+        height=size[1],
+        final=enlarged(size, edit, multiple),
         scheduler=scheduler,
         negative=limits.check_prompt(negative, "negative prompt"),
+        edit=check_edit(edit, steps),
     )
 
 

@@ -16,6 +16,8 @@ from t2i.pipelines import limits
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.calling import call, watch_steps
+from t2i.pipelines.editing import WORDS_ALONE, Edit
+from t2i.pipelines.editor import Editor
 from t2i.pipelines.fitting import Fitted, fit, unfit
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
@@ -61,6 +63,7 @@ class TextToImage:
         scheduler: str | None = None,
         revision: str | None = None,
         weights_hash: str | None = None,
+        offline: bool = False,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
         self.pipe = pipe
@@ -72,6 +75,7 @@ class TextToImage:
         self._own_scheduler = pipe.scheduler
         self._scheduler = scheduler or defaults.scheduler
         self._parameters = call_parameters(pipe)
+        self._editor = Editor(pipe, offline)
         pipe.set_progress_bar_config(disable=True)
         self._use_scheduler(None)  # an unknown one fails now rather than at the first image
 
@@ -105,6 +109,7 @@ class TextToImage:
             scheduler=scheduler,
             revision=files.revision,
             weights_hash=files.hash(),
+            offline=files.offline,
         )
         drawer.fitted = fit(pipe, drawer.name, adapters, found)
         return drawer
@@ -158,6 +163,7 @@ class TextToImage:
         width: int | None = None,
         height: int | None = None,
         scheduler: str | None = None,
+        edit: Edit = WORDS_ALONE,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Result]:
@@ -168,7 +174,13 @@ class TextToImage:
         """
         jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
         settings = self.settings(
-            negative=negative, steps=steps, guidance=guidance, width=width, height=height, scheduler=scheduler
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            edit=edit,
         )
         return self.draw(jobs, settings, batch_size=batch_size, progress=progress)
 
@@ -176,6 +188,7 @@ class TextToImage:
         """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
         settings = choose_settings(self.pipe, self.defaults, **chosen)
         self._use_scheduler(settings.scheduler)
+        self._editor.prepare(settings.edit)
         return settings
 
     def draw(
@@ -191,7 +204,7 @@ class TextToImage:
         for job in jobs:
             limits.check_prompt(job.prompt)
         if batch_size is None:
-            batch_size = default_batch_size(self.pipe, settings.width, settings.height)
+            batch_size = default_batch_size(self.pipe, *settings.final)
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
     def uses_negative(self, guidance: float) -> bool:
@@ -241,6 +254,8 @@ class TextToImage:
     ) -> tuple[torch.Tensor, list[bool]]:
         """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked."""
         options = self._options(batch, settings)
+        if settings.edit:
+            return self._editor.draw(self.name, options, settings, report, self._way_out())
         watch = watch_steps(report, self._way_out())
         return call(self.pipe, self.name, options | {"callback_on_step_end": watch})
 

@@ -58,6 +58,19 @@ def check_config_folder(folder: Path) -> str:
     return kind
 
 
+def check_component_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """The class name of one network in a folder of its own, such as a ControlNet, and its weights files, sorted.
+
+    Raises ModelError as `check_pipeline_folder` does.
+    """
+    config = folder / "config.json"
+    kind = read_json(config).get("_class_name") if config.is_file() else None
+    if not isinstance(kind, str):
+        message = f"{folder.name} is not a folder of a diffusers network: no config.json names its class"
+        raise ModelError(message, "give a folder with config.json and a .safetensors file")
+    return kind, tuple(check_component(folder, kind))
+
+
 def _read_index(folder: Path) -> tuple[str, dict[str, str]]:
     """(pipeline class, {component: its class}) of a model_index.json.  Raises ModelError for what would be code."""
     index = read_json(folder / "model_index.json")
