@@ -69,6 +69,25 @@ def test_inpainting_draws_what_plain_diffusers_draws_and_keeps_the_rest(kind: st
         assert np.abs(ours[:, 16:] - start[:, 16:]).max() > 30
 
 
+def test_every_scheduler_starts_from_a_picture_as_in_plain_diffusers(epsilon_pipeline: Path) -> None:
+    import diffusers
+    import torch
+
+    from t2i.pipelines.schedulers import SCHEDULERS, make_scheduler
+
+    draw = load(epsilon_pipeline)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(epsilon_pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    own = pipe.scheduler
+    for name in SCHEDULERS:
+        ours = draw("a horse", seed=5, steps=6, guidance=3, image=picture(), strength=0.5, scheduler=name)[0]
+        pipe.scheduler = make_scheduler(name, own)
+        generator = [torch.Generator().manual_seed(5)]
+        options = {"num_inference_steps": 6, "guidance_scale": 3.0, "strength": 0.5, "output_type": "np"}
+        theirs = pipe(["a horse"], image=[picture()], generator=generator, **options).images[0]
+        assert np.abs(np.asarray(ours, np.float32) - theirs * 255).max() <= 1, name
+
+
 @pytest.mark.slow
 def test_mini_draws_from_a_picture_what_plain_diffusers_draws(t2i: Run) -> None:
     from t2i.pipelines.schedulers import make_scheduler
@@ -99,6 +118,19 @@ def test_mini_draws_from_a_picture_what_plain_diffusers_draws(t2i: Run) -> None:
     assert colour[1] < colour[0] / 2  # a brown horse became a grey drawing,
     dark = [p.mean(-1) < 128 for p in (start, sketch)]
     assert (dark[0] & dark[1]).sum() > 0.3 * dark[1].sum()  # and stands where it stood
+
+
+def test_another_task_shares_the_networks_and_lets_them_go_with_their_pipeline(tiny_pipeline: Path) -> None:
+    from t2i.pipelines.editor import Editor
+
+    pipe = load(tiny_pipeline).model.pipe
+    editor = Editor(pipe)
+    editor.prepare(make_edit(picture(), half_mask()))
+    (other,) = editor._pipes.values()
+    assert type(other).__name__ == "StableDiffusionInpaintPipeline"
+    assert all(other.components[name] is part for name, part in pipe.components.items() if name != "scheduler")
+    editor.adopt(None)
+    assert not editor._pipes
 
 
 # --- one image, one seed ---
