@@ -202,6 +202,7 @@ class _Run:
         self._failures.append(e)
         said = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         where = group.items[0].task.prompt.where
+        said = f"{said}; {e.hint}" if isinstance(e, OutOfMemory) and e.hint else said  # which option helps
         said = f"{where}: {said}" if where and isinstance(e, UsageError) else said
         for item in missing:
             if item.index not in lines:
@@ -220,7 +221,7 @@ class _Run:
         request = self.listing.request
         wish = model_wish(request, tasks[0].prompt.wish)
         tasks = [task for task in tasks if model_wish(request, task.prompt.wish) == wish]
-        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), request, self.say)
+        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), request, self.say, steady=True)
         self._loaded = wish, painter
 
     def _size(self, item: Item) -> int:

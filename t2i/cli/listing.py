@@ -28,6 +28,7 @@ from t2i.recipe import public_name
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
 OPTIONS += ("scheduler", "batch_size", "format", "raw")
+MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
 Locate = Callable[[ModelWish], ModelFiles]
 
 
@@ -110,7 +111,8 @@ class Listing:
     def _find(self, model: ModelWish) -> dict[str, Any]:
         """What tells one model from another."""
         files = self.locate(model)
-        return {
+        said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
+        return said | {
             "model": files.model.name,
             "revision": files.revision,
             "weights": files.hash(),
@@ -147,4 +149,5 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
 def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
+    said |= {name: getattr(request, name) for name in MACHINE if getattr(request, name) not in (None, False)}
     return {"prompts": file.name, "model": public_name(request.model)} | said

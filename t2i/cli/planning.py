@@ -8,28 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from t2i.cli.machine import ModelWish, machine_plan, say_safety
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
 from t2i.pipelines.language import weighted
-from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.settings import Job, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from t2i.pipelines.text_to_image import TextToImage
-
-
-class ModelWish(NamedTuple):
-    """What decides which pipeline draws, and in what."""
-
-    model: str
-    revision: str | None
-    dtype: str | None
-    device: str | None
 
 
 @dataclass(frozen=True)
@@ -82,40 +74,50 @@ def plan(request: Request) -> list[Part]:
     return parts
 
 
-def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[TextToImage, list[Group]]:
+def prepare(
+    part: Part, request: Request, say: Callable[[str], None], steady: bool = False
+) -> tuple[TextToImage, list[Group]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
+    steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
     from t2i.pipelines.text_to_image import TextToImage
-    from t2i.pipelines.tokens import cut_words, load_tokenizers
+    from t2i.pipelines.tokens import load_tokenizers
 
     tokenizers = load_tokenizers(part.files)
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
-    texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
-    for text in texts:
-        cut = cut_words(text, list(tokenizers.values()))
-        if cut:
-            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-    if example := next(filter(None, map(weighted, texts)), None):
-        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
-    if any(not task.job.prompt.strip() for task in part.tasks):
-        say("note: an empty prompt: drawing unconditionally")
+    say_of_prompts(part.tasks, [wish["negative"] for wish in wishes.values()], list(tokenizers.values()), say)
     _check_originals(part, say)
-    painter = TextToImage.load(
-        part.files,
-        device=request.device or _device_here(part.wish.device),
-        dtype=part.wish.dtype,
-        scheduler=request.scheduler,
-        components=tokenizers,
-    )
+    machine = machine_plan(part.files, part.wish, request, list(wishes.values()), len(part.tasks), steady)
+    say_safety(part.files, part.wish, say)
+    painter = TextToImage.load(part.files, scheduler=request.scheduler, components=tokenizers, plan=machine, say=say)
     groups = list(_groups(part, painter, wishes))
     idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
     if idle:
         guidance = idle[0].settings.guidance
         say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {part.files.model.name})")
     say(_headline(painter, groups))
+    if painter.plan and (chosen := painter.plan.summary()):
+        say(f"machine: {chosen}")
     return painter, groups
+
+
+def say_of_prompts(
+    tasks: Sequence[Task], negatives: Sequence[str], tokenizers: Sequence[Any], say: Callable[[str], None]
+) -> None:
+    """Warn of words that no text encoder reads, of weights that are not applied, and of empty prompts."""
+    from t2i.pipelines.tokens import cut_words
+
+    texts = dict.fromkeys([task.job.prompt for task in tasks] + list(negatives))
+    for text in texts:
+        cut = cut_words(text, tokenizers)
+        if cut:
+            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
+    if example := next(filter(None, map(weighted, texts)), None):
+        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
+    if any(not task.job.prompt.strip() for task in tasks):
+        say("note: an empty prompt: drawing unconditionally")
 
 
 def shorten(text: str, limit: int = 200) -> str:
@@ -127,7 +129,14 @@ def shorten(text: str, limit: int = 200) -> str:
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
     return ModelWish(
-        wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device
+        wish.model or request.model,
+        wish.revision or request.revision,
+        wish.dtype or request.dtype,
+        wish.device,
+        wish.quantize or request.quantize,
+        request.tiling if wish.tiling is None else wish.tiling,
+        request.deterministic if wish.deterministic is None else wish.deterministic,
+        request.no_safety if wish.no_safety is None else wish.no_safety,
     )
 
 
@@ -177,14 +186,6 @@ def _check_originals(part: Part, say: Callable[[str], None]) -> None:
         for original in originals.values():
             if warning := check_weights(original, part.files.model.name, part.files.hash()):
                 say(warning)
-
-
-def _device_here(wish: str | None) -> str | None:
-    """The device an image was made on, if this machine has such a one."""
-    try:
-        return wish and choose_device(wish)
-    except UsageError:
-        return None
 
 
 def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:

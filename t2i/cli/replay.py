@@ -5,10 +5,10 @@ Our own record restores everything. Another tool's text restores what has an equ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i import recipe as records
 from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
@@ -61,6 +61,8 @@ def verdict(original: Original, made: Recipe, image: Image) -> str | None:
     if told is None:
         return None
     changed = [words for name, words in ASKED.items() if getattr(told, name) != getattr(made, name)]
+    if not made.machine.get("retries"):  # else memory decided, not the user
+        changed += [name for name in ("quantize", "tiling") if told.machine.get(name) != made.machine.get(name)]
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
     if told.image_hash is None:
@@ -122,6 +124,10 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         dtype=made.dtype,
         device=made.device,
         seed=made.seed,
+        quantize=str(bits) if (bits := made.machine.get("quantize")) in (4, 8) else "none" if made.safety else None,
+        tiling=bool(made.machine.get("tiling")) if made.safety else None,
+        deterministic=True if made.machine.get("deterministic") else None,
+        no_safety=True if made.safety == "off" else None,
     )
     if "model" not in given:
         model = _find_ours(path, made, default)
@@ -195,6 +201,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
         return {
             **{name: f"{name} {version}" for name, version in recipe.versions.items()},
             "device": recipe.device,
+            "machine": machine_words(recipe.machine),
             "hardware": recipe.hardware,
             "threads": threads,
             "batch": f"{recipe.batch_size} at once",
@@ -206,6 +213,16 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
     then, now = facts(told), facts(made)
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     return tuple(", ".join(filter(None, (side.get(key) for key in differing))) for side in (then, now))  # type: ignore[return-value]
+
+
+def machine_words(machine: Mapping[str, Any]) -> str:
+    """What a record says of the machine beyond the usual, in words."""
+    bits, retries = machine.get("quantize"), machine.get("retries")
+    said = [f"{bits}-bit weights"] * bool(bits) + ["tiled decoding"] * bool(machine.get("tiling"))
+    said += ["a compiled network"] * bool(machine.get("compiled")) + [f"{retries} retries"] * bool(retries)
+    said += ["deterministic"] * bool(machine.get("deterministic"))
+    said += [f"offload {offload}"] if (offload := machine.get("offload")) else []
+    return ", ".join(said)
 
 
 def _distance(path: Path, told: Recipe, image: Image) -> str:

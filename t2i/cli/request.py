@@ -38,6 +38,13 @@ class Request:
     offline: bool = False
     raw: bool = False
     wildcards: Path | None = None
+    offload: str = "auto"
+    quantize: str | None = None
+    tiling: bool | None = None
+    compile: bool = False
+    auto_retry: bool = False
+    deterministic: bool = False
+    no_safety: bool = False
     tasks: list[Task] = field(init=False)
 
     def __post_init__(self) -> None:
