@@ -250,7 +250,7 @@ class Recorder:
 
 
 def test_offloading_and_tiling_are_diffusers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiled = [("vae", "enable_tiling", {}), ("vae", "enable_slicing", {})]
+    tiled: list[Any] = [("vae", "enable_tiling", {}), ("vae", "enable_slicing", {})]
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     group = {"onload_device": "cuda", "offload_type": "leaf_level", "use_stream": "True"}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 from generate_kit import Run
 
 from t2i import images, recipe
+from t2i.errors import UsageError
 from t2i.pipelines import loaded, quantize
-from t2i.pipelines.memory import is_out_of_memory
+from t2i.pipelines.loading import locate
+from t2i.pipelines.machine import Wishes
+from t2i.pipelines.memory import Machine, is_out_of_memory
 from t2i.pipelines.text_to_image import TextToImage
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +158,35 @@ def test_a_batch_keeps_its_groups_and_each_picture_its_bits(t2i: Run, here: Path
     assert small == [
         images.decode(here / "out" / name).tobytes() for name, one in sorted(told.items()) if not one.machine
     ]
+
+
+def test_a_batch_chooses_by_the_machine_and_the_size_alone(
+    t2i: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free at the moment, and what stands before in the list, does not count: it may be another next time."""
+    free = iter([10**6, 10**9, 10**6, 10**9])
+    monkeypatch.setattr(loaded, "measure", lambda device: Machine("cpu", next(free), 10**7, 10**9, True, "amx_bf16"))
+    monkeypatch.setattr(quantize, "find_spec", lambda _: None)
+    rows = [{"prompt": f"a horse {k}", "size": size} for k, size in enumerate(("32x32", "256x256", "32x32"))]
+    drawn = []
+    for folder, listed in (("a", rows), ("b", rows[:1] + rows[2:]), ("c", rows[1:2])):
+        (here / "rows.jsonl").write_text("\n".join(map(json.dumps, listed)))
+        ran = t2i("--prompts", "rows.jsonl", "-s", "5", "--batch-size", "1", "-o", f"{folder}/")
+        assert ran.code == 0, ran.err
+        drawn.append([made(path) for path in ran.lines])
+    whole, small, large = drawn
+    assert [one.dtype for one in whole] == ["float32", "bfloat16", "float32"]
+    assert [one.dtype for one in small] == ["float32", "float32"]
+    assert large[0].dtype == "bfloat16"
+    plan = loaded.make_plan(locate(os.environ["T2I_MODEL"]), asked=[{"width": 256, "height": 256}])
+    assert plan.rung.dtype == "float32"  # a single run takes what is free now, 10**9
+
+
+def test_a_single_file_is_not_quantised(tiny_pipeline: Path) -> None:
+    files = locate(str(tiny_pipeline))
+    single = replace(files, path=files.weights[0])
+    with pytest.raises(UsageError, match="is a single file"):
+        loaded.make_plan(single, wishes=Wishes(bits=8))
 
 
 LIMITED = """

@@ -160,6 +160,8 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
+    extra = [("machine", words)] if (words := ", ".join(f"{k} {v}" for k, v in made["machine"].items())) else []
+    extra += [("safety checker", made["safety"])] if made["safety"] in ("checked", "off") else []
     return [
         ("prompt", made["prompt"]),
         *template,
@@ -171,6 +173,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
         ("computed", f"in {made['dtype']} on {made['device']}" + (f" ({machine})" if machine else "")),
+        *extra,
         ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]
 

@@ -89,7 +89,8 @@ def prepare(
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
     say_of_prompts(part.tasks, [wish["negative"] for wish in wishes.values()], list(tokenizers.values()), say)
     _check_originals(part, say)
-    machine = machine_plan(part.files, part.wish, request, list(wishes.values()), len(part.tasks), steady)
+    images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
+    machine = machine_plan(part.files, part.wish, request, list(wishes.values()), images, steady)
     say_safety(part.files, part.wish, say)
     painter = TextToImage.load(part.files, scheduler=request.scheduler, components=tokenizers, plan=machine, say=say)
     groups = list(_groups(part, painter, wishes))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from t2i.errors import OutOfMemory
+from t2i.errors import OutOfMemory, UsageError
 from t2i.pipelines.effects import advice, deterministic, give_memory_back
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, dtype_reason, load_pipeline
 from t2i.pipelines.machine import UNASKED, Pictures, Plan, Wishes, choose_plan
@@ -41,6 +41,10 @@ def make_plan(
     the same.
     Raises UsageError, ModelError, T2IError (a library for quantised weights is missing).
     """
+    if files.path.is_file():  # diffusers quantises what it reads from a folder
+        if wishes.bits:
+            raise UsageError(f"--quantize {wishes.bits}: {files.model.name} is a single file", "use the model's folder")
+        wishes = replace(wishes, bits=0)
     machine = measure(choose_device(device))
     if steady:
         machine = replace(machine, free=int(SHARE * machine.total))

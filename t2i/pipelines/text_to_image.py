@@ -255,7 +255,7 @@ class TextToImage:
         return once() if self._loaded is None else self._loaded.draw(pictures, self._adopt, once)
 
     def _adopt(self, pipe: Any) -> None:
-        """Draw with this pipeline; None: let the present one go."""
+        """Draw with this pipeline, on which all that hangs on a pipeline is hung here; None: let the present one go."""
         self.pipe = pipe
         self._own_scheduler = pipe and pipe.scheduler
         if pipe is None:
