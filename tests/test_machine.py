@@ -16,7 +16,7 @@ import pytest
 from generate_kit import Run
 from PIL import Image
 
-from t2i import load, recipe
+from t2i import images, load, recipe
 from t2i.errors import T2IError, UsageError
 from t2i.pipelines import effects, loading, memory, quantize
 from t2i.pipelines.loading import choose_dtype, dtype_reason, load_pipeline, locate
@@ -440,3 +440,15 @@ def test_python_asks_the_machine_as_the_command_does(tiny_pipeline: Path) -> Non
     assert picture.recipe.machine == {"tiling": True, "deterministic": True}
     with pytest.raises(UsageError, match="no memory of its own"):
         load(tiny_pipeline, offload="model")
+
+
+def test_another_way_of_computing_is_named_where_a_picture_differs(t2i: Run, here: Path) -> None:
+    path = Path(t2i("a horse", "-s", "7", "-o", "a.png").lines[0])
+    pixels = np.asarray(images.decode(path)).copy()
+    pixels[0, 0, 0] ^= 1
+    other = Image.fromarray(pixels)
+    machine = {"compiled": True, "offload": "model"}
+    told = replace(made("a.png"), machine=machine, image_hash=images.pixel_hash(other))
+    images.save(other, here / "b.png", recipe=told)
+    ran = t2i("--from", "b.png", "-o", "c.png", steps="")
+    assert "b.png: differs, made with a compiled network, offload model; here none of that; at most 1 of 255" in ran.err

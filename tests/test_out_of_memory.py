@@ -174,6 +174,8 @@ def test_a_batch_chooses_by_the_machine_and_the_size_alone(
         ran = t2i("--prompts", "rows.jsonl", "-s", "5", "--batch-size", "1", "-o", f"{folder}/")
         assert ran.code == 0, ran.err
         drawn.append([made(path) for path in ran.lines])
+        if folder == "a":
+            assert "1 of 256x256 at once: bfloat16 (" in ran.err
     whole, small, large = drawn
     assert [one.dtype for one in whole] == ["float32", "bfloat16", "float32"]
     assert [one.dtype for one in small] == ["float32", "float32"]

@@ -34,7 +34,7 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
         ("device", facts["device"]),
         ("dtype", facts["dtype"] + (f" ({dtype})" if dtype else "")),
         ("memory", f"{sums} = about {in_units(memory['needed'])} of {in_units(memory['free'])}{fits}"),
-        ("saving", "; ".join(f"{what} ({why})" for what, why in reasons.items()) or "nothing needs to be"),
+        ("besides", "; ".join(f"{what} ({why})" for what, why in reasons.items()) or "nothing"),
         ("safety", {"there": "checked by its own checker", "none": "it has no checker"}.get(facts["safety"], "off")),
         ("images", f"{facts['images']} of {each} steps ({facts['steps']} in all), {facts['at_once']} at once"),
         ("size", facts["size"] + " at most" * (facts["images"] > 1)),

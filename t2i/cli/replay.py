@@ -201,7 +201,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
         return {
             **{name: f"{name} {version}" for name, version in recipe.versions.items()},
             "device": recipe.device,
-            "machine": machine_words(recipe.machine),
+            "machine": machine_words(recipe.machine) or "none of that",
             "hardware": recipe.hardware,
             "threads": threads,
             "batch": f"{recipe.batch_size} at once",

@@ -73,6 +73,7 @@ class Loaded:
         self._components = components or {}
         self._base: Plan | None = None
         self._fitting: dict[Pictures, Plan] = {}  # where batches that did not fit have fitted
+        self._told: set[Pictures] = set()
         while not self._load():
             pass
         self._base = self.plan
@@ -112,6 +113,9 @@ class Loaded:
             return False
         adopt(None)
         self._move(wanted)
+        if pictures not in self._told:
+            self._told.add(pictures)
+            self.say(f"{pictures.batch} of {pictures.width}x{pictures.height} at once: {wanted.summary() or 'plain'}")
         return True
 
     def _move(self, plan: Plan) -> None:
