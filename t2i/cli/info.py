@@ -160,7 +160,8 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
-    extra = [("machine", words)] if (words := ", ".join(f"{k} {v}" for k, v in made["machine"].items())) else []
+    how = ", ".join(f"{name} {value}" for name, value in made["machine"].items())
+    extra = [("machine", how)] if how else []
     extra += [("safety checker", made["safety"])] if made["safety"] in ("checked", "off") else []
     return [
         ("prompt", made["prompt"]),
