@@ -33,6 +33,8 @@ LIBRARIES = (
 IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
 EXTRAS = {
     "torch_fidelity": "FID with the original Inception: pip install 't2i[fid]'",
+    "torchao": "--quantize 8 on a CPU: pip install 't2i[quantize]'",
+    "bitsandbytes": "--quantize on a GPU: pip install 't2i[quantize]'",
     "tensorboard": "trackers: [tensorboard]: pip install tensorboard",
     "wandb": "trackers: [wandb]: pip install wandb",
 }
@@ -91,6 +93,7 @@ def device() -> Iterator[Finding]:
     import torch
 
     from t2i.pipelines.loading import choose_device
+    from t2i.pipelines.memory import cpu_bf16
 
     chosen = choose_device(None)
     if chosen.startswith("cuda"):
@@ -98,13 +101,13 @@ def device() -> Iterator[Finding]:
         half = torch.cuda.is_bf16_supported()
         yield Finding("device", {"kind": chosen, "names": names}, f"{chosen}: {', '.join(names)}")
     else:
-        half = chosen == "mps" or bool(_cpu_bf16())
+        half = chosen == "mps" or bool(cpu_bf16())
         text = chosen if chosen != "cpu" else f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
         broken = torch.version.cuda is not None and shutil.which("nvidia-smi") is not None
         problem = f"torch {torch.__version__} is built for CUDA and sees no GPU, though nvidia-smi is here"
         hint = "python -c 'import torch; torch.cuda.init()' says why; often the driver is older than torch wants"
         yield Finding("device", {"kind": chosen, "names": []}, text, *((problem, hint) if broken else ()))
-    how = f" ({', '.join(_cpu_bf16())})" if chosen == "cpu" and half else ""
+    how = f" ({', '.join(cpu_bf16())})" if chosen == "cpu" and half else ""
     names = ["float32", *(["bfloat16"] if half else []), *(["float16"] if chosen != "cpu" else [])]
     yield Finding("precision", names, f"{', '.join(names)}{how}" + ("" if half else "; bfloat16 would be emulated"))
 
@@ -236,14 +239,6 @@ def _import_error(name: str) -> str | None:
     except Exception as e:
         return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
     return None
-
-
-def _cpu_bf16() -> list[str]:
-    """The instructions of this CPU that compute in bfloat16."""
-    import torch
-
-    known = torch.cpu.get_capabilities()
-    return [name for name in ("avx512_bf16", "amx_bf16", "bf16") if known.get(name)]
 
 
 def _of(free: int, total: int) -> str:

@@ -58,6 +58,8 @@ class Recipe:
     threads: int = 0  # of the CPU; 0: not known
     batch_size: int = 1  # images drawn at once: another number may round differently
     batch_index: int = 0  # which of them this image was
+    machine: dict[str, Any] = field(default_factory=dict)  # what is not default: see pipelines/machine.py
+    safety: str = ""  # of the model's own checker: "checked", "off", "none here"; empty: not known
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
     edit: dict[str, Any] = field(default_factory=dict)  # what it was drawn from beside words; empty: words alone

@@ -63,7 +63,10 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(json.dumps(entries).encode())
             return
         found: dict[str, Any] = {"_id": "0", "id": model, "modelId": model, "sha": COMMIT, "private": False}
-        self.answer(json.dumps(found | {"siblings": [{"rfilename": name} for name in files]}).encode())
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+        if "blobs=" not in self.path:  # sizes are told to who asks for them
+            siblings = [{"rfilename": str(one["rfilename"])} for one in siblings]
+        self.answer(json.dumps(found | {"siblings": siblings}).encode())
 
     def file(self, model: str, revision: str, name: str) -> None:
         data = self.server.files(model).get(name)
@@ -194,3 +197,22 @@ def test_what_the_hub_refuses_is_said_with_the_way_out(hub: HubServer, tmp_path:
         assert hint in err
     assert (revision[0], "has no revision 'v9'" in revision[2]) == (4, True)
     assert hub.asked == []  # nothing was downloaded
+
+
+def test_a_dry_run_asks_for_sizes_and_downloads_nothing(hub: HubServer, tmp_path: Path) -> None:
+    dry = ["-m", "owner/tiny", "--dry-run", "--json"]
+    ran = run(hub, tmp_path, ["back", *dry], ["back", "-m", "owner/gated", "--dry-run"], ["gone", *dry])
+    assert hub.asked == []
+    assert [code for code, _, _ in ran] == [0, 4, 4]
+    whole = hub.models["owner/tiny"]
+    sent = sum(len(data) for name, data in whole.items() if name.endswith((".json", ".txt", ".model", ".safetensors")))
+    found, none = (json.loads(out) for _, out, _ in (ran[0], ran[2]))
+    assert (found["models"][0]["download"], found["models"][0]["path"]) == (sent, None)
+    assert found["models"][0]["revision"] == COMMIT
+    assert none["models"][0]["download"] is None
+    assert "not here; to be downloaded: not known offline" in ran[1][1]
+    assert "model 'owner/gated' is gated" in ran[1][2]
+    assert "the Hub cannot be reached" in ran[2][2]
+    here = run(hub, tmp_path, ["back", "-m", "owner/tiny", "-o", "a.png"], ["gone", *dry])
+    assert here[1][0] == 0
+    assert json.loads(here[1][1])["models"][0]["memory"]["fits"] is True

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.pipelines.loading import choose_device, choose_dtype, load_pipeline, locate, pipeline_class
+from t2i.pipelines.memory import measure
 from t2i.pipelines.tokens import cut_words, load_tokenizers
 from t2i.pipelines.weights import MAX_HEADER_BYTES, check_safetensors
 
@@ -253,11 +255,12 @@ def test_devices_and_dtypes_are_checked(tiny_pipeline: Path) -> None:
     assert choose_device("CPU") == "cpu"
     with pytest.raises(UsageError, match="this machine has cpu"):
         choose_device("tpu")
-    assert choose_dtype(None, "cpu", files) == "float32"
-    assert choose_dtype(None, "cuda", files) == "float32"  # small: as on the CPU
-    assert choose_dtype("bf16", "cpu", files) == "bfloat16"
+    here = measure("cpu")
+    assert choose_dtype(None, here, files) == "float32"
+    assert choose_dtype(None, replace(here, device="cuda"), files) == "float32"  # small: as on the CPU
+    assert choose_dtype("bf16", here, files) == "bfloat16"
     with pytest.raises(UsageError, match="allowed float32"):
-        choose_dtype("int8", "cpu", files)
+        choose_dtype("int8", here, files)
 
 
 def test_a_single_file_is_known_by_its_tensors(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ class _Run:
         self._failures.append(e)
         said = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         where = group.items[0].task.prompt.where
+        said = f"{said}; {e.hint}" if isinstance(e, OutOfMemory) and e.hint else said  # which option helps
         said = f"{where}: {said}" if where and isinstance(e, UsageError) else said
         for item in missing:
             if item.index not in lines:

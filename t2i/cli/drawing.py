@@ -39,7 +39,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
             "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
         )
     parts = plan(request)
-    places = _places(request)
+    places = places_of(request)
     named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
     for part in parts:
         for task in part.tasks:
@@ -75,7 +75,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
         raise PartialFailure(message, "try another seed or prompt")
 
 
-def _places(request: Request) -> dict[str | None, Outputs]:
+def places_of(request: Request) -> dict[str | None, Outputs]:
     """Where images go, by the name that their row gives them: None: where --output says.
 
     Raises UsageError where a row names a file and --output is no folder.

@@ -27,6 +27,7 @@ Examples:
   echo "an elephant" | t2i generate - --json
   t2i generate --from horse.png --steps 40
   t2i generate "a horse" -m sd15 --lora style.safetensors:0.8 --embedding easynegative.safetensors -n easynegative
+  t2i generate "a horse" -m sdxl --size 1024 --dry-run
 """
 
 
@@ -50,6 +51,7 @@ def generate(**given: Any) -> None:
     """
     from t2i.cli.batch import draw_batch, is_batch
     from t2i.cli.drawing import draw, to_json
+    from t2i.cli.dryrun import survey, survey_batch
     from t2i.cli.packing import check_shards
     from t2i.cli.prompts import hints, read_prompts
     from t2i.cli.request import Request
@@ -60,7 +62,7 @@ def generate(**given: Any) -> None:
         if not quiet:
             click.echo(line, err=True)
 
-    quiet, as_json = given.pop("quiet"), given.pop("as_json")
+    quiet, as_json, dry = given.pop("quiet"), given.pop("as_json"), given.pop("dry_run")
     arguments, options, size = given.pop("arguments"), given.pop("options"), given.pop("size")
     file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
@@ -70,8 +72,10 @@ def generate(**given: Any) -> None:
     check_shards(file, bool(arguments or options or originals), given)
     drawn: Iterator[tuple[Path, Recipe | Packed | None]]
     if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):
-        request = Request(prompts=(), seeds=seeds, **given)
-        drawn = draw_batch(Path(file), request, bool(numbers) and -1 not in numbers, say, bar=not quiet)
+        request, chosen = Request(prompts=(), seeds=seeds, **given), bool(numbers) and -1 not in numbers
+        if dry:
+            return survey_batch(Path(file), request, chosen, say, as_json)
+        drawn = draw_batch(Path(file), request, chosen, say, bar=not quiet)
     else:
         if "-" in (*arguments, file) and sys.stdin.isatty():
             say("prompts, one per line; Ctrl-D ends them:")
@@ -82,7 +86,10 @@ def generate(**given: Any) -> None:
             from t2i.cli.replay import read_originals
 
             asked = read_originals(originals, asked, _chosen(), given["model"], say)
-        drawn = draw(Request(prompts=asked, seeds=seeds, **given), say, bar=not quiet)
+        request = Request(prompts=asked, seeds=seeds, **given)
+        if dry:
+            return survey(request, say, as_json)
+        drawn = draw(request, say, bar=not quiet)
     for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
 

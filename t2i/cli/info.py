@@ -162,6 +162,9 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
+    how = ", ".join(f"{name} {value}" for name, value in made["machine"].items())
+    extra = [("machine", how)] if how else []
+    extra += [("safety checker", made["safety"])] if made["safety"] in ("checked", "off") else []
     return [
         ("prompt", made["prompt"]),
         *template,
@@ -175,6 +178,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{made['width']} x {made['height']}"),
         *edit_rows(made["edit"]),
         ("computed", f"in {made['dtype']} on {made['device']}" + (f" ({machine})" if machine else "")),
+        *extra,
         ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]
 

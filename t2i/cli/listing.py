@@ -34,6 +34,7 @@ OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "
 OPTIONS += ("scheduler", "batch_size", "format", "raw", "shards", "shard_size")
 SHARD_SIZE = 1000
 ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
+MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
 Locate = Callable[[ModelWish], ModelFiles]
 
 
@@ -130,7 +131,8 @@ class Listing:
     def _find(self, model: ModelWish) -> dict[str, Any]:
         """What tells one model from another."""
         files = self.locate(model)
-        return {
+        said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
+        return said | {
             "model": files.model.name,
             "revision": files.revision,
             "weights": files.hash(),
@@ -195,5 +197,6 @@ def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
     said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
+    said |= {name: getattr(request, name) for name in MACHINE if getattr(request, name) not in (None, False)}
     edit = {"edit": request.edit.identity()} if request.edit else {}
     return {"prompts": file.name, "model": public_name(request.model)} | said | edit

@@ -84,7 +84,8 @@ class Loaded:
         before = self._loaded[1] if self._loaded and self._loaded[0].base() == wish.base() else None
         self._loaded = None  # before the next one needs its memory
         tasks = [task for task in tasks if self._wish(task) == wish]
-        painter, _ = prepare(Part(self.listing.locate(wish), wish, tasks), self.listing.request, self.say, before)
+        part = Part(self.listing.locate(wish), wish, tasks)
+        painter, _ = prepare(part, self.listing.request, self.say, before, steady=True)
         self._loaded = wish, painter
 
     def _judge(self, tasks: list[Task]) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -173,7 +173,9 @@ def _explain(e: Exception, session: Session) -> int:
         return 0
     if isinstance(e, click.ClickException):
         return _say(*_usage(e), e.exit_code)
-    if not isinstance(e, T2IError) and _is_out_of_memory(e):
+    from t2i.pipelines.memory import is_out_of_memory
+
+    if not isinstance(e, T2IError) and is_out_of_memory(e):
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
         e = OutOfMemory(f"out of memory: {_one_line(e)}", hint)
     if isinstance(e, T2IError):
@@ -215,15 +217,6 @@ def _redact(text: str) -> str:
 
 def _one_line(e: Exception) -> str:
     return " ".join(str(e).split())[:300]
-
-
-def _is_out_of_memory(e: Exception) -> bool:
-    if isinstance(e, MemoryError):
-        return True
-    torch: Any = sys.modules.get("torch")  # an error of torch's implies that torch is loaded
-    if torch is not None and isinstance(e, torch.OutOfMemoryError):
-        return True
-    return isinstance(e, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(e)
 
 
 def _close_stdout() -> int:

@@ -9,34 +9,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from t2i.cli.machine import ModelWish, machine_plan, say_safety
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
-from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
+from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.language import weighted
-from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.settings import Job, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from t2i.pipelines.text_to_image import TextToImage
-
-
-class ModelWish(NamedTuple):
-    """What decides which pipeline draws, and in what."""
-
-    model: str
-    revision: str | None
-    dtype: str | None
-    device: str | None
-    adapters: Adapters = NO_ADAPTERS
-
-    def base(self) -> ModelWish:
-        """The model alone, which stays loaded while adapters change."""
-        return self._replace(adapters=NO_ADAPTERS)
 
 
 @dataclass(frozen=True)
@@ -90,42 +77,42 @@ def plan(request: Request) -> list[Part]:
 
 
 def prepare(
-    part: Part, request: Request, say: Callable[[str], None], painter: TextToImage | None = None
+    part: Part,
+    request: Request,
+    say: Callable[[str], None],
+    painter: TextToImage | None = None,
+    steady: bool = False,
 ) -> tuple[TextToImage, list[Group]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
     painter: the same base model, loaded before; it then wears the adapters of this part.
+    steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
     from t2i.cli.wearing import hints, load_or_wear, read_words
     from t2i.pipelines.embeddings import with_words
-    from t2i.pipelines.tokens import cut_words, load_tokenizers
+    from t2i.pipelines.tokens import load_tokenizers
 
     words = read_words(part.wish.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)
     readers = with_words(list(tokenizers.values()), words)
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
-    texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
-    for text in texts:
-        cut = cut_words(text, readers)
-        if cut:
-            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-    if example := next(filter(None, map(weighted, texts)), None):
-        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
-    if any(not task.job.prompt.strip() for task in part.tasks):
-        say("note: an empty prompt: drawing unconditionally")
-    for hint in hints(words, texts):
+    negatives = [wish["negative"] for wish in wishes.values()]
+    say_of_prompts(part.tasks, negatives, readers, say)
+    for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
         say(hint)
     _check_originals(part, say)
+    images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
+    say_safety(part.files, part.wish, say)
     painter = load_or_wear(
         painter,
         part.files,
         part.wish.adapters,
-        device=request.device or _device_here(part.wish.device),
-        dtype=part.wish.dtype,
         offline=request.offline,
         scheduler=request.scheduler,
         components=tokenizers,
+        plan=lambda: machine_plan(part.files, part.wish, request, list(wishes.values()), images, steady),
+        say=say,
     )
     for line in (*painter.fitted.lines, *painter.fitted.warnings):
         say(line)
@@ -137,7 +124,26 @@ def prepare(
     for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
         say(line)
     say(_headline(painter, groups))
+    if painter.plan and (chosen := painter.plan.summary()):
+        say(f"machine: {chosen}")
     return painter, groups
+
+
+def say_of_prompts(
+    tasks: Sequence[Task], negatives: Sequence[str], tokenizers: Sequence[Any], say: Callable[[str], None]
+) -> None:
+    """Warn of words that no text encoder reads, of weights that are not applied, and of empty prompts."""
+    from t2i.pipelines.tokens import cut_words
+
+    texts = dict.fromkeys([task.job.prompt for task in tasks] + list(negatives))
+    for text in texts:
+        cut = cut_words(text, tokenizers)
+        if cut:
+            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
+    if example := next(filter(None, map(weighted, texts)), None):
+        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
+    if any(not task.job.prompt.strip() for task in tasks):
+        say("note: an empty prompt: drawing unconditionally")
 
 
 def shorten(text: str, limit: int = 200) -> str:
@@ -155,6 +161,10 @@ def model_wish(request: Request, wish: Wish) -> ModelWish:
         wish.revision or request.revision,
         wish.dtype or request.dtype,
         wish.device,
+        wish.quantize or request.quantize,
+        request.tiling if wish.tiling is None else wish.tiling,
+        request.deterministic if wish.deterministic is None else wish.deterministic,
+        request.no_safety if wish.no_safety is None else wish.no_safety,
         _read_adapters(*own),
     )
 
@@ -210,14 +220,6 @@ def _check_originals(part: Part, say: Callable[[str], None]) -> None:
         for original in originals.values():
             if warning := check_weights(original, part.files.model.name, part.files.hash()):
                 say(warning)
-
-
-def _device_here(wish: str | None) -> str | None:
-    """The device an image was made on, if this machine has such a one."""
-    try:
-        return wish and choose_device(wish)
-    except UsageError:
-        return None
 
 
 def _scaled(settings: Settings) -> str | None:

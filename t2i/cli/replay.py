@@ -5,10 +5,10 @@ Our own record restores everything. Another tool's text restores what has an equ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i import recipe as records
 from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
@@ -68,6 +68,8 @@ def verdict(original: Original, made: Recipe, image: Image) -> str | None:
     if told is None:
         return None
     changed = [words for name, words in ASKED.items() if essence(getattr(told, name)) != essence(getattr(made, name))]
+    if not made.machine.get("retries"):  # else memory decided, not the user
+        changed += [name for name in ("quantize", "tiling") if told.machine.get(name) != made.machine.get(name)]
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
     if told.image_hash is None:
@@ -131,6 +133,10 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         device=made.device,
         seed=made.seed,
         edit=restore_edit(made.edit, path, given),
+        quantize=str(bits) if (bits := made.machine.get("quantize")) in (4, 8) else "none" if made.safety else None,
+        tiling=bool(made.machine.get("tiling")) if made.safety else None,
+        deterministic=True if made.machine.get("deterministic") else None,
+        no_safety=True if made.safety == "off" else None,
     )
     wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
     if "model" not in given:
@@ -205,6 +211,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
         return {
             **{name: f"{name} {version}" for name, version in recipe.versions.items()},
             "device": recipe.device,
+            "machine": machine_words(recipe.machine) or "none of that",
             "hardware": recipe.hardware,
             "threads": threads,
             "batch": f"{recipe.batch_size} at once",
@@ -216,6 +223,16 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
     then, now = facts(told), facts(made)
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     return tuple(", ".join(filter(None, (side.get(key) for key in differing))) for side in (then, now))  # type: ignore[return-value]
+
+
+def machine_words(machine: Mapping[str, Any]) -> str:
+    """What a record says of the machine beyond the usual, in words."""
+    bits, retries = machine.get("quantize"), machine.get("retries")
+    said = [f"{bits}-bit weights"] * bool(bits) + ["tiled decoding"] * bool(machine.get("tiling"))
+    said += ["a compiled network"] * bool(machine.get("compiled")) + [f"{retries} retries"] * bool(retries)
+    said += ["deterministic"] * bool(machine.get("deterministic"))
+    said += [f"offload {offload}"] if (offload := machine.get("offload")) else []
+    return ", ".join(said)
 
 
 def _distance(path: Path, told: Recipe, image: Image) -> str:

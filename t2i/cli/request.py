@@ -48,6 +48,13 @@ class Request:
     lora_folder: Path | None = None
     embeddings: tuple[str, ...] = ()
     ip_adapters: tuple[str, ...] = ()
+    offload: str = "auto"
+    quantize: str | None = None
+    tiling: bool | None = None
+    compile: bool = False
+    auto_retry: bool = False
+    deterministic: bool = False
+    no_safety: bool = False
     tasks: list[Task] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -36,6 +36,10 @@ class Wish:
     revision: str | None = None
     dtype: str | None = None
     device: str | None = None  # a wish only: where this machine has none such, the fastest there is
+    quantize: str | None = None
+    tiling: bool | None = None
+    deterministic: bool | None = None
+    no_safety: bool | None = None
     seed: int | None = None
     count: int | None = None
     output: str | None = None  # a name below the folder of --output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from t2i.pipelines.adapter_files import find_all
@@ -12,6 +12,7 @@ from t2i.pipelines.embeddings import Word, read_word
 
 if TYPE_CHECKING:
     from t2i.pipelines.loading import ModelFiles
+    from t2i.pipelines.machine import Plan
     from t2i.pipelines.text_to_image import TextToImage
 
 NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
@@ -32,11 +33,16 @@ def hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
         yield f"hint: {network[0][:80]} is read as plain text there; --lora puts a LoRA on"
 
 
-def load_or_wear(painter: TextToImage | None, files: ModelFiles, adapters: Adapters, **how: Any) -> TextToImage:
-    """A model that wears these adapters.  painter: one with the same base, to be used on.  how: to load another."""
+def load_or_wear(
+    painter: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], Plan], **how: Any
+) -> TextToImage:
+    """A model that wears these adapters.  painter: one with the same base, to be used on.
+
+    plan: makes the plan of the machine, where the model is still to be loaded.  how: to load it.
+    """
     from t2i.pipelines.text_to_image import TextToImage
 
     if painter is None:
-        return TextToImage.load(files, adapters=adapters, **how)
+        return TextToImage.load(files, adapters=adapters, plan=plan(), **how)
     painter.wear(adapters, how["offline"])
     return painter

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
     """As its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9R14`."""
     import torch
 
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return str(torch.xpu.get_device_name(device))
     return _processor() if device.type == "cpu" else device.type
 
 

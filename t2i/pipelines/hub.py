@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from t2i.errors import ModelError, ModelUnavailable
+from t2i.pipelines.need import LOADED
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.zoo import NAMES, Defaults, ResolvedModel, near
 
@@ -100,6 +102,62 @@ def describe(model: ResolvedModel) -> dict[str, Any]:
         raise ModelUnavailable(message, "leave --online out") from None
     license = getattr(info.card_data, "license", None) or model.defaults.license
     return {"license": license, "gated": bool(info.gated), "newest": info.sha}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the Hub would send of a model: {file: bytes}, and what it says of it.  kind: the pipeline class."""
+
+    files: dict[str, int]
+    kind: str | None
+    license: str | None
+    gated: bool
+    commit: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole download."""
+        return sum(self.files.values())
+
+
+def ask(model: ResolvedModel, revision: str | None = None, offline: bool = False) -> Remote:
+    """What `fetch` would download of a model that is not in the cache; asks the Hub and downloads nothing.
+
+    Raises ModelUnavailable (no network, no such id, gated and not accepted) and ModelError, as `fetch` does.
+    """
+    prepare_libraries()
+    from huggingface_hub import auth_check, model_info
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if offline or is_offline_mode():
+        raise not_cached(model, revision, "the network is off (--offline or HF_HUB_OFFLINE)")
+    try:
+        info = model_info(model.location, revision=revision, timeout=TIMEOUT, files_metadata=True)
+        if info.gated:
+            auth_check(model.location)
+    except HfHubHTTPError as e:
+        _explain(e, model, revision)
+    except Exception as e:  # the HTTP library's own errors, whichever library that is
+        raise not_cached(model, revision, f"the Hub cannot be reached ({type(e).__name__})") from None
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    _check_listing(set(sizes), model)
+    kind = ((info.config or {}).get("diffusers") or {}).get("_class_name")
+    license = getattr(info.card_data, "license", None) or model.defaults.license
+    return Remote(_wanted(sizes), kind, license, bool(info.gated), info.sha)
+
+
+def _wanted(sizes: dict[str, int]) -> dict[str, int]:
+    """Those files of a model's listing that are downloaded: configs, tokenizers, and weights that are no variant."""
+    plain = {name.rpartition("/")[0] for name in sizes if LOADED.fullmatch(name.rpartition("/")[2])}
+
+    def is_wanted(name: str) -> bool:
+        folder, _, file = name.rpartition("/")
+        if file.endswith(".safetensors"):
+            return bool(folder) and (LOADED.fullmatch(file) is not None or folder not in plain)
+        return Path(file).suffix in (".json", ".txt", ".model")
+
+    return {name: size for name, size in sizes.items() if is_wanted(name)}
 
 
 def fetch_configs(id: str, file: str, offline: bool) -> Path:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError
-from t2i.pipelines import hub, single_file
+from t2i.pipelines import hub, quantize, single_file
+from t2i.pipelines.effects import put_in_place
+from t2i.pipelines.machine import Plan
+from t2i.pipelines.memory import Machine, is_out_of_memory
+from t2i.pipelines.need import is_quantized
 from t2i.pipelines.quiet import prepare_libraries, quiet
-from t2i.pipelines.weights import check_pipeline_folder, weights_hash
-from t2i.zoo import Defaults, ResolvedModel, model_defaults, resolve
+from t2i.pipelines.weights import SAFETY, check_pipeline_folder, safety_state, weights_hash
+from t2i.zoo import Defaults, ResolvedModel, model_defaults, read_json, resolve
 
 DTYPES = {
     "float32": "float32",
@@ -32,6 +36,7 @@ class ModelFiles:
 
     path: the pipeline's folder, or the one file.  kind: the pipeline class by name.  revision: the Hub's commit.
     config: of one file, the folder of its configs, where that is known.
+    safety: whether the model's safety checker is "there", "missing" though the model names one, or there is "none".
     """
 
     model: ResolvedModel
@@ -41,6 +46,7 @@ class ModelFiles:
     revision: str | None = None
     offline: bool = False
     config: Path | None = None
+    safety: str = "none"
 
     @property
     def defaults(self) -> Defaults:
@@ -84,46 +90,66 @@ def locate(model: str, *, revision: str | None = None, offline: bool = False, co
     except ModelError as e:
         name = resolved.location if resolved.kind == "hub" else folder.name
         raise ModelError(e.message.replace(f"{folder.name}", name, 1), e.hint) from None
-    return ModelFiles(resolved, folder, kind, weights, commit, offline)
+    return ModelFiles(resolved, folder, kind, weights, commit, offline, safety=safety_state(folder))
 
 
 def choose_device(device: str | None) -> str:
-    """The device to draw on; None: CUDA, else Apple's MPS, else the CPU.
+    """The device to draw on; None: CUDA, else Intel's XPU, else Apple's MPS, else the CPU.
 
     Raises UsageError for one that does not exist here.
     """
     import torch
 
-    available = ["cpu"]
+    available = []
     if torch.cuda.is_available():
         available += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if torch.xpu.is_available():
+        available += ["xpu", *(f"xpu:{k}" for k in range(torch.xpu.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
+    available.append("cpu")
     if device is None:
-        return "cuda" if "cuda" in available else available[-1]
+        return available[0]
     if device.lower() not in available:
         raise UsageError(f"device: got {device[:40]!r}, this machine has {', '.join(available)}")
     return device.lower()
 
 
-def choose_dtype(dtype: str | None, device: str, files: ModelFiles) -> str:
-    """The dtype to draw in; None: float32 on a CPU and for small models, else the model's own.
+def choose_dtype(dtype: str | None, machine: Machine, files: ModelFiles) -> str:
+    """The dtype to draw in.  None: float32 for small models, so that their pictures are equal everywhere.
 
+    Large ones: on a CPU bfloat16 where it computes in it, else float32; on a GPU the model's own, float16 where that
+    is bfloat16 and the GPU does not compute in it.
     Raises UsageError for an unknown name.
     """
     if dtype is not None:
         if dtype.lower() not in DTYPES:
             raise UsageError(f"dtype: got {dtype[:40]!r}, allowed float32, float16, bfloat16 (fp32, fp16, bf16)")
         return DTYPES[dtype.lower()]
-    if device == "cpu" or (files.defaults.dtype is None and files.bytes < SMALL_BYTES):
+    cpu = machine.kind == "cpu"
+    if files.bytes < SMALL_BYTES and (cpu or files.defaults.dtype is None):
         return "float32"
-    return DTYPES.get(str(files.defaults.dtype), "bfloat16")
+    if cpu:
+        return "bfloat16" if machine.bfloat16 else "float32"
+    own = DTYPES.get(str(files.defaults.dtype), "bfloat16")
+    return "float16" if own == "bfloat16" and not machine.bfloat16 else own
 
 
-def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None) -> Any:
+def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
+    """Why `choose_dtype` took it, in words."""
+    if files.bytes < SMALL_BYTES and dtype == "float32":
+        return "a small model: its pictures are equal on every machine"
+    if machine.kind == "cpu" or (dtype == "float16" and not machine.bfloat16):
+        return machine.why
+    return "the model's own" if files.defaults.dtype == dtype else f"half the memory; {machine.why}"
+
+
+def load_pipeline(
+    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: Plan | None = None
+) -> Any:
     """The diffusers pipeline, on the device, in the dtype.
 
-    components: parts that are loaded already (tokenizers).
+    components: parts that are loaded already (tokenizers).  plan: offloading and all the rest; None: plain.
     Raises ModelError: not text-to-image, weights missing or of the wrong shape, anything diffusers cannot build.
     """
     prepare_libraries()
@@ -131,17 +157,23 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
 
     kind = pipeline_class(files.kind)
     options = {"torch_dtype": getattr(torch, dtype), "local_files_only": True}
-    name, components = files.model.name, components or {}
+    name, components = files.model.name, dict(components or {})
+    if files.safety == "missing" or (plan is not None and not plan.wishes.safety):
+        components |= _without_safety(files)
     with quiet() as said:
         try:
             if files.path.is_dir():
+                if plan is not None and plan.rung.bits:
+                    options["quantization_config"] = _quantization(files, plan)
                 pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **components)
             else:
                 pipe = single_file.load(kind, files.path, files.config, components, options, files.offline)
-            pipe = pipe.to(device)
+            pipe = pipe.to(device) if plan is None else put_in_place(pipe, plan)
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
+            if is_out_of_memory(e):
+                raise
             refuse_missing_weights(name, said)
             if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
                 raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
@@ -152,6 +184,25 @@ def load_pipeline(files: ModelFiles, device: str, dtype: str, components: dict[s
             raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", hint) from e
     refuse_missing_weights(name, said)
     return pipe
+
+
+def _without_safety(files: ModelFiles) -> dict[str, Any]:
+    """What to tell diffusers where a model's safety checker is not to be loaded, or is not there."""
+    index = read_json((files.path if files.path.is_dir() else files.config or files.path) / "model_index.json")
+    if SAFETY not in index:
+        return {}
+    # what cuts pictures to the checker's size goes with it, unless something else uses it
+    shared = None not in (index.get("image_encoder") or [None])
+    alone = {"feature_extractor": None} if "feature_extractor" in index and not shared else {}
+    return {SAFETY: None, **alone} | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
+
+
+def _quantization(files: ModelFiles, plan: Plan) -> Any:
+    """The config for those of a pipeline's components that quantisation reaches."""
+    index = read_json(files.path / "model_index.json")
+    parts = {name: str(value[0]) for name, value in index.items() if is_quantized(name) and isinstance(value, list)}
+    parts = {name: library for name, library in parts.items() if (files.path / name).is_dir()}
+    return quantize.pipeline_config(plan.rung.bits, plan.device, plan.rung.dtype, parts)
 
 
 def refuse_missing_weights(name: str, said: list[str]) -> None:

@@ -22,6 +22,7 @@ from t2i.pipelines.adapters import Adapters, Specs
 from t2i.pipelines.editing import Control, Upscale, make_edit
 from t2i.pipelines.language import Wildcards, resolve
 from t2i.pipelines.limits import check_image_count
+from t2i.pipelines.machine import Wishes
 from t2i.pipelines.pictures import Picture, Pictures
 from t2i.pipelines.settings import Job
 from t2i.pipelines.text_to_image import Progress, TextToImage
@@ -41,14 +42,24 @@ def load(
     lora: Specs = (),
     embedding: Specs = (),
     ip_adapter: Specs = (),
+    offload: str | None = None,
+    quantize: int | None = None,
+    tiling: bool | None = None,
+    compile: bool = False,
+    auto_retry: bool = False,
+    deterministic: bool = False,
+    safety: bool = True,
 ) -> Painter:
     """Load a text-to-image model: a name of the zoo, a pipeline or run folder, a Hub id, a .safetensors file.
 
-    device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
+    device, dtype: default: what is best here.
     offline: do not use the network.  revision: of a model on the Hub.  scheduler: default the model's own.
     lora, embedding, ip_adapter: one, or several: "style.safetensors:0.8", "PATH:TOKEN", "PATH:IMAGE:SCALE", as on the
     command line; `draw.model.fitted.lines` tells what of them was used, and what fitted nothing is a warning.
-    Raises UsageError, ModelUnavailable, ModelError (all of them `t2i.errors.T2IError`).
+    offload ("none", "model", "group"), quantize (8, 4, or 0 for not), tiling: default: what fits the free memory.
+    compile: a slow first picture, faster ones after.  auto_retry: where memory runs out, go on with less of it.
+    deterministic: the same bits at every run.  safety: use the model's own checker, where it has one.
+    Raises UsageError, ModelUnavailable, ModelError, OutOfMemory (all of them `t2i.errors.T2IError`).
     """
     drawer = TextToImage.load(
         model,
@@ -58,6 +69,7 @@ def load(
         revision=revision,
         scheduler=scheduler,
         adapters=Adapters.read(lora, embedding, ip_adapter),
+        wishes=Wishes(dtype, offload, quantize, tiling, compile, deterministic, safety, auto_retry),
     )
     for warning in drawer.fitted.warnings:
         warnings.warn(warning.removeprefix("warning: "), stacklevel=2)

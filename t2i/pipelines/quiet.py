@@ -11,14 +11,23 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub", "accelerate")
 
 
-def _no_torchvision(record: logging.LogRecord) -> bool:
-    return "requires torchvision" not in record.getMessage()
+# Who says something at its first import, and how that begins: of torchao's files for GPUs, its classes of yesterday.
+AT_IMPORT = {
+    "transformers.utils.import_utils": "requires torchvision",
+    "torchao": "Failed to load",
+    "torch.utils._pytree": "register_constant",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao`",
+}
+
+
+def _unless(words: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: words not in record.getMessage()
 
 
 class _Keep(logging.Handler):
@@ -36,11 +45,14 @@ class _Keep(logging.Handler):
 
 
 def prepare_libraries() -> None:
-    """Call before the first import of diffusers: remote code off for good, and no word about torchvision."""
+    """Call before the first import of diffusers: remote code off for good, and no word at its import."""
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"  # read once, when diffusers is imported
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        # The module that says it; a filter on a parent logger would not see what its children say.
-        logging.getLogger("transformers.utils.import_utils").addFilter(_no_torchvision)
+        for name, words in AT_IMPORT.items():
+            # The module that says it; a filter on a parent logger would not see what its children say.
+            logger = logging.getLogger(name)
+            if not logger.filters:
+                logger.addFilter(_unless(words))
 
 
 @contextmanager

@@ -109,11 +109,14 @@ def native_size(pipe: Any) -> tuple[int, int]:
 
 
 def default_batch_size(pipe: Any, width: int, height: int) -> int:
-    """How many images are drawn at once unless the caller says: what surely fits, not what is fastest.
+    """How many images are drawn at once unless the caller says: see `batch_size_for`."""
+    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    return batch_size_for(sum(weight.numel() for part in parts for weight in part.parameters()), width, height)
+
+
+def batch_size_for(parameters: int, width: int, height: int) -> int:
+    """What surely fits, not what is fastest; never a matter of free memory, since a batch's size shows in rounding.
 
     Up to 200M parameters: as many as make half a million pixels, at most 8 (8 of 256x256, 2 of 512x512). Larger: 1.
     """
-    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
-    if sum(weight.numel() for part in parts for weight in part.parameters()) > SMALL_PARAMETERS:
-        return 1
-    return max(1, min(8, 8 * 256 * 256 // (width * height)))
+    return 1 if parameters > SMALL_PARAMETERS else max(1, min(8, 8 * 256 * 256 // (width * height)))

@@ -7,24 +7,27 @@ which its first noise and all later noise come, so that it is the same picture a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import NonFinite
 from t2i.pipelines import limits
-from t2i.pipelines.adapter_files import find_all
+from t2i.pipelines.adapter_files import Found, find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.calling import call, watch_steps
 from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.editor import Editor
 from t2i.pipelines.fitting import Fitted, fit, unfit
 from t2i.pipelines.hardware import device_name, thread_count
-from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
+from t2i.pipelines.loaded import Loaded, make_plan
+from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.machine import Pictures, Plan, Wishes
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
 from t2i.pipelines.records import make_recipe
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
+from t2i.pipelines.weights import SAFETY
 from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
 
@@ -64,20 +67,21 @@ class TextToImage:
         revision: str | None = None,
         weights_hash: str | None = None,
         offline: bool = False,
+        loaded: Loaded | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
-        self.pipe = pipe
+        self.pipe: Any = None
+        self._loaded = loaded
         self.name = name
         self.defaults = defaults
         self.revision = revision
         self.weights_hash = weights_hash
+        self._editor = Editor(None, offline)
         self.fitted = Fitted()  # the adapters in the pipeline
-        self._own_scheduler = pipe.scheduler
+        self._worn = NO_ADAPTERS, Found()
+        self._own_scheduler: Any = None
         self._scheduler = scheduler or defaults.scheduler
-        self._parameters = call_parameters(pipe)
-        self._editor = Editor(pipe, offline)
-        pipe.set_progress_bar_config(disable=True)
-        self._use_scheduler(None)  # an unknown one fails now rather than at the first image
+        self._adopt(pipe)
 
     @classmethod
     def load(
@@ -91,36 +95,39 @@ class TextToImage:
         scheduler: str | None = None,
         components: dict[str, Any] | None = None,
         adapters: Adapters = NO_ADAPTERS,
+        wishes: Wishes | None = None,
+        plan: Plan | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> TextToImage:
         """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
 
-        device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
+        device, dtype: default: see `choose_device` and `choose_dtype`.
         components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `fitted` tells of them.
-        Raises UsageError, ModelUnavailable, ModelError.
+        wishes: of the machine.  plan: what `make_plan` made of all that, for the pictures that are to be drawn.
+        say: takes a line for the user where memory runs out and the next rung is taken.
+        Raises UsageError, ModelUnavailable, ModelError, OutOfMemory.
         """
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
-        device = choose_device(device)
         found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
-        pipe = load_pipeline(files, device, choose_dtype(dtype, device, files), components)
+        plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
+        loaded = Loaded(files, plan, components, say)
         drawer = cls(
-            pipe,
+            loaded.pipe,
             name=files.model.name,
             defaults=files.defaults,
             scheduler=scheduler,
             revision=files.revision,
             weights_hash=files.hash(),
             offline=files.offline,
+            loaded=loaded,
         )
-        drawer.fitted = fit(pipe, drawer.name, adapters, found)
+        drawer._dress(adapters, found)
         return drawer
 
     def wear(self, adapters: Adapters, offline: bool = False) -> None:
         """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
         if adapters != self.fitted.adapters:
-            found = find_all(adapters, offline)
-            unfit(self.pipe, self.fitted)
-            self.fitted = Fitted()  # what it wears if the next line fails
-            self.fitted = fit(self.pipe, self.name, adapters, found)
+            self._dress(adapters, find_all(adapters, offline))
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
@@ -130,12 +137,25 @@ class TextToImage:
     @property
     def device(self) -> str:
         """Where it draws: "cpu", "cuda:0", ..."""
-        return str(self.pipe.device)
+        return self._loaded.plan.device if self._loaded else str(self.pipe.device)
 
     @property
     def dtype(self) -> str:
         """What it draws in: "float32", ..."""
-        return str(self.pipe.dtype).removeprefix("torch.")
+        return self._loaded.plan.rung.dtype if self._loaded else str(self.pipe.dtype).removeprefix("torch.")
+
+    @property
+    def plan(self) -> Plan | None:
+        """How it was loaded; None for a pipeline that was in memory already."""
+        return self._loaded.plan if self._loaded else None
+
+    @property
+    def safety(self) -> str:
+        """Whether its own safety checker looks at the pictures: "checked", "off" (not wanted), "none here"."""
+        if getattr(self.pipe, SAFETY, None) is not None:
+            return "checked"
+        off = self._loaded and self._loaded.files.safety == "there"
+        return "off" if off else "none here"
 
     @property
     def scheduler(self) -> str:
@@ -219,8 +239,7 @@ class TextToImage:
                 if progress is not None:
                     progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
 
-            self._use_scheduler(settings.scheduler)
-            x, blanked = self._draw_batch(batch, settings, report)
+            x, blanked = self._draw_whole(batch, settings, report)
             report(1.0)
             yield from self._results(batch, settings, x, blanked)
 
@@ -234,10 +253,12 @@ class TextToImage:
             "weights_hash": self.weights_hash,
             "dtype": self.dtype,
             "device": self.device,
-            "hardware": device_name(self.pipe.device),
+            "hardware": device_name(self.device),
             "threads": thread_count(),
             "batch_size": len(batch),
             "adapters": [dict(record) for record in self.fitted.records],
+            "machine": self.plan.record() if self.plan else {},
+            "safety": self.safety,
         }
         finite = x.isfinite().flatten(1).all(1).tolist()
         for k, job in enumerate(batch):
@@ -248,6 +269,44 @@ class TextToImage:
         bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
         if bad:
             raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self._way_out())
+
+    def _draw_whole(
+        self, batch: list[Job], settings: Settings, report: Callable[[float], None]
+    ) -> tuple[torch.Tensor, list[bool]]:
+        """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
+        pictures = Pictures(*settings.final, len(batch))
+
+        def once() -> tuple[torch.Tensor, list[bool]]:
+            self._use_scheduler(settings.scheduler)
+            return self._draw_batch(batch, settings, report)
+
+        return once() if self._loaded is None else self._loaded.draw(pictures, self._adopt, once)
+
+    def _adopt(self, pipe: Any) -> None:
+        """Draw with this pipeline, on which all that hangs on a pipeline is hung here; None: let the present one go."""
+        self._undress()
+        self.pipe = pipe
+        self._own_scheduler = pipe and pipe.scheduler
+        self._editor.adopt(pipe)
+        if pipe is None:
+            return
+        self._parameters = call_parameters(pipe)
+        pipe.set_progress_bar_config(disable=True)
+        self._use_scheduler(None)  # an unknown one fails now rather than at the first image
+        self._dress(*self._worn)
+
+    def _dress(self, adapters: Adapters, found: Found) -> None:
+        """Put these adapters on, in place of those before; where one cannot be put on, none is."""
+        self._undress()
+        self._worn = NO_ADAPTERS, Found()
+        self.fitted = fit(self.pipe, self.name, adapters, found)
+        self._worn = adapters, found
+
+    def _undress(self) -> None:
+        """Take all adapters off the pipeline, if there is one; `_worn` remembers them for the next one."""
+        if self.pipe is not None:
+            unfit(self.pipe, self.fitted)
+        self.fitted = Fitted()
 
     def _draw_batch(
         self, batch: list[Job], settings: Settings, report: Callable[[float], None]

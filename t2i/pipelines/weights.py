@@ -20,6 +20,7 @@ MAX_HEADER_BYTES = 32 * 2**20
 MAX_HASHED_BYTES = 2**28  # hashing more would be felt at every start
 NO_WEIGHTS = re.compile(r"Scheduler|Tokenizer|Processor|FeatureExtractor|Guider")
 CODE_KEYS = ("auto_map", "custom_pipeline", "transformers_weights")
+SAFETY = "safety_checker"  # the one component that a model draws without
 SAFETENSORS_HINT = "use a model whose weights are .safetensors files"
 
 
@@ -30,14 +31,28 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
     """
     kind, components = _read_index(folder)
     weights: list[Path] = []
+    unchecked = safety_state(folder) == "missing"
     for name, component in components.items():
         part = folder / name
+        if unchecked and (name == SAFETY or (name == "feature_extractor" and not part.is_dir())):
+            if part.is_dir():
+                _check_files(part, sorted(part.iterdir()))
+            continue
         if not part.is_dir() and (folder / "config.json").is_file():
             part = folder  # as google/ddpm-cifar10-32 is published, and as diffusers reads it
         weights += check_component(part, component)
     if not weights:
         raise ModelError(f"{folder.name}: no component with weights in model_index.json", "get the model again")
     return kind, tuple(sorted(weights))
+
+
+def safety_state(folder: Path) -> str:
+    """Of a pipeline folder's safety checker: "there", "missing" (named, without safetensors weights), or "none"."""
+    value = read_json(folder / "model_index.json").get(SAFETY)
+    if not isinstance(value, list) or None in value:
+        return "none"
+    part = folder / SAFETY
+    return "there" if part.is_dir() and any(file.suffix == ".safetensors" for file in part.iterdir()) else "missing"
 
 
 def check_config_folder(folder: Path) -> str:
