@@ -23,6 +23,7 @@ from t2i.cli.request import Request
 from t2i.cli.tasks import Task, each_task
 from t2i.errors import UsageError
 from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.weighting import speaks
 from t2i.recipe import public_name
 
 # Of a request: another value, another batch
@@ -75,7 +76,8 @@ class Listing:
         prompts = stream_prompts(self.file)
         if self.request.raw:
             prompts = (replace(prompt, literal=True) for prompt in prompts)
-        return each_task(prompts, self.request.seeds, self.request.count, self.request.wildcards)
+        request = self.request
+        return each_task(prompts, request.seeds, request.count, request.wildcards, request.template)
 
     def items(self) -> Iterator[Item]:
         """All images with their names, which are a function of the list and the request alone."""
@@ -125,7 +127,13 @@ class Listing:
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
     """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
-    content = {"prompt": task.job.prompt, "seed": task.job.seed, **settings, **facts}
+    usual = {name: value for name, value in settings.items() if name != "weights"}
+    content = {"prompt": task.job.prompt, "seed": task.job.seed, **usual, **facts}
+    if task.job.negative is not None:
+        content["negative"] = task.job.negative
+    # A job has kept its name since before there were weights in prompts: they count where there are any.
+    if settings.get("weights", True) and any(map(speaks, (content["prompt"], content["negative"]))):
+        content["weighted"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -147,4 +155,5 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
 def options_of(file: Path, request: Request) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
+    said |= {} if request.chunks is None else {"chunks": request.chunks}
     return {"prompts": file.name, "model": public_name(request.model)} | said

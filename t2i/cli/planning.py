@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from t2i.cli.forewarning import warn_of_prompts
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
-from t2i.pipelines.language import weighted
 from t2i.pipelines.loading import ModelFiles, choose_device, locate
+from t2i.pipelines.reading import Reader
 from t2i.pipelines.settings import Job, Settings
 
 if TYPE_CHECKING:
@@ -88,17 +89,12 @@ def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[T
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
     from t2i.pipelines.text_to_image import TextToImage
-    from t2i.pipelines.tokens import cut_words, load_tokenizers
+    from t2i.pipelines.tokens import load_tokenizers
 
     tokenizers = load_tokenizers(part.files)
+    reader = Reader.of(part.files.kind, list(tokenizers.values()))
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
-    texts = dict.fromkeys([task.job.prompt for task in part.tasks] + [wish["negative"] for wish in wishes.values()])
-    for text in texts:
-        cut = cut_words(text, list(tokenizers.values()))
-        if cut:
-            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-    if example := next(filter(None, map(weighted, texts)), None):
-        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
+    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
     if any(not task.job.prompt.strip() for task in part.tasks):
         say("note: an empty prompt: drawing unconditionally")
     _check_originals(part, say)
@@ -118,12 +114,6 @@ def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[T
     return painter, groups
 
 
-def shorten(text: str, limit: int = 200) -> str:
-    """The text on one line in quotes, cut to `limit` characters."""
-    text = " ".join(text.split())
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
-
-
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
     return ModelWish(
@@ -134,7 +124,11 @@ def model_wish(request: Request, wish: Wish) -> ModelWish:
 def complete(request: Request, wish: Wish) -> dict[str, Any]:
     """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
     own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
-    return {name: getattr(request, name) if value is None else value for name, value in own.items()}
+    said = {name: getattr(request, name) if value is None else value for name, value in own.items()}
+    raw = request.raw if wish.raw is None else wish.raw
+    chunks = request.chunks if wish.chunks is None else wish.chunks
+    # What is usual is not said: the names of a batch's jobs are made from this.
+    return said | ({"weights": False} if raw else {}) | ({} if chunks is None else {"chunks": chunks})
 
 
 def _groups(part: Part, painter: TextToImage, wishes: dict[Wish, dict[str, Any]]) -> Iterator[Group]:

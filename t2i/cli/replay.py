@@ -14,6 +14,8 @@ from t2i import recipe as records
 from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
 from t2i.cli.tasks import Original, Prompt, Wish
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
+from t2i.pipelines.schedulers import scheduler_name
+from t2i.pipelines.weighting import speaks
 from t2i.recipe import Recipe
 from t2i.zoo import NAMES, resolve
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 ASKED = {
     "prompt": "prompt",
     "negative_prompt": "negative prompt",
+    "reading": "reading of its prompt",
     "model": "model",
     "seed": "seed",
     "steps": "steps",
@@ -50,7 +53,8 @@ def read_originals(
         restored = _restore(path, given, default, say)
         kept = replace(restored.wish, **{name: None for name in asdict(restored.wish) if name in given})
         copies = restored.copies if "batch_size" not in given else (1, 0)
-        new = [replace(prompt, wish=kept, original=restored.original) for prompt in prompts]
+        free = replace(kept, raw=None, chunks=None)  # how the old prompt was read says nothing of a new one
+        new = [replace(prompt, wish=free, original=restored.original) for prompt in prompts]
         found += new or [replace(restored, wish=kept, copies=copies)]
     return found
 
@@ -118,10 +122,12 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         guidance=made.guidance,
         width=made.width,
         height=made.height,
-        scheduler=made.scheduler,
+        scheduler=_scheduler(made.scheduler),
         dtype=made.dtype,
         device=made.device,
         seed=made.seed,
+        raw=_raw(made),
+        chunks="chunks" in made.reading,
     )
     if "model" not in given:
         model = _find_ours(path, made, default)
@@ -136,6 +142,21 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         literal=True,
         where=f"--from {path}",
     )
+
+
+def _scheduler(name: str) -> str | None:
+    """What to say to --scheduler; None: the model's own, which stands in a record by its class where it has no name."""
+    try:
+        return scheduler_name(name)
+    except UsageError:
+        return None
+
+
+def _raw(made: Recipe) -> bool | None:
+    """Whether the prompts of a record were read without weights; None: they hold none, so that new ones may."""
+    if "weights" in made.reading:
+        return False
+    return any(map(speaks, (made.prompt, made.negative_prompt))) or None
 
 
 def _find_ours(path: Path, made: Recipe, default: str) -> str:

@@ -37,6 +37,7 @@ class Request:
     config: str | None = None
     offline: bool = False
     raw: bool = False
+    chunks: bool | None = None
     wildcards: Path | None = None
     tasks: list[Task] = field(init=False)
 
@@ -60,4 +61,9 @@ class Request:
 
             scheduler_name(self.scheduler)
         prompts = [replace(prompt, literal=True) for prompt in self.prompts] if self.raw else self.prompts
-        object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards))
+        object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards, self.template))
+
+    @property
+    def template(self) -> str:
+        """What the negative prompt of each image is chosen from; empty: nothing is to be chosen."""
+        return "" if self.raw else self.negative

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from t2i.pipelines.language import Wildcards, resolve
+from t2i.pipelines.language import Wildcards, resolve, resolve_negative
 from t2i.pipelines.limits import check_image_count
 from t2i.pipelines.pictures import Picture, Pictures
 from t2i.pipelines.settings import Job
@@ -67,6 +67,7 @@ class Painter:
         scheduler: str | None = None,
         batch_size: int | None = None,
         raw: bool = False,
+        chunks: bool | None = None,
         wildcards: str | Path | None = None,
         progress: bool = False,
     ) -> Pictures:
@@ -74,7 +75,9 @@ class Painter:
 
         seed: default: a random one, which the recipes hold.  None elsewhere: as the model draws best.
         width, height: pixels.  batch_size: how many at once; changes speed and memory, not the pictures.
-        raw: take prompts as they are: no `{a|b}` (see `language.py`).  wildcards: the folder of `__name__`.
+        raw: take prompts as they are: no `{a|b}` (see `language.py`), no `(word:1.2)` (see `weighting.py`).
+        chunks: whether a prompt that is longer than the encoder reads is read in chunks rather than cut.
+        wildcards: the folder of `__name__`.
         progress: a bar on stderr.
         Raises UsageError for what is out of range, NonFinite instead of a black picture.
         """
@@ -82,12 +85,24 @@ class Painter:
         seeds = range(first, first + check_image_count(num_images))
         prompts = [prompt] if isinstance(prompt, str) else prompt
         settings = self.model.settings(
-            negative=negative_prompt, steps=steps, guidance=guidance, width=width, height=height, scheduler=scheduler
+            negative=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            weights=not raw,
+            chunks=chunks,
         )
         known = Wildcards(None if wildcards is None else Path(wildcards))
-        jobs = [
-            Job(text if raw else resolve(text, number, known), number, text) for text in prompts for number in seeds
-        ]
+
+        def job(text: str, number: int) -> Job:
+            if raw:
+                return Job(text, number)
+            negative = resolve_negative(negative_prompt, number, known)
+            return Job(resolve(text, number, known), number, text, negative, negative_prompt)
+
+        jobs = [job(text, number) for text in prompts for number in seeds]
         with _bar(progress) as report:
             results = self.model.draw(jobs, settings, batch_size=batch_size, progress=report)
             return Pictures(Picture.of(result.image, result.recipe, result.blanked) for result in results)

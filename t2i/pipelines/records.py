@@ -22,7 +22,8 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
     return Recipe(
         prompt=job.prompt,
         template=job.template,
-        negative_prompt=settings.negative,
+        negative_prompt=settings.negative_of(job),
+        negative_template=job.negative_template,
         steps=settings.steps,
         sampler=sampler,
         schedule_type=schedule_type,

@@ -15,7 +15,10 @@ SMALL_PARAMETERS = 200_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are drawn, every value chosen and checked.  scheduler: our name; None: the model's own."""
+    """How images are drawn, every value chosen and checked.  scheduler: our name; None: the model's own.
+
+    weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
+    """
 
     steps: int
     guidance: float
@@ -23,15 +26,26 @@ class Settings:
     height: int
     scheduler: str | None = None
     negative: str = ""
+    weights: bool = True
+    chunks: bool = False
+
+    def negative_of(self, job: Job) -> str:
+        """The negative prompt of one image."""
+        return self.negative if job.negative is None else job.negative
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw.  template: what the prompt was made from; empty: it was written as it is."""
+    """One image to draw.  negative: its own; None: that of the settings.
+
+    template, negative_template: what a prompt was made from; empty: it was written as it is.
+    """
 
     prompt: str
     seed: int
     template: str = ""
+    negative: str | None = None
+    negative_template: str = ""
 
 
 def choose_settings(
@@ -44,6 +58,8 @@ def choose_settings(
     width: int | None = None,
     height: int | None = None,
     scheduler: str | None = None,
+    weights: bool = True,
+    chunks: bool = False,
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square.  Raises UsageError."""
     own = call_parameters(pipe)
@@ -64,6 +80,8 @@ def choose_settings(
         height=height or width or default_height,
         scheduler=scheduler,
         negative=limits.check_prompt(negative, "negative prompt"),
+        weights=weights,
+        chunks=chunks,
     )
 
 
