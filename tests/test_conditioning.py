@@ -231,11 +231,11 @@ def test_weights_hold_where_a_prompt_is_cut(load: Callable[[str], TextToImage]) 
 def test_the_more_weight_the_further_from_the_plain_picture() -> None:
     """mini's own pictures: from the word that is not there, over the plain prompt, to four times the word."""
     model = TextToImage.load("mini")
-    below, above = ("1", "0.8", "0.5", "0"), ("1", "1.2", "1.5", "2", "4")
+    below, above = ("1", "0.5", "0"), ("1", "1.3", "2", "4")
 
     @cache
     def pictures(prompt: str) -> np.ndarray[Any, Any]:
-        drawn = model(prompt, seeds=range(3), steps=3)
+        drawn = model(prompt, seeds=range(2), steps=3)
         return np.stack([np.asarray(result.image, np.float32) for result in drawn])
 
     def weighted(weight: str) -> np.ndarray[Any, Any]:
@@ -292,6 +292,37 @@ def test_long_and_short_ones_together_are_as_each_alone(load: Callable[[str], Te
     assert [result.recipe.reading for result in together] == [{}, {"chunks": 2}, {}]
     for prompt, result in zip(prompts, together, strict=True):
         assert next(model(prompt, seeds=[1], **options)).recipe == result.recipe
+
+
+def test_with_and_without_a_negative_prompt_are_apart_where_the_pipeline_tells_them_apart(
+    load: Callable[[str], TextToImage],
+) -> None:
+    jobs = [Job("a", 1, negative=""), Job("a", 2, negative="photo"), Job("a", 3, negative="cat")]
+    for kind, runs in (("flux", [1, 2]), ("sd15", [3])):
+        model = load(kind)
+        assert [len(run) for run in model.conditioner.runs(jobs, model.settings(), True)] == runs
+        assert [len(run) for run in model.conditioner.runs(jobs, model.settings(), False)] == [3]
+
+
+def test_flux_with_true_guidance_is_as_plain_diffusers(family: Callable[[str], Path]) -> None:
+    """Its guidance by a negative prompt, where a model's defaults say that this is what guidance means."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(family("flux"))
+    model = TextToImage.wrap(pipe, defaults=Defaults(guidance_name="true_cfg_scale"))
+    for negative in ("photo", ""):
+        ours = next(model(SHORT, seeds=[5], negative=negative, guidance=3.0, steps=2, width=32, height=32)).image
+        theirs = pipe(
+            SHORT,
+            negative_prompt=negative or None,
+            true_cfg_scale=3.0,
+            num_inference_steps=2,
+            width=32,
+            height=32,
+            generator=[torch.Generator().manual_seed(5)],
+            output_type="np",
+        ).images[0]
+        assert np.abs(np.asarray(ours, np.float32) / 255 - theirs).max() <= 1.5 / 255
 
 
 def test_weights_within_chunks(load: Callable[[str], TextToImage]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,8 +58,16 @@ class Conditioner:
         self._providers.clear()  # compel remembers the empty prompt
 
     def runs(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> Iterator[list[Job]]:
-        """These jobs in runs that are of one length in chunks and can be drawn at once."""
-        for _, run in groupby(jobs, lambda job: self.chunks(job, settings, guided)):
+        """These jobs in runs that can be drawn at once, each image as it is alone: they are of one length in chunks.
+
+        Where a pipeline is told of no negative prompt at all if it is empty, those with and without are apart.
+        """
+        apart = guided and self.reader.family in (None, "flux")
+
+        def kind(job: Job) -> tuple[int, bool]:
+            return self.chunks(job, settings, guided), apart and bool(settings.negative_of(job))
+
+        for _, run in groupby(jobs, kind):
             yield list(run)
 
     def chunks(self, job: Job, settings: Settings, guided: bool) -> int:
@@ -75,7 +82,7 @@ class Conditioner:
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
         found: dict[str, Any] = {}
         if settings.weights and any(map(speaks, texts)):
-            found["weights"] = f"compel {version('compel')}" if self.reader.weighs else "left out"
+            found["weights"] = "applied" if self.reader.weighs else "left out"
         if (chunks := self.chunks(job, settings, guided)) > 1:
             found["chunks"] = chunks
         return found

@@ -33,10 +33,17 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         seed=job.seed,
         width=image.width,
         height=image.height,
-        versions=versions(),
+        versions=versions() | (_compel() if known.get("reading") else {}),
         image_hash=pixel_hash(image),
         **known,
     )
+
+
+def _compel() -> dict[str, str]:
+    """The version of what weighs prompts and parts long ones."""
+    from importlib.metadata import version
+
+    return {"compel": version("compel")}
 
 
 def versions() -> dict[str, str]:
