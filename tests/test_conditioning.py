@@ -353,3 +353,18 @@ def test_who_reads_in_chunks(load: Callable[[str], TextToImage], tiny_pipeline: 
         assert model.settings(weights=False).chunks is False  # as plain diffusers
     settings = short.settings(chunks=True)
     assert replace(settings, chunks=False) == short.settings()
+
+
+def test_weights_that_are_elsewhere_until_they_compute(load: Callable[[str], TextToImage]) -> None:
+    """As with offloading layer by layer: the encoder's own weights are nowhere, and what it makes is the same."""
+    from accelerate import cpu_offload
+
+    model = load("sd15")
+    prompts = ("a horse", "a (horse:1.5)", "a (horse:0.5)", LONG)
+    expected = [encoded(model, prompt)["prompt_embeds"] for prompt in prompts]
+    model.conditioner.clear()
+    for part in (model.pipe.vae, model.pipe.text_encoder, model.pipe.unet):
+        cpu_offload(part, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert model.pipe.text_encoder.device.type == "meta"
+    for prompt, embeds in zip(prompts, expected, strict=True):
+        assert torch.equal(encoded(model, prompt)["prompt_embeds"], embeds)
