@@ -368,3 +368,17 @@ def test_weights_that_are_elsewhere_until_they_compute(load: Callable[[str], Tex
     assert model.pipe.text_encoder.device.type == "meta"
     for prompt, embeds in zip(prompts, expected, strict=True):
         assert torch.equal(encoded(model, prompt)["prompt_embeds"], embeds)
+
+
+def test_a_word_of_several_vectors_has_one_weight_and_counts_as_several(load: Callable[[str], TextToImage]) -> None:
+    model = load("sd15")
+    vectors = torch.linspace(-1, 1, 48).reshape(3, 16)
+    model.pipe.load_textual_inversion({"<x>": vectors})
+    model.conditioner.clear()
+    plain_text, weighted = (encoded(model, f"a {word} horse")["prompt_embeds"] for word in ("<x>", "(<x>:1.5)"))
+    changed = (plain_text != weighted).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == [2, 3, 4]
+    settings = model.settings()
+    assert model.conditioner.chunks(Job("<x> " * 17, 1), settings, False) == 1
+    assert model.conditioner.chunks(Job("<x> " * 26, 1), settings, False) == 2
+    assert encoded(model, "<x> " * 26)["prompt_embeds"].shape[1] == 154

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.errors import ModelError
 from t2i.pipelines.quiet import quiet
-from t2i.pipelines.reading import Reader, compel_provider
+from t2i.pipelines.reading import Reader, compel_provider, spelled
 from t2i.pipelines.settings import Job, Settings, call_parameters
 from t2i.pipelines.weighting import Fragment, speaks
 
@@ -181,7 +181,7 @@ class Conditioner:
 
     def _weigh(self, fragments: Sequence[Fragment], provider: Any) -> torch.Tensor:
         """What one encoder makes of it: (1, tokens, width).  What is nothing to it, such as a blank, is left out."""
-        texts = [self.pipe.maybe_convert_prompt(fragment.text, provider.tokenizer) for fragment in fragments]
+        texts = [spelled(fragment.text, provider.tokenizer) for fragment in fragments]
         tokens = provider.get_token_ids(texts, include_start_and_end_markers=False)
         kept = [k for k, ids in enumerate(tokens) if ids]
         weighted = [texts[k] for k in kept], [fragments[k].weight for k in kept]

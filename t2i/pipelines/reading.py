@@ -78,7 +78,8 @@ class Reader:
     def is_long(self, fragments: Sequence[Fragment]) -> bool:
         """Whether this is more than one chunk."""
         text = "".join(fragment.text for fragment in fragments)
-        if len(text.encode("utf-8", "replace")) <= self.chunk:  # no token is less than a byte
+        taught = any(map(_taught, self.tokenizers))
+        if not taught and len(text.encode("utf-8", "replace")) <= self.chunk:  # no token is less than a byte
             return False
         return any(self._count(tokenizer, text) > self.chunk for tokenizer in self.tokenizers)
 
@@ -98,14 +99,28 @@ class Reader:
 
     def _count(self, tokenizer: Any, text: str) -> int:
         with quiet():
-            return len(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
+            return len(tokenizer(spelled(text, tokenizer), add_special_tokens=False, truncation=False)["input_ids"])
+
+
+def spelled(text: str, tokenizer: Any) -> str:
+    """The text as a pipeline hands it on: a word of several vectors (textual inversion) is written as several."""
+    if not _taught(tokenizer):
+        return text
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return str(TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer))
+
+
+def _taught(tokenizer: Any) -> bool:
+    """Whether a tokenizer has learned a word of several vectors."""
+    return any(token.endswith("_1") for token in tokenizer.get_added_vocab())
 
 
 def _pieces(tokenizer: Any, fragments: Sequence[Fragment]) -> int:
     """How many chunks compel makes of it, which parts at commas and full stops where it can."""
     provider = compel_provider(tokenizer, None, device="cpu", truncate=False)
     with quiet():
-        texts, weights = [fragment.text for fragment in fragments], [1.0] * len(fragments)
+        texts, weights = [spelled(fragment.text, tokenizer) for fragment in fragments], [1.0] * len(fragments)
         ids, _, _ = provider.get_token_ids_and_expand_weights(texts, weights, "cpu")
     return len(ids) // int(tokenizer.model_max_length)
 
