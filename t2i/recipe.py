@@ -39,6 +39,8 @@ class Recipe:
     prompt: str  # as the model saw it
     negative_prompt: str = ""
     template: str = ""  # as the user wrote it, before wildcards and choices; empty: the prompt
+    negative_template: str = ""  # the same; empty: the negative prompt
+    reading: dict[str, Any] = field(default_factory=dict)  # weights, chunks; empty: as plain text, cut at the end
     steps: int
     sampler: str  # A1111's name, "DPM++ 2M"
     schedule_type: str | None = None  # A1111's name, "Karras"
@@ -68,6 +70,7 @@ class Recipe:
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one moment at which a frozen dataclass may be changed
         put(self, "template", self.template or self.prompt)
+        put(self, "negative_template", self.negative_template or self.negative_prompt)
         put(self, "model", public_name(self.model))
         put(self, "device", self.device.partition(":")[0])
         put(self, "scheduler_config", plain_config(self.scheduler_config))

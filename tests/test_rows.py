@@ -147,13 +147,6 @@ def test_raw_takes_a_prompt_as_it_is(t2i: Run) -> None:
     assert (ran.code, "--raw" in ran.err) == (2, True)
 
 
-def test_weights_are_said_to_be_plain_text(t2i: Run) -> None:
-    ran = t2i("a (red:1.2) horse", "--json")
-    assert (ran.code, told(ran.lines[0])["prompt"]) == (0, "a (red:1.2) horse")
-    assert "note: weights are not applied: the encoder reads '(red:1.2)' as plain text" in ran.err
-    assert "weights" not in t2i("a map (scale 1:50)").err
-
-
 def test_another_folder_of_wildcards(t2i: Run, here: Path) -> None:
     (here / "mine").mkdir()
     (here / "mine" / "animal.txt").write_text("horse\n")

@@ -231,7 +231,7 @@ class _Run:
             painter = self._model.painter(group.items[0].model, tasks)
             settings = painter.settings(**dict(group.items[0].settings))
             for result in painter.draw([task.job for task in tasks], settings, batch_size=len(tasks)):
-                item = group.items[result.recipe.batch_index]
+                item = group.items[result.index]
                 if item in missing:
                     yield item, result
         except (ModelError, NonFinite, OutOfMemory, UsageError, MemoryError, RuntimeError) as e:

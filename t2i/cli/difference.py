@@ -20,8 +20,9 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
     names = list(left) + [name for name in right if name not in left]
     names.sort(key=lambda name: order.index(whole) if (whole := name.partition(".")[0]) in order else len(order))
     found = {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
-    if found.get("template") == found.get("prompt"):
-        found.pop("template", None)
+    for template, prompt in (("template", "prompt"), ("negative_template", "negative_prompt")):
+        if found.get(template) == found.get(prompt):
+            found.pop(template, None)
     if a["pixels"] and b["pixels"] and a["pixels"] != b["pixels"]:
         found["pixels"] = a["pixels"], b["pixels"]
     return found

@@ -111,8 +111,8 @@ def _draw_part(
             batch_size=group.batch_size or request.batch_size,
             progress=lambda done, _, first=first: steps.show(first + done),  # type: ignore[misc]
         )
-        for k, result in enumerate(drawn):
-            if (task := group.wanted(k)) is not None:
+        for result in drawn:
+            if (task := group.wanted(result.index)) is not None:
                 yield task, result
         steps.show(first + group.steps)
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from t2i.cli.dryrun_page import SHOWN, model_rows, output_rows
+from t2i.cli.forewarning import warn_of_prompts
 from t2i.cli.info import aligned
 from t2i.cli.machine import ModelWish, machine_plan, say_safety
-from t2i.cli.planning import complete, model_wish, say_of_prompts
+from t2i.cli.planning import complete, model_wish
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task
 from t2i.errors import ModelError, ModelUnavailable, UsageError
@@ -43,8 +44,7 @@ class Share:
     images: int = 0
     sizes: dict[tuple[int | None, int | None], int] = field(default_factory=dict)
     steps: dict[int | None, int] = field(default_factory=dict)
-    first: list[Task] = field(default_factory=list)
-    negatives: set[str] = field(default_factory=set)
+    first: list[tuple[Task, dict[str, Any]]] = field(default_factory=list)
     wrong: int = 0
     error: UsageError | None = None
     outline: Outline | None = None
@@ -56,8 +56,7 @@ class Share:
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.steps[settings["steps"]] = self.steps.get(settings["steps"], 0) + 1
         if len(self.first) < FIRST:
-            self.first.append(task)
-            self.negatives.add(settings["negative"])
+            self.first.append((task, settings))
         if self.outline is not None:
             try:
                 self.outline.settings(**settings)
@@ -209,11 +208,12 @@ def _machine(share: Share, request: Request, files: ModelFiles, outline: Outline
 
 
 def _read_prompts(share: Share, say: Say) -> None:
+    from t2i.pipelines.reading import Reader
     from t2i.pipelines.tokens import load_tokenizers
 
     assert share.files is not None
-    tokenizers = list(load_tokenizers(share.files).values())
-    say_of_prompts(share.first, sorted(share.negatives), tokenizers, say)
+    reader = Reader.of(share.files.kind, list(load_tokenizers(share.files).values()))
+    warn_of_prompts(share.files.model.name, reader, share.first, say)
 
 
 def _name(share: Share) -> str:

@@ -14,6 +14,7 @@ from t2i.errors import UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.editing import Edit, check_strength, read_upscale
 from t2i.pipelines.schedulers import scheduler_name
+from t2i.pipelines.weighting import with_numbers
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
 CHECKPOINTS = {"6ce0161689": "sd15", "cc6cb27103": "sd15", "31e35c80fc": "sdxl"}
@@ -54,6 +55,8 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Forei
     text.prompt, text.values["negative"] = (_without_networks(part, text.lost) for part in (text.prompt, negative))
     if EDITING.search(f"{text.prompt} {negative}"):
         text.lost.append("prompt editing ([a:b:0.5], AND, BREAK): read as plain words")
+    elif not text.ours:  # there (red) is a weight by itself
+        text.prompt, text.values["negative"] = with_numbers(text.prompt), with_numbers(text.values["negative"])
     for key, (name, read) in _NUMBERS.items():
         if key in settings:
             try:

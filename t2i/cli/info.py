@@ -160,6 +160,10 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     revision = f", revision {made['revision']}" if made["revision"] else ""
     template = [("template", made["template"])] if made["template"] != made["prompt"] else []
     negative = [("negative prompt", made["negative_prompt"])] if made["negative_prompt"] else []
+    if made["negative_template"] != made["negative_prompt"]:
+        negative.append(("negative template", made["negative_template"]))
+    if made["reading"]:
+        negative.append(("prompts read", ", ".join(f"{name}: {value}" for name, value in made["reading"].items())))
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
     how = ", ".join(f"{name} {value}" for name, value in made["machine"].items())

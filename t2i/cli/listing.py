@@ -26,6 +26,7 @@ from t2i.errors import UsageError
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import Adapters, IPAdapter
 from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.weighting import speaks
 from t2i.pipelines.weights import file_hash
 from t2i.recipe import public_name
 
@@ -80,8 +81,9 @@ class Listing:
 
     def tasks(self) -> Iterator[Task]:
         """All images, without names.  Raises UsageError for a row that is wrong."""
-        prompts = map(self.request.understand, stream_prompts(self.file))
-        return each_task(prompts, self.request.seeds, self.request.count, self.request.wildcards)
+        request = self.request
+        prompts = map(request.understand, stream_prompts(self.file))
+        return each_task(prompts, request.seeds, request.count, request.wildcards, request.template)
 
     def items(self) -> Iterator[Item]:
         """All images with their names, which are a function of the list and the request alone."""
@@ -163,7 +165,13 @@ def _picture(adapter: Any) -> str | None:
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
     """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
-    content = {"prompt": task.job.prompt, "seed": task.job.seed, **settings, **facts}
+    usual = {name: value for name, value in settings.items() if name != "weights"}
+    content = {"prompt": task.job.prompt, "seed": task.job.seed, **usual, **facts}
+    if task.job.negative is not None:
+        content["negative"] = task.job.negative
+    # A job has kept its name since before there were weights in prompts: they count where there are any.
+    if settings.get("weights", True) and any(map(speaks, (content["prompt"], content["negative"]))):
+        content["weighted"] = True
     if "edit" in content:
         content["edit"] = content["edit"].identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -198,5 +206,6 @@ def options_of(file: Path, request: Request) -> dict[str, Any]:
     said = {name: getattr(request, name) for name in OPTIONS}
     said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
     said |= {name: getattr(request, name) for name in MACHINE if getattr(request, name) not in (None, False)}
+    said |= {} if request.chunks is None else {"chunks": request.chunks}
     edit = {"edit": request.edit.identity()} if request.edit else {}
     return {"prompts": file.name, "model": public_name(request.model)} | said | edit

@@ -11,13 +11,14 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from t2i.cli.forewarning import warn_of_prompts
 from t2i.cli.machine import ModelWish, machine_plan, say_safety
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
 from t2i.pipelines.adapters import Adapters
-from t2i.pipelines.language import weighted
 from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.reading import Reader
 from t2i.pipelines.settings import Job, Settings
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def prepare(
 
     words = read_words(part.wish.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)
-    readers = with_words(list(tokenizers.values()), words)
+    reader = Reader.of(part.files.kind, with_words(list(tokenizers.values()), words))
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
+    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
     negatives = [wish["negative"] for wish in wishes.values()]
-    say_of_prompts(part.tasks, negatives, readers, say)
     for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
         say(hint)
     _check_originals(part, say)
@@ -129,29 +130,6 @@ def prepare(
     return painter, groups
 
 
-def say_of_prompts(
-    tasks: Sequence[Task], negatives: Sequence[str], tokenizers: Sequence[Any], say: Callable[[str], None]
-) -> None:
-    """Warn of words that no text encoder reads, of weights that are not applied, and of empty prompts."""
-    from t2i.pipelines.tokens import cut_words
-
-    texts = dict.fromkeys([task.job.prompt for task in tasks] + list(negatives))
-    for text in texts:
-        cut = cut_words(text, tokenizers)
-        if cut:
-            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-    if example := next(filter(None, map(weighted, texts)), None):
-        say(f"note: weights are not applied: the encoder reads {shorten(example, 60)} as plain text")
-    if any(not task.job.prompt.strip() for task in tasks):
-        say("note: an empty prompt: drawing unconditionally")
-
-
-def shorten(text: str, limit: int = 200) -> str:
-    """The text on one line in quotes, cut to `limit` characters."""
-    text = " ".join(text.split())
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
-
-
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
     kinds = ("loras", "embeddings", "ip_adapters")
@@ -175,9 +153,14 @@ _read_adapters = lru_cache(maxsize=1024)(Adapters.read)
 def complete(request: Request, wish: Wish) -> dict[str, Any]:
     """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
     own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
+    said = {name: getattr(request, name) if value is None else value for name, value in own.items()}
     edit = wish.edit.over(request.edit)
-    chosen = {name: getattr(request, name) if value is None else value for name, value in own.items()}
-    return chosen | ({"edit": edit} if edit else {})
+    raw = request.raw if wish.raw is None else wish.raw
+    chunks = request.chunks if wish.chunks is None else wish.chunks
+    # What is usual is not said: the names of a batch's jobs are made from this.
+    said |= {"weights": False} if raw else {}
+    said |= {} if chunks is None else {"chunks": chunks}
+    return said | ({"edit": edit} if edit else {})
 
 
 def _groups(part: Part, painter: TextToImage, wishes: dict[Wish, dict[str, Any]]) -> Iterator[Group]:

@@ -17,6 +17,8 @@ from t2i.cli.restoring import first_size, restore_edit
 from t2i.cli.tasks import Original, Prompt, Wish
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
 from t2i.pipelines.editing import essence
+from t2i.pipelines.schedulers import scheduler_name
+from t2i.pipelines.weighting import speaks
 from t2i.recipe import Recipe
 from t2i.zoo import NAMES, resolve
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 ASKED = {
     "prompt": "prompt",
     "negative_prompt": "negative prompt",
+    "reading": "reading of its prompt",
     "model": "model",
     "seed": "seed",
     "steps": "steps",
@@ -57,7 +60,8 @@ def read_originals(
         restored = _restore(path, given, default, say)
         kept = replace(restored.wish, **unsaid)  # type: ignore[arg-type]  # fields that may be None
         copies = restored.copies if "batch_size" not in given else (1, 0)
-        new = [replace(prompt, wish=kept, original=restored.original) for prompt in prompts]
+        free = replace(kept, raw=None, chunks=None)  # how the old prompt was read says nothing of a new one
+        new = [replace(prompt, wish=free, original=restored.original) for prompt in prompts]
         found += new or [replace(restored, wish=kept, copies=copies)]
     return found
 
@@ -128,7 +132,7 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         guidance=made.guidance,
         width=width,
         height=height,
-        scheduler=made.scheduler,
+        scheduler=_scheduler(made.scheduler),
         dtype=made.dtype,
         device=made.device,
         seed=made.seed,
@@ -137,6 +141,8 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         tiling=bool(made.machine.get("tiling")) if made.safety else None,
         deterministic=True if made.machine.get("deterministic") else None,
         no_safety=True if made.safety == "off" else None,
+        raw=_raw(made),
+        chunks="chunks" in made.reading,
     )
     wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
     if "model" not in given:
@@ -152,6 +158,21 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         literal=True,
         where=f"--from {path}",
     )
+
+
+def _scheduler(name: str) -> str | None:
+    """What to say to --scheduler; None: the model's own, which stands in a record by its class where it has no name."""
+    try:
+        return scheduler_name(name)
+    except UsageError:
+        return None
+
+
+def _raw(made: Recipe) -> bool | None:
+    """Whether the prompts of a record were read without weights; None: they hold none, so that new ones may."""
+    if "weights" in made.reading:
+        return False
+    return any(map(speaks, (made.prompt, made.negative_prompt))) or None
 
 
 def _find_ours(path: Path, made: Recipe, default: str) -> str:

@@ -43,6 +43,7 @@ class Request:
     config: str | None = None
     offline: bool = False
     raw: bool = False
+    chunks: bool | None = None
     wildcards: Path | None = None
     loras: tuple[str, ...] = ()
     lora_folder: Path | None = None
@@ -79,14 +80,16 @@ class Request:
         for edit in dict.fromkeys(prompt.wish.edit.over(self.edit) for prompt in self.prompts):
             check_edit(edit)
         Adapters.read(self.loras, self.embeddings, self.ip_adapters)
-        object.__setattr__(
-            self,
-            "tasks",
-            make_tasks([self.understand(prompt) for prompt in self.prompts], self.seeds, self.count, self.wildcards),
-        )
+        prompts = [self.understand(prompt) for prompt in self.prompts]
+        object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards, self.template))
 
     def understand(self, prompt: Prompt) -> Prompt:
         """A prompt as the language of prompts reads it, before anything is chosen.  Raises UsageError."""
         if self.raw:
             return replace(prompt, literal=True)
         return put_on_networks(prompt, self.lora_folder, self.loras)
+
+    @property
+    def template(self) -> str:
+        """What the negative prompt of each image is chosen from; empty: nothing is to be chosen."""
+        return "" if self.raw else self.negative

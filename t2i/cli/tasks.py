@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
 from t2i.pipelines.editing import WORDS_ALONE, Edit
-from t2i.pipelines.language import Wildcards, resolve
+from t2i.pipelines.language import Wildcards, is_template, resolve, resolve_negative
 from t2i.pipelines.limits import check_seeds
 from t2i.pipelines.settings import Job
 
@@ -47,6 +47,8 @@ class Wish:
     embeddings: tuple[str, ...] | None = None
     ip_adapters: tuple[str, ...] | None = None
     edit: Edit = WORDS_ALONE
+    raw: bool | None = None  # weights in the prompts are plain text
+    chunks: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,20 @@ def choose_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return check_seeds([secrets.randbelow(2**32) if seed == -1 else seed for seed in seeds or (-1,)])
 
 
-def make_tasks(prompts: Sequence[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None) -> list[Task]:
+def make_tasks(
+    prompts: Sequence[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None, negative: str = ""
+) -> list[Task]:
     """All tasks of these prompts: see `each_task`."""
-    return list(each_task(prompts, seeds, count, folder))
+    return list(each_task(prompts, seeds, count, folder, negative))
 
 
 def each_task(
-    prompts: Iterable[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None
+    prompts: Iterable[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None, negative: str = ""
 ) -> Iterator[Task]:
     """One per image: image k of a prompt has seed + k, for each prompt anew; row r of a file starts at r x count.
 
     A prompt with a seed of its own starts there.  What it leaves open is chosen by the image's seed;
-    folder: that of wildcards.
+    folder: that of wildcards.  negative: the template where a prompt has no negative prompt of its own.
     Raises UsageError where a seed would leave its range, or a prompt says what cannot be chosen.
     """
     wildcards = Wildcards(folder)
@@ -112,7 +116,16 @@ def each_task(
                 if not prompt.literal:
                     text, template = resolve(prompt.text, seed + k, wildcards), prompt.template or prompt.text
                 check_seeds([seed + k])
-                yield Task(Job(text, seed + k, template), prompt)
+                yield Task(Job(text, seed + k, template, *_negative(prompt, seed + k, wildcards, negative)), prompt)
+
+
+def _negative(prompt: Prompt, seed: int, wildcards: Wildcards, common: str) -> tuple[str | None, str]:
+    """The negative prompt of one image, and its template; (None, ""): it has none but what the settings say."""
+    own, told = prompt.wish.negative, prompt.original and prompt.original.recipe
+    if own is not None and (prompt.literal or prompt.original):  # a record's: it has been chosen
+        return (own, told.negative_template) if told and told.negative_prompt == own else (None, "")
+    template = common if own is None else own
+    return (resolve_negative(template, seed, wildcards), template) if is_template(template) else (None, "")
 
 
 def read_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:

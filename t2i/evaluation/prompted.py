@@ -74,4 +74,5 @@ def open_prompted(
     if not prompts:
         raise UsageError(f"{what} draws from text: it needs prompts", "--prompts FILE, one prompt per line")
     model = TextToImage.load(what, device=device, offline=offline, scheduler=given.pop("sampler", None))
-    return Prompted(model, model.settings(**given), tuple(prompts), count, size, seed)
+    # weights=False: a prompt to be judged by is plain text, the same for every model
+    return Prompted(model, model.settings(**given, weights=False), tuple(prompts), count, size, seed)

@@ -9,7 +9,8 @@
 | `__animals__`, `__big/cat*__` | a line of `animals.txt`, or of one of the files, in the folder of wildcards |
 
 Options may hold the same again. `\\{`, `\\}` and `\\|` are the characters themselves. Choice k of a prompt is a
-function of (the image's seed, k), so that an image is the same alone and among others.
+function of (the image's seed, k), so that an image is the same alone and among others; a negative prompt has draws of
+its own. Weights, `(word:1.2)`, are no choice: they stay in the prompt for the encoder (see `weighting.py`).
 """
 
 from __future__ import annotations
@@ -29,19 +30,12 @@ RAW = "--raw takes the prompt as it is"
 _SPECIAL = re.compile(r"\\[{}|]|[{}]|__")
 _COUNT = re.compile(r"\s*(\d*)(-?)(\d*)\$\$(?:([^${}|]*)\$\$)?")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
-_EMPHASIS = re.compile(r"(?<!\\)\([^()]{1,200}:\s*[0-9]*\.[0-9]+\)")
 _WILDCARD = re.compile(r"__([\w./* -]*?[\w*])__")
 
 
 def is_template(prompt: str) -> bool:
     """Whether anything in the prompt is to be chosen, or escaped."""
     return _SPECIAL.search(prompt) is not None
-
-
-def weighted(prompt: str) -> str | None:
-    """The first `(words:1.2)` in a prompt, which other tools weigh and the encoder here reads as plain text."""
-    found = _EMPHASIS.search(prompt)
-    return found and found[0]
 
 
 class Wildcards:
@@ -70,20 +64,28 @@ class Wildcards:
         raise UsageError(f"prompt: no wildcard __{name[:60]}__ ({where})", f"--wildcards FOLDER; {RAW}")
 
 
-def resolve(prompt: str, seed: int, wildcards: Wildcards | None = None) -> str:
+def resolve(prompt: str, seed: int, wildcards: Wildcards | None = None, purpose: str = "prompt") -> str:
     """The prompt of the image with this seed.
 
-    wildcards: where `__name__` is looked up.
+    wildcards: where `__name__` is looked up.  purpose: what the prompt is for; another one, other draws.
     Raises UsageError: a brace without its partner, no such wildcard, a prompt that goes on for ever or beyond 1 MB.
     """
-    return check_prompt(_Chooser(seed, wildcards or Wildcards()).text(prompt, 0)) if is_template(prompt) else prompt
+    if not is_template(prompt):
+        return prompt
+    return check_prompt(_Chooser(seed, wildcards or Wildcards(), purpose).text(prompt, 0), purpose)
+
+
+def resolve_negative(prompt: str, seed: int, wildcards: Wildcards | None = None) -> str:
+    """The negative prompt of the image with this seed: see `resolve`."""
+    return resolve(prompt, seed, wildcards, "negative prompt")
 
 
 class _Chooser:
     """The choices of one image, counted."""
 
-    def __init__(self, seed: int, wildcards: Wildcards) -> None:
+    def __init__(self, seed: int, wildcards: Wildcards, purpose: str) -> None:
         self.seed = seed
+        self.purpose = purpose
         self.wildcards = wildcards
         self.made = 0
 
@@ -165,7 +167,7 @@ class _Chooser:
         self.made += 1
         if self.made > MAX_CHOICES:
             raise UsageError(f"prompt: more than {MAX_CHOICES} choices in one prompt", RAW)
-        return derive_seed(self.seed, "prompt", self.made) / 2**63
+        return derive_seed(self.seed, self.purpose, self.made) / 2**63
 
 
 def _closing(template: str, start: int) -> int:

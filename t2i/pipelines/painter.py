@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from t2i.pipelines.adapters import Adapters, Specs
 from t2i.pipelines.editing import Control, Upscale, make_edit
-from t2i.pipelines.language import Wildcards, resolve
+from t2i.pipelines.language import Wildcards, resolve, resolve_negative
 from t2i.pipelines.limits import check_image_count
 from t2i.pipelines.machine import Wishes
 from t2i.pipelines.pictures import Picture, Pictures
@@ -105,6 +105,7 @@ class Painter:
         upscale: float | str | Upscale | None = None,
         batch_size: int | None = None,
         raw: bool = False,
+        chunks: bool | None = None,
         wildcards: str | Path | None = None,
         progress: bool = False,
     ) -> Pictures:
@@ -116,7 +117,9 @@ class Painter:
         control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE": a map that guides, read by a ControlNet (see `control.py`).
         upscale: a second pass, so many times as large; "2:0.3" names its strength.
         batch_size: how many at once; changes speed and memory, not the pictures.
-        raw: take prompts as they are: no `{a|b}` (see `language.py`).  wildcards: the folder of `__name__`.
+        raw: take prompts as they are: no `{a|b}` (see `language.py`), no `(word:1.2)` (see `weighting.py`).
+        chunks: whether a prompt that is longer than the encoder reads is read in chunks rather than cut.
+        wildcards: the folder of `__name__`.
         progress: a bar on stderr.
         Raises UsageError for what is out of range, NonFinite instead of a black picture.
         """
@@ -131,11 +134,18 @@ class Painter:
             height=height,
             scheduler=scheduler,
             edit=make_edit(image, mask, strength, control, upscale),
+            weights=not raw,
+            chunks=chunks,
         )
         known = Wildcards(None if wildcards is None else Path(wildcards))
-        jobs = [
-            Job(text if raw else resolve(text, number, known), number, text) for text in prompts for number in seeds
-        ]
+
+        def job(text: str, number: int) -> Job:
+            if raw:
+                return Job(text, number)
+            negative = resolve_negative(negative_prompt, number, known)
+            return Job(resolve(text, number, known), number, text, negative, negative_prompt)
+
+        jobs = [job(text, number) for text in prompts for number in seeds]
         with _bar(progress) as report:
             results = self.model.draw(jobs, settings, batch_size=batch_size, progress=report)
             return Pictures(Picture.of(result.image, result.recipe, result.blanked) for result in results)

@@ -22,7 +22,8 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
     return Recipe(
         prompt=job.prompt,
         template=job.template,
-        negative_prompt=settings.negative,
+        negative_prompt=settings.negative_of(job),
+        negative_template=job.negative_template,
         steps=settings.steps,
         sampler=sampler,
         schedule_type=schedule_type,
@@ -32,11 +33,18 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         seed=job.seed,
         width=image.width,
         height=image.height,
-        versions=versions(),
+        versions=versions() | (_compel() if known.get("reading") else {}),
         image_hash=pixel_hash(image),
         edit=settings.edit.record((settings.width, settings.height)),
         **known,
     )
+
+
+def _compel() -> dict[str, str]:
+    """The version of what weighs prompts and parts long ones."""
+    from importlib.metadata import version
+
+    return {"compel": version("compel")}
 
 
 def versions() -> dict[str, str]:

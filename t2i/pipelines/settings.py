@@ -21,6 +21,7 @@ class Settings:
 
     width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
     scheduler: our name; None: the model's own.
+    weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
     """
 
     steps: int
@@ -31,15 +32,26 @@ class Settings:
     scheduler: str | None = None
     negative: str = ""
     edit: Edit = WORDS_ALONE
+    weights: bool = True
+    chunks: bool = False
+
+    def negative_of(self, job: Job) -> str:
+        """The negative prompt of one image."""
+        return self.negative if job.negative is None else job.negative
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw.  template: what the prompt was made from; empty: it was written as it is."""
+    """One image to draw.  negative: its own; None: that of the settings.
+
+    template, negative_template: what a prompt was made from; empty: it was written as it is.
+    """
 
     prompt: str
     seed: int
     template: str = ""
+    negative: str | None = None
+    negative_template: str = ""
 
 
 def choose_settings(
@@ -53,6 +65,8 @@ def choose_settings(
     height: int | None = None,
     scheduler: str | None = None,
     edit: Edit = WORDS_ALONE,
+    weights: bool = True,
+    chunks: bool = False,
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
 
@@ -84,6 +98,8 @@ def choose_settings(
         scheduler=scheduler,
         negative=limits.check_prompt(negative, "negative prompt"),
         edit=check_edit(edit, steps),
+        weights=weights,
+        chunks=chunks,
     )
 
 

@@ -16,6 +16,7 @@ from t2i.pipelines import limits
 from t2i.pipelines.adapter_files import Found, find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.calling import call, watch_steps
+from t2i.pipelines.conditioning import Conditioner
 from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.editor import Editor
 from t2i.pipelines.fitting import Fitted, fit, unfit
@@ -40,11 +41,15 @@ Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed 
 
 @dataclass(frozen=True)
 class Result:
-    """An image and how it was made.  blanked: the model's own safety checker has painted it black."""
+    """An image and how it was made.  blanked: the model's own safety checker has painted it black.
+
+    index: its place among the jobs of one drawing.
+    """
 
     image: Image
     recipe: Recipe
     blanked: bool = False
+    index: int = 0
 
 
 class TextToImage:
@@ -206,7 +211,8 @@ class TextToImage:
 
     def settings(self, **chosen: Any) -> Settings:
         """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
-        settings = choose_settings(self.pipe, self.defaults, **chosen)
+        chunks = self.conditioner.reader.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
+        settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
         self._use_scheduler(settings.scheduler)
         self._editor.prepare(settings.edit)
         return settings
@@ -229,11 +235,13 @@ class TextToImage:
 
     def uses_negative(self, guidance: float) -> bool:
         """Whether a negative prompt does anything."""
-        return guidance > 1 and "negative_prompt" in self._parameters
+        another = "true_cfg_scale" in self._parameters and self.defaults.guidance_name != "true_cfg_scale"
+        return guidance > 1 and "negative_prompt" in self._parameters and not another
 
     def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
-        for first in range(0, len(jobs), size):
-            batch = jobs[first : first + size]
+        guided, first = self.uses_negative(settings.guidance), 0
+        slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
+        for batch in (run for part in slices for run in self.conditioner.runs(part, settings, guided)):
 
             def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
                 if progress is not None:
@@ -241,9 +249,12 @@ class TextToImage:
 
             x, blanked = self._draw_whole(batch, settings, report)
             report(1.0)
-            yield from self._results(batch, settings, x, blanked)
+            yield from self._results(batch, settings, x, blanked, first)
+            first += len(batch)
 
-    def _results(self, batch: list[Job], settings: Settings, x: torch.Tensor, blanked: list[bool]) -> Iterator[Result]:
+    def _results(
+        self, batch: list[Job], settings: Settings, x: torch.Tensor, blanked: list[bool], first: int
+    ) -> Iterator[Result]:
         """x: (B, 3, H, W) in [-1, 1].  The finite pictures come first; then NonFinite is raised if one was not."""
         from t2i.images import from_tensor
 
@@ -264,8 +275,10 @@ class TextToImage:
         for k, job in enumerate(batch):
             if finite[k]:
                 image = from_tensor(x[k : k + 1])[0]
-                about = known | {"batch_index": k}
-                yield Result(image, make_recipe(job, settings, image, self.pipe.scheduler, about), blanked[k])
+                reading = self.conditioner.reading(job, settings, self.uses_negative(settings.guidance))
+                about = known | {"batch_index": k, "reading": reading}
+                recipe = make_recipe(job, settings, image, self.pipe.scheduler, about)
+                yield Result(image, recipe, blanked[k], first + k)
         bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
         if bad:
             raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self._way_out())
@@ -291,6 +304,7 @@ class TextToImage:
         if pipe is None:
             return
         self._parameters = call_parameters(pipe)
+        self.conditioner = Conditioner(pipe)
         pipe.set_progress_bar_config(disable=True)
         self._use_scheduler(None)  # an unknown one fails now rather than at the first image
         self._dress(*self._worn)
@@ -300,6 +314,7 @@ class TextToImage:
         self._undress()
         self._worn = NO_ADAPTERS, Found()
         self.fitted = fit(self.pipe, self.name, adapters, found)
+        self.conditioner.clear()  # the text encoders may read otherwise now
         self._worn = adapters, found
 
     def _undress(self) -> None:
@@ -322,7 +337,6 @@ class TextToImage:
         """What to tell the pipeline of one batch."""
         generators = make_generators([job.seed for job in batch])
         options: dict[str, Any] = {
-            "prompt": [job.prompt for job in batch],
             "width": settings.width,
             "height": settings.height,
             "num_inference_steps": settings.steps,
@@ -330,8 +344,7 @@ class TextToImage:
             "generator": generators,
             **self.fitted.options,
         }
-        if self.uses_negative(settings.guidance) and settings.negative:
-            options["negative_prompt"] = [settings.negative] * len(batch)
+        options |= self.conditioner.options(batch, settings, self.uses_negative(settings.guidance))
         if hasattr(self.pipe, "unet") and self.dtype != "float32":
             options["latents"] = first_noise(self.pipe, generators, settings)
         return options

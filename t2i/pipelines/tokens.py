@@ -8,6 +8,7 @@ from typing import Any
 from t2i.pipelines import single_file
 from t2i.pipelines.loading import ModelFiles
 from t2i.pipelines.quiet import prepare_libraries, quiet
+from t2i.pipelines.reading import spelled
 from t2i.zoo import read_json
 
 
@@ -47,17 +48,8 @@ def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
         if not isinstance(limit, int) or limit > 100_000:  # transformers' way of saying that there is none
             return ""
         with quiet():
-            ids = tokenizer(_spell_out(prompt, tokenizer), add_special_tokens=False, truncation=False)["input_ids"]
+            ids = tokenizer(spelled(prompt, tokenizer), add_special_tokens=False, truncation=False)["input_ids"]
             room = limit - tokenizer.num_special_tokens_to_add()
             rest = tokenizer.decode(ids[room:], skip_special_tokens=True) if len(ids) > room else ""
             ends.append(rest.replace("</w>", " ").strip())  # CLIP's end of a word stays where words were added
     return min(ends, key=len, default="")
-
-
-def _spell_out(prompt: str, tokenizer: Any) -> str:
-    """The prompt as diffusers hands it on: a word of several vectors (textual inversion) is written as several."""
-    if not any(token.endswith("_1") for token in tokenizer.get_added_vocab()):
-        return prompt
-    from diffusers.loaders import TextualInversionLoaderMixin
-
-    return str(TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer))

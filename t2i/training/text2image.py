@@ -246,7 +246,8 @@ def draw_samples(pipe: StableDiffusionPipeline, config: Text2ImageConfig, folder
     """Save the grid of the config's prompts, each with the same seed every time."""
     wanted = config.samples
     model = TextToImage.wrap(pipe)
-    settings = model.settings(negative=wanted.negative, steps=wanted.steps, guidance=wanted.guidance)
+    # weights=False: a caption is plain text, brackets and all
+    settings = model.settings(negative=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False)
     jobs = [Job(prompt, config.seed + i) for i, prompt in enumerate(wanted.prompts)]
     results = model.draw(jobs, settings)
     sheet = images.grid([result.image for result in results], columns=wanted.columns)

@@ -11,7 +11,14 @@ from t2i.cli.options import section, together
 option = section("What to draw")
 options = together(
     option("-p", "--prompt", "options", metavar="TEXT", multiple=True, help="A prompt; may be repeated."),
-    option("-n", "--negative-prompt", "negative", metavar="TEXT", default="", help="What not to draw."),
+    option(
+        "-n",
+        "--negative-prompt",
+        "negative",
+        metavar="TEXT",
+        default="",
+        help="What not to draw; choices as in prompts.",
+    ),
     option(
         "--prompts",
         "file",
@@ -19,7 +26,15 @@ options = together(
         help="A file of prompts: one per line (.txt, or - for stdin), or rows that set options (.jsonl, .csv).",
     ),
     option(
-        "--raw", is_flag=True, help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__."
+        "--raw",
+        is_flag=True,
+        help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__, and no weights:"
+        " (word:1.2), ((word)), [[word]], with \\( for a bracket that is meant as one.",
+    ),
+    option(
+        "--chunks/--no-chunks",
+        default=None,
+        help="Read a prompt that is too long for a CLIP encoder in chunks, or cut it.  [SD 1, 2 and XL: chunks]",
     ),
     option(
         "--wildcards",
