@@ -56,6 +56,7 @@ class Recipe:
     threads: int = 0  # of the CPU; 0: not known
     batch_size: int = 1  # images drawn at once: another number may round differently
     batch_index: int = 0  # which of them this image was
+    machine: dict[str, Any] = field(default_factory=dict)  # what was done to save time or memory: "cache", ...
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
     version: int = VERSION  # of this record's format

@@ -49,6 +49,8 @@ def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) 
     """
     if request.overwrite:
         raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
+    if request.preview:
+        raise UsageError("--preview: a batch shows whole pictures, one after another", "leave it out")
     state = processes()
     if state.num_processes > 1 and request.device is None:
         device = "cpu" if state.device.type == "cpu" else str(state.device)  # Accelerate numbers CPUs too

@@ -6,8 +6,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from t2i.processes import is_alone
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from t2i.pipelines.preview import Preview
     from t2i.pipelines.text_to_image import Result
     from t2i.recipe import Recipe
 
@@ -48,10 +49,11 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
-    with _progress(bar) as steps:
+    previews = _previews(request, places, say) if request.preview else nullcontext()
+    with _progress(bar) as steps, previews as preview:
         try:
             for part in parts:
-                for task, result in _draw_part(part, request, say, steps):
+                for task, result in _draw_part(part, request, say, steps, preview):
                     if result.blanked:
                         blanked.append(result.recipe.seed)
                         continue
@@ -90,11 +92,14 @@ def _places(request: Request) -> dict[str | None, Outputs]:
     return places
 
 
-def _draw_part(part: Part, request: Request, say: Say, steps: _Steps) -> Iterator[tuple[Task, Result]]:
+def _draw_part(
+    part: Part, request: Request, say: Say, steps: _Steps, preview: Preview | None
+) -> Iterator[tuple[Task, Result]]:
     """Load one model, draw with it, and let it go again."""
     if steps.total:
         steps.clear()  # for the words on the next model
     painter, groups = prepare(part, request, say)
+    painter.preview = preview
     steps.total += sum(group.steps for group in groups)
     for group in groups:
         first = steps.done
@@ -108,6 +113,22 @@ def _draw_part(part: Part, request: Request, say: Say, steps: _Steps) -> Iterato
             if (task := group.wanted(k)) is not None:
                 yield task, result
         steps.show(first + group.steps)
+
+
+@contextmanager
+def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
+    """Pictures of what will be, in one file of this run that is replaced each time, and goes at the end."""
+    from t2i.images import save
+    from t2i.pipelines.preview import Preview
+    from t2i.recipe import Mark
+
+    assert request.preview is not None
+    path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
+    say(f"preview every {request.preview} steps: {path}")
+    try:
+        yield Preview(request.preview, lambda image: save(image, path, recipe=Mark(), overwrite=True))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _judge(task: Task, result: Result, say: Say) -> None:

@@ -171,6 +171,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
         ("computed", f"in {made['dtype']} on {made['device']}" + (f" ({machine})" if machine else "")),
+        *((name, str(value)) for name, value in made["machine"].items()),
         ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]
 

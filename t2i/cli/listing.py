@@ -27,7 +27,7 @@ from t2i.recipe import public_name
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
-OPTIONS += ("scheduler", "batch_size", "format", "raw")
+OPTIONS += ("scheduler", "batch_size", "format", "raw", "cache")
 Locate = Callable[[ModelWish], ModelFiles]
 
 
@@ -115,7 +115,7 @@ class Listing:
             "revision": files.revision,
             "weights": files.hash(),
             "dtype": model.dtype,
-        }
+        } | ({"cache": model.cache} if model.cache else {})
 
     def _make_outputs(self, name: str | None, count: int) -> Outputs:
         """name: what a row calls its file, below the folder of all."""

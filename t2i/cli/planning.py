@@ -30,6 +30,7 @@ class ModelWish(NamedTuple):
     revision: str | None
     dtype: str | None
     device: str | None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[T
         dtype=part.wish.dtype,
         scheduler=request.scheduler,
         components=tokenizers,
+        cache=part.wish.cache,
     )
     groups = list(_groups(part, painter, wishes))
     idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
@@ -126,8 +128,10 @@ def shorten(text: str, limit: int = 200) -> str:
 
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
+    cache = wish.cache or request.cache
+    cache = None if cache == "none" else cache
     return ModelWish(
-        wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device
+        wish.model or request.model, wish.revision or request.revision, wish.dtype or request.dtype, wish.device, cache
     )
 
 
@@ -192,7 +196,7 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
-    parts = [painter.name, painter.device, painter.dtype]
+    parts = [painter.name, painter.device, painter.dtype, *([f"cache {painter.cache}"] if painter.cache else [])]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
         ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),

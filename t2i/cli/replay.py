@@ -61,6 +61,7 @@ def verdict(original: Original, made: Recipe, image: Image) -> str | None:
     if told is None:
         return None
     changed = [words for name, words in ASKED.items() if getattr(told, name) != getattr(made, name)]
+    changed += ["step cache"] if told.machine.get("cache") != made.machine.get("cache") else []
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
     if told.image_hash is None:
@@ -120,6 +121,7 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         height=made.height,
         scheduler=made.scheduler,
         dtype=made.dtype,
+        cache=str(made.machine.get("cache", "none")),
         device=made.device,
         seed=made.seed,
     )

@@ -31,6 +31,7 @@ class Wish:
     model: str | None = None
     revision: str | None = None
     dtype: str | None = None
+    cache: str | None = None
     device: str | None = None  # a wish only: where this machine has none such, the fastest there is
     seed: int | None = None
     count: int | None = None

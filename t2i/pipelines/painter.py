@@ -31,15 +31,25 @@ def load(
     offline: bool = False,
     revision: str | None = None,
     scheduler: str | None = None,
+    cache: str | None = None,
 ) -> Painter:
     """Load a text-to-image model: a name of the zoo, a pipeline or run folder, a Hub id, a .safetensors file.
 
     device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
     offline: do not use the network.  revision: of a model on the Hub.  scheduler: default the model's own.
+    cache: "reuse", "taylor" or "first-block", faster and not quite the same picture (see `step_cache.py`).
     Raises UsageError, ModelUnavailable, ModelError (all of them `t2i.errors.T2IError`).
     """
     return Painter(
-        TextToImage.load(model, device=device, dtype=dtype, offline=offline, revision=revision, scheduler=scheduler)
+        TextToImage.load(
+            model,
+            device=device,
+            dtype=dtype,
+            offline=offline,
+            revision=revision,
+            scheduler=scheduler,
+            cache=cache,
+        )
     )
 
 

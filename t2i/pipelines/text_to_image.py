@@ -7,19 +7,22 @@ which its first noise and all later noise come, so that it is the same picture a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import NonFinite
+from t2i.errors import NonFinite, UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.calling import call, watch_steps
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loading import ModelFiles, choose_device, choose_dtype, load_pipeline, locate
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
+from t2i.pipelines.preview import Preview
 from t2i.pipelines.records import make_recipe
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
+from t2i.pipelines.step_cache import Cache, StepCache, parse_cache
 from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
 
@@ -46,7 +49,7 @@ class TextToImage:
         for result in draw("a horse in Van Gogh style", seeds=range(8)):
             result.image.save(f"{result.recipe.seed}.png")
 
-    pipe: the diffusers pipeline underneath.
+    pipe: the diffusers pipeline underneath.  preview: what is shown while it draws; None: nothing.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class TextToImage:
         scheduler: str | None = None,
         revision: str | None = None,
         weights_hash: str | None = None,
+        cache: Cache | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
         self.pipe = pipe
@@ -68,6 +72,9 @@ class TextToImage:
         self._own_scheduler = pipe.scheduler
         self._scheduler = scheduler or defaults.scheduler
         self._parameters = call_parameters(pipe)
+        self.cache = cache
+        self.preview: Preview | None = None
+        self._hooks = StepCache(pipe, cache) if cache else None
         pipe.set_progress_bar_config(disable=True)
         self._use_scheduler(None)  # an unknown one fails now rather than at the first image
 
@@ -82,14 +89,16 @@ class TextToImage:
         revision: str | None = None,
         scheduler: str | None = None,
         components: dict[str, Any] | None = None,
+        cache: str | None = None,
     ) -> TextToImage:
         """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
 
         device: default CUDA, else MPS, else CPU.  dtype: default float32 on a CPU, else the model's.
-        components: parts of the pipeline that are loaded already.
+        components: parts of the pipeline that are loaded already.  cache: of steps, as `--cache` takes it.
         Raises UsageError, ModelUnavailable, ModelError.
         """
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
+        caching = parse_cache(cache) if cache else None
         device = choose_device(device)
         pipe = load_pipeline(files, device, choose_dtype(dtype, device, files), components)
         return cls(
@@ -99,6 +108,7 @@ class TextToImage:
             scheduler=scheduler,
             revision=files.revision,
             weights_hash=files.hash(),
+            cache=caching,
         )
 
     @classmethod
@@ -174,8 +184,11 @@ class TextToImage:
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
+        alone = self.cache is not None and self.cache.alone
         if batch_size is None:
-            batch_size = default_batch_size(self.pipe, settings.width, settings.height)
+            batch_size = 1 if alone else default_batch_size(self.pipe, settings.width, settings.height)
+        if alone and batch_size != 1:
+            raise UsageError(f"cache {self.cache} with {batch_size} images at once", "it draws one at a time")
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
     def uses_negative(self, guidance: float) -> bool:
@@ -208,6 +221,7 @@ class TextToImage:
             "hardware": device_name(self.pipe.device),
             "threads": thread_count(),
             "batch_size": len(batch),
+            "machine": {"cache": str(self.cache)} if self.cache else {},
         }
         finite = x.isfinite().flatten(1).all(1).tolist()
         for k, job in enumerate(batch):
@@ -225,7 +239,10 @@ class TextToImage:
         """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked."""
         options = self._options(batch, settings)
         watch = watch_steps(report, self._way_out())
-        return call(self.pipe, self.name, options | {"callback_on_step_end": watch})
+        if self.preview is not None:
+            self.preview.watch(self.pipe, settings.width, settings.height)
+        with self._hooks.drawing() if self._hooks else nullcontext():
+            return call(self.pipe, self.name, options | {"callback_on_step_end": watch})
 
     def _options(self, batch: list[Job], settings: Settings) -> dict[str, Any]:
         """What to tell the pipeline of one batch."""
