@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.cli.request import Request
+from t2i.cli.startup import uncollected
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
 from t2i.pipelines.language import weighted
@@ -83,6 +84,7 @@ def plan(request: Request) -> list[Part]:
     return parts
 
 
+@uncollected()
 def prepare(part: Part, request: Request, say: Callable[[str], None]) -> tuple[TextToImage, list[Group]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
