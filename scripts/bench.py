@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--parts", help="of `generate`, by commas [all]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # the t2i beside this script, not one that is installed
     results = BENCHES[options.what](options)
     record = {**stamp(), "results": results}
     print(json.dumps(record, indent=2) if options.json else table(record))

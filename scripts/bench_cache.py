@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-CACHES = ("reuse:2", "reuse:3", "taylor:2", "taylor:3")
+CACHES = ("reuse:2", "reuse:3", "taylor:2")
 STEPS = (20, 50)
 TEXTS = ("a horse in Van Gogh style", "a dog", "a cat, sketch", "a house, photo", "a ship", "an elephant, pixel art")
 Row = tuple[str, list[float], str, float | None]
