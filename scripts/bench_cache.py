@@ -80,7 +80,7 @@ def on_a_transformer(options: Namespace) -> list[Row]:
             plain.scheduler, cached.scheduler = fresh(plain.scheduler), fresh(cached.scheduler)
             with hooks.drawing():
                 parts.append(one(cached, torch) / base)
-        rows.append((f"{name}, a random Flux of 30M parameters, 20 steps: part of the time, CPU", parts, "", None))
+        rows.append((f"{name}, a random Flux of 18M parameters, 20 steps: part of the time, CPU", parts, "", None))
     return rows
 
 

@@ -14,8 +14,8 @@ options = together(
         metavar="NAME[:VALUE]",
         shell_complete=complete.caches,
         help="Take over part of a step from earlier ones: faster, and not quite the same picture. reuse[:N] and"
-        " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a fifth less time, and 2 of"
-        " 255 off in the mean; taylor is closer at 50 steps and worse at 20); first-block[:CHANGE]"
+        " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a quarter less time, and 2 of"
+        " 255 off in the mean; taylor is closer, but for its worst); first-block[:CHANGE]"
         " skips steps that change less than that, default 0.1, on Flux, PixArt and Qwen-Image, one picture at a time.",
     ),
     option(
