@@ -1,16 +1,18 @@
-"""How fast `t2i` starts and draws, against the shortest plain diffusers script with the same folder.
+"""How fast `t2i` starts, draws and trains, against plain diffusers and others.
 
     python scripts/bench.py help
-    python scripts/bench.py generate [-m FOLDER] [--steps 20] [--guidance 3] [--rounds 5] [--json]
+    python scripts/bench.py generate [--parts overhead,first,many,bf16,startup,cache] [-m FOLDER] [--steps 20]
+        [--guidance 3] [--rounds 5] [--json]
     python scripts/bench.py train [--unet 35m] [--batch 16] [--rounds 20] [--data FILE.parquet] [--device cuda]
     python scripts/bench.py sample [--unet 35m] [--batch 16] [--rounds 2] [--device cuda]
     python scripts/bench.py families [--data FILE.parquet] [--label COLUMN] [--rounds 5]
     python scripts/bench.py memory [--unet 35m] [--batch 16] [--device cuda]
 
-Every measurement is a fresh process; in `train` each side keeps its own, and `sample` makes all turns in one. What is
-compared runs in turns in one session, and a ratio is the median over the rounds of the ratio within a round, so that a
-slow minute of the machine falls on both sides. For help and generate one round before the first is thrown away: it
-warms the disk.
+Every measurement is a fresh process; in `train` each side keeps its own, and `sample` and parts of `generate` make all
+turns in one. What is compared runs in turns in one session, and a ratio is the median over the rounds of the ratio
+within a round, so that a slow minute of the machine falls on both sides. For help and generate one round before the
+first is thrown away: it warms the disk. On a machine that is shared, OMP_NUM_THREADS=1 keeps threads from waiting for
+one another.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
@@ -31,14 +32,6 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = "a horse in Van Gogh style"
-PLAIN = """
-import sys
-from diffusers import DiffusionPipeline
-folder, prompt, steps, guidance, out = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(folder)
-pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(guidance)).images[0].save(out)
-"""
 
 
 def main() -> None:
@@ -48,15 +41,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0, help="above 1, so that both sides run both branches")
     parser.add_argument(
-        "--rounds", type=int, help="[21 for help, 5 for generate and families, 20 for train, 2 for sample]"
+        "--rounds", type=int, help="[21 for help, 3 to 15 for generate, 5 for families, 20 for train, 2 for sample]"
     )
     parser.add_argument("--unet", choices=("35m", "10m", "10m-heads8"), default="35m", help="what `train` trains [35m]")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--data", default="t2i:shapes.parquet", help="images of `train` and `families`, made 32 x 32")
     parser.add_argument("--label", default="shape", help="column of classes, for `families` [shape]")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", help="of `generate`, by commas [all]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # the t2i beside this script, not one that is installed
     results = BENCHES[options.what](options)
     record = {**stamp(), "results": results}
     print(json.dumps(record, indent=2) if options.json else table(record))
@@ -70,25 +65,10 @@ def bench_help(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One image against plain diffusers, and eight images against one."""
-    steps, guidance, folder = str(options.steps), str(options.guidance), str(options.model)
-    with tempfile.TemporaryDirectory() as out:
-        ours = t2i("generate", PROMPT, "-m", folder, "--steps", steps, "--guidance", guidance, "--seed", "0")
-        sides = {
-            "t2i": [*ours, "--overwrite", "-o", f"{out}/ours.png"],
-            "plain": [sys.executable, "-c", PLAIN, folder, PROMPT, steps, guidance, f"{out}/plain.png"],
-            "t2i 8": [*ours, "-b", "8", "-o", f"{out}/eight/"],
-        }
-        rounds = in_turns(sides, options.rounds or 5)
-    ratio = [a / b for a, b in zip(rounds["t2i"], rounds["plain"], strict=True)]
-    eight = [a / b for a, b in zip(rounds["t2i 8"], rounds["t2i"], strict=True)]
-    return [
-        result(f"plain diffusers, 1 image, {steps} steps", rounds["plain"], "s", None),
-        result(f"t2i generate, 1 image, {steps} steps", rounds["t2i"], "s", None),
-        result(f"t2i generate, 8 images, {steps} steps", rounds["t2i 8"], "s", None),
-        result("t2i / plain diffusers, 1 image", ratio, "x", 1.1),
-        result("8 images / 1 image, t2i", eight, "x", 2.0),
-    ]
+    """Drawing: overhead, the first picture, many prompts, bf16, start-up, step caching: see bench_generate.py."""
+    from bench_generate import measure
+
+    return [result(*row) for row in measure(options)]
 
 
 def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -65,6 +65,8 @@ def _begin(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> _
     state = processes()
     if request.overwrite:
         raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
+    if request.preview:
+        raise UsageError("--preview: a batch shows whole pictures, one after another", "leave it out")
     listing = make_listing(file, request, chosen)
     ledger = Ledger(listing.folder, state.process_index, listing.shards)
     run = _Run(listing, ledger, say if state.is_main_process else _silence, bar and state.is_main_process)

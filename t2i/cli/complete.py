@@ -31,6 +31,13 @@ def schedulers(_: click.Context, __: click.Parameter, typed: str) -> list[Comple
     return _starting(typed, SCHEDULERS)
 
 
+def caches(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Names of the ways of step caching."""
+    from t2i.pipelines.step_cache import CACHES
+
+    return _starting(typed, [*CACHES, "none"])
+
+
 def devices(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
     """Kinds of devices: which of them are here, only torch knows, which takes seconds to ask."""
     return _starting(typed, DEVICES)

@@ -6,8 +6,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from t2i.cli.packing import Packed
+    from t2i.pipelines.preview import Preview
     from t2i.pipelines.text_to_image import Result, TextToImage
     from t2i.recipe import Recipe
 
@@ -50,10 +51,11 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     images: list[Image] = []
     blanked: list[int] = []
     loaded: dict[ModelWish, TextToImage] = {}
-    with _progress(bar) as steps:
+    previews = _previews(request, places, say) if request.preview else nullcontext()
+    with _progress(bar) as steps, previews as preview:
         try:
             for part in parts:
-                for task, result in _draw_part(part, request, say, steps, loaded):
+                for task, result in _draw_part(part, request, say, steps, loaded, preview):
                     if result.blanked:
                         blanked.append(result.recipe.seed)
                         continue
@@ -93,7 +95,12 @@ def places_of(request: Request) -> dict[str | None, Outputs]:
 
 
 def _draw_part(
-    part: Part, request: Request, say: Say, steps: _Steps, loaded: dict[ModelWish, TextToImage]
+    part: Part,
+    request: Request,
+    say: Say,
+    steps: _Steps,
+    loaded: dict[ModelWish, TextToImage],
+    preview: Preview | None,
 ) -> Iterator[tuple[Task, Result]]:
     """Draw with one model.  loaded: the last one, which is let go before the next is loaded."""
     if steps.total:
@@ -102,6 +109,7 @@ def _draw_part(
     loaded.clear()  # before the next one needs its memory
     painter, groups = prepare(part, request, say, before)
     loaded[part.wish.base()] = painter
+    painter.preview = preview
     steps.total += sum(group.steps for group in groups)
     for group in groups:
         first = steps.done
@@ -115,6 +123,22 @@ def _draw_part(
             if (task := group.wanted(result.index)) is not None:
                 yield task, result
         steps.show(first + group.steps)
+
+
+@contextmanager
+def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
+    """Pictures of what will be, in one file of this run that is replaced each time, and goes at the end."""
+    from t2i.images import save
+    from t2i.pipelines.preview import Preview
+    from t2i.recipe import Mark
+
+    assert request.preview is not None
+    path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
+    say(f"preview every {request.preview} steps: {path}")
+    try:
+        yield Preview(request.preview, lambda image: save(image, path, recipe=Mark(), overwrite=True))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _judge(task: Task, result: Result, say: Say) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from t2i.cli.options import SectionedCommand, adapters, editing, machine, model, output, picture, prompts
+from t2i.cli.options import SectionedCommand, adapters, editing, machine, model, output, picture, prompts, speed
 
 if TYPE_CHECKING:
     from t2i.cli.packing import Packed
@@ -39,6 +39,7 @@ Examples:
 @model.options
 @adapters.options
 @machine.options
+@speed.options
 @output.options
 def generate(**given: Any) -> None:
     """Draw an image of each PROMPT and print where it is saved.

@@ -32,7 +32,7 @@ from t2i.recipe import public_name
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
-OPTIONS += ("scheduler", "batch_size", "format", "raw", "shards", "shard_size")
+OPTIONS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shard_size")
 SHARD_SIZE = 1000
 ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
 MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
@@ -140,6 +140,7 @@ class Listing:
             "weights": files.hash(),
             "dtype": model.dtype,
             **({"adapters": self._adapters(model.adapters)} if model.adapters else {}),
+            **({"cache": model.cache} if model.cache else {}),
         }
 
     def _adapters(self, adapters: Adapters) -> list[Any]:

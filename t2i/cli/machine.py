@@ -26,6 +26,7 @@ class ModelWish(NamedTuple):
     tiling: bool | None = None
     deterministic: bool = False
     no_safety: bool = False
+    cache: str | None = None
     adapters: Adapters = NO_ADAPTERS
 
     def base(self) -> ModelWish:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from t2i.cli.forewarning import warn_of_prompts
 from t2i.cli.machine import ModelWish, machine_plan, say_safety
 from t2i.cli.request import Request
+from t2i.cli.startup import uncollected
 from t2i.cli.tasks import Task, Wish
 from t2i.errors import UsageError
 from t2i.pipelines.adapters import Adapters
@@ -77,6 +78,7 @@ def plan(request: Request) -> list[Part]:
     return parts
 
 
+@uncollected()
 def prepare(
     part: Part,
     request: Request,
@@ -114,6 +116,7 @@ def prepare(
         components=tokenizers,
         plan=lambda: machine_plan(part.files, part.wish, request, list(wishes.values()), images, steady),
         say=say,
+        cache=part.wish.cache,
     )
     for line in (*painter.fitted.lines, *painter.fitted.warnings):
         say(line)
@@ -132,6 +135,7 @@ def prepare(
 
 def model_wish(request: Request, wish: Wish) -> ModelWish:
     """Which pipeline a prompt is drawn with."""
+    cache = wish.cache or request.cache
     kinds = ("loras", "embeddings", "ip_adapters")
     own = [getattr(request, kind) if getattr(wish, kind) is None else getattr(wish, kind) for kind in kinds]
     return ModelWish(
@@ -143,6 +147,7 @@ def model_wish(request: Request, wish: Wish) -> ModelWish:
         request.tiling if wish.tiling is None else wish.tiling,
         request.deterministic if wish.deterministic is None else wish.deterministic,
         request.no_safety if wish.no_safety is None else wish.no_safety,
+        None if cache == "none" else cache,
         _read_adapters(*own),
     )
 
@@ -218,7 +223,7 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
-    parts = [painter.name, painter.device, painter.dtype]
+    parts = [painter.name, painter.device, painter.dtype, *([f"cache {painter.cache}"] if painter.cache else [])]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
         ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),

@@ -74,6 +74,7 @@ def verdict(original: Original, made: Recipe, image: Image) -> str | None:
     changed = [words for name, words in ASKED.items() if essence(getattr(told, name)) != essence(getattr(made, name))]
     if not made.machine.get("retries"):  # else memory decided, not the user
         changed += [name for name in ("quantize", "tiling") if told.machine.get(name) != made.machine.get(name)]
+    changed += ["step cache"] if told.machine.get("cache") != made.machine.get("cache") else []
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
     if told.image_hash is None:
@@ -134,6 +135,7 @@ def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -
         height=height,
         scheduler=_scheduler(made.scheduler),
         dtype=made.dtype,
+        cache=str(made.machine.get("cache", "none")),
         device=made.device,
         seed=made.seed,
         edit=restore_edit(made.edit, path, given),

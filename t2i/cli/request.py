@@ -39,6 +39,8 @@ class Request:
     shard_size: int | None = None
     device: str | None = None
     dtype: str | None = None
+    cache: str | None = None
+    preview: int | None = None
     revision: str | None = None
     config: str | None = None
     offline: bool = False
@@ -73,6 +75,8 @@ class Request:
         limits.check_prompt(self.negative, "negative prompt")
         if self.columns is not None and not self.grid:
             raise UsageError(f"--columns {self.columns} without a sheet to put them on", "add --grid")
+        if self.cache is not None:
+            self._check_cache()
         if self.scheduler is not None:
             from t2i.pipelines.schedulers import scheduler_name
 
@@ -93,3 +97,14 @@ class Request:
     def template(self) -> str:
         """What the negative prompt of each image is chosen from; empty: nothing is to be chosen."""
         return "" if self.raw else self.negative
+
+    def _check_cache(self) -> None:
+        """One way of writing it, since it names jobs; and one picture at a time where the method needs that."""
+        from t2i.pipelines.step_cache import parse_cache
+
+        cache = parse_cache(self.cache or "none")
+        object.__setattr__(self, "cache", str(cache or "none"))
+        if cache and cache.alone:
+            if self.batch_size not in (None, 1):
+                raise UsageError(f"--cache {cache} with --batch-size {self.batch_size}", "it draws one at a time")
+            object.__setattr__(self, "batch_size", 1)

@@ -35,6 +35,7 @@ class Wish:
     model: str | None = None
     revision: str | None = None
     dtype: str | None = None
+    cache: str | None = None
     device: str | None = None  # a wish only: where this machine has none such, the fastest there is
     quantize: str | None = None
     tiling: bool | None = None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from t2i.errors import UsageError
 from t2i.images import from_tensor, to_tensor
-from t2i.pipelines.calling import call, watch_steps
+from t2i.pipelines.calling import watch_steps
 from t2i.pipelines.control import MeanEncoder, load_control
 from t2i.pipelines.editing import Control, Edit
 from t2i.pipelines.noise import draw_in_float32, make_generators
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 Drawn = tuple["torch.Tensor", list[bool]]  # (B, 3, H, W) in [-1, 1]; which of them the safety checker has blanked
+
+Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], Drawn]  # (pipeline, (width, height), what it is told)
 
 # task: (diffusers' tables of pipelines, the class that makes them, what such a pipeline must be able to take)
 TASKS: dict[str, tuple[str, str, frozenset[str]]] = {
@@ -69,10 +71,16 @@ class Editor:
             self._pipeline(task, edit.controls)
 
     def draw(
-        self, name: str, options: Mapping[str, Any], settings: Settings, report: Callable[[float], None], way_out: str
+        self,
+        call: Call,
+        options: Mapping[str, Any],
+        settings: Settings,
+        report: Callable[[float], None],
+        way_out: str,
     ) -> Drawn:
-        """One batch, in one or two passes.  name: the model's.  options: of the text-to-image pipeline.
+        """One batch, in one or two passes.
 
+        call: draws one pass.  options: of the text-to-image pipeline.
         report: takes the part that is done.  way_out: what NonFinite says.
         """
 
@@ -85,7 +93,7 @@ class Editor:
         pictures = [_cut(edit.image, size)] * len(options["generator"]) if edit.image else []
         mask = _mask(edit.mask, size) if edit.mask else None
         now = self._pass(tasks[0], edit, size, pictures, mask, edit.known_strength())
-        x, blanked = self._call(name, options, now | {"callback_on_step_end": watch(0.0, part)}, tasks[0], edit)
+        x, blanked = self._call(call, options, now | {"callback_on_step_end": watch(0.0, part)}, tasks[0], edit, size)
         if mask is not None:
             x = _paste(x, pictures[0], mask)
         if edit.upscale is None:
@@ -93,7 +101,9 @@ class Editor:
         finite = x.isfinite().flatten(1).all(1)
         pictures = [cover(image, settings.final, LANCZOS) for image in from_tensor(x.nan_to_num(0.0, 0.0, 0.0))]
         now = self._pass(tasks[1], edit, settings.final, pictures, None, edit.upscale.strength)
-        x, black = self._call(name, options, now | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit)
+        x, black = self._call(
+            call, options, now | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit, settings.final
+        )
         x[~finite] = float("nan")
         return x, [first or second for first, second in zip(blanked, black, strict=True)]
 
@@ -120,13 +130,20 @@ class Editor:
             options["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
         return options
 
-    def _call(self, name: str, options: Mapping[str, Any], more: Mapping[str, Any], task: str, edit: Edit) -> Drawn:
-        pipe = self._pipeline(task, edit.controls)
-        pipe.scheduler = self.pipe.scheduler
+    def _call(
+        self,
+        call: Call,
+        options: Mapping[str, Any],
+        more: Mapping[str, Any],
+        task: str,
+        edit: Edit,
+        size: tuple[int, int],
+    ) -> Drawn:
         chosen = {**options, **more}
         if "strength" in more:  # noise for a text-to-image pipeline may have been drawn from them
             chosen["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
-        return call(pipe, name, {key: value for key, value in chosen.items() if value is not None})
+        pipe = self._pipeline(task, edit.controls)
+        return call(pipe, size, {key: value for key, value in chosen.items() if value is not None})
 
     def _pipeline(self, task: str, controls: Sequence[Control]) -> Any:
         """The pipeline of a task, guided by these ControlNets."""

@@ -49,6 +49,7 @@ def load(
     auto_retry: bool = False,
     deterministic: bool = False,
     safety: bool = True,
+    cache: str | None = None,
 ) -> Painter:
     """Load a text-to-image model: a name of the zoo, a pipeline or run folder, a Hub id, a .safetensors file.
 
@@ -59,6 +60,7 @@ def load(
     offload ("none", "model", "group"), quantize (8, 4, or 0 for not), tiling: default: what fits the free memory.
     compile: a slow first picture, faster ones after.  auto_retry: where memory runs out, go on with less of it.
     deterministic: the same bits at every run.  safety: use the model's own checker, where it has one.
+    cache: "reuse", "taylor" or "first-block", faster and not quite the same picture (see `step_cache.py`).
     Raises UsageError, ModelUnavailable, ModelError, OutOfMemory (all of them `t2i.errors.T2IError`).
     """
     drawer = TextToImage.load(
@@ -69,6 +71,7 @@ def load(
         revision=revision,
         scheduler=scheduler,
         adapters=Adapters.read(lora, embedding, ip_adapter),
+        cache=cache,
         wishes=Wishes(dtype, offload, quantize, tiling, compile, deterministic, safety, auto_retry),
     )
     for warning in drawer.fitted.warnings:

@@ -6,28 +6,32 @@ which its first noise and all later noise come, so that it is the same picture a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import NonFinite
+from t2i.errors import NonFinite, UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.adapter_files import Found, find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.calling import call, watch_steps
 from t2i.pipelines.conditioning import Conditioner
 from t2i.pipelines.editing import WORDS_ALONE, Edit
-from t2i.pipelines.editor import Editor
+from t2i.pipelines.editor import Drawn, Editor
 from t2i.pipelines.fitting import Fitted, fit, unfit
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loaded import Loaded, make_plan
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.machine import Pictures, Plan, Wishes
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
+from t2i.pipelines.preview import Preview
 from t2i.pipelines.records import make_recipe
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
+from t2i.pipelines.step_cache import Cache, StepCache, parse_cache
 from t2i.pipelines.weights import SAFETY
 from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
@@ -59,7 +63,7 @@ class TextToImage:
         for result in draw("a horse in Van Gogh style", seeds=range(8)):
             result.image.save(f"{result.recipe.seed}.png")
 
-    pipe: the diffusers pipeline underneath.
+    pipe: the diffusers pipeline underneath.  preview: what is shown while it draws; None: nothing.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class TextToImage:
         weights_hash: str | None = None,
         offline: bool = False,
         loaded: Loaded | None = None,
+        cache: Cache | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
         self.pipe: Any = None
@@ -86,6 +91,9 @@ class TextToImage:
         self._worn = NO_ADAPTERS, Found()
         self._own_scheduler: Any = None
         self._scheduler = scheduler or defaults.scheduler
+        self.cache = cache
+        self.preview: Preview | None = None
+        self._hooks: StepCache | None = None
         self._adopt(pipe)
 
     @classmethod
@@ -102,17 +110,20 @@ class TextToImage:
         adapters: Adapters = NO_ADAPTERS,
         wishes: Wishes | None = None,
         plan: Plan | None = None,
+        cache: str | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> TextToImage:
         """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
 
         device, dtype: default: see `choose_device` and `choose_dtype`.
         components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `fitted` tells of them.
+        cache: of steps, as `--cache` takes it.
         wishes: of the machine.  plan: what `make_plan` made of all that, for the pictures that are to be drawn.
         say: takes a line for the user where memory runs out and the next rung is taken.
         Raises UsageError, ModelUnavailable, ModelError, OutOfMemory.
         """
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
+        caching = parse_cache(cache) if cache else None
         found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
         plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
         loaded = Loaded(files, plan, components, say)
@@ -125,6 +136,7 @@ class TextToImage:
             weights_hash=files.hash(),
             offline=files.offline,
             loaded=loaded,
+            cache=caching,
         )
         drawer._dress(adapters, found)
         return drawer
@@ -229,8 +241,11 @@ class TextToImage:
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
+        alone = self.cache is not None and self.cache.alone
         if batch_size is None:
-            batch_size = default_batch_size(self.pipe, *settings.final)
+            batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
+        if alone and batch_size != 1:
+            raise UsageError(f"cache {self.cache} with {batch_size} images at once", "it draws one at a time")
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
     def uses_negative(self, guidance: float) -> bool:
@@ -268,7 +283,7 @@ class TextToImage:
             "threads": thread_count(),
             "batch_size": len(batch),
             "adapters": [dict(record) for record in self.fitted.records],
-            "machine": self.plan.record() if self.plan else {},
+            "machine": (self.plan.record() if self.plan else {}) | ({"cache": str(self.cache)} if self.cache else {}),
             "safety": self.safety,
         }
         finite = x.isfinite().flatten(1).all(1).tolist()
@@ -305,6 +320,7 @@ class TextToImage:
             return
         self._parameters = call_parameters(pipe)
         self.conditioner = Conditioner(pipe)
+        self._hooks = StepCache(pipe, self.cache) if self.cache else None
         pipe.set_progress_bar_config(disable=True)
         self._use_scheduler(None)  # an unknown one fails now rather than at the first image
         self._dress(*self._worn)
@@ -327,11 +343,20 @@ class TextToImage:
         self, batch: list[Job], settings: Settings, report: Callable[[float], None]
     ) -> tuple[torch.Tensor, list[bool]]:
         """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked."""
-        options = self._options(batch, settings)
+        options, draw = self._options(batch, settings), partial(self._call, settings)
         if settings.edit:
-            return self._editor.draw(self.name, options, settings, report, self._way_out())
+            return self._editor.draw(draw, options, settings, report, self._way_out())
         watch = watch_steps(report, self._way_out())
-        return call(self.pipe, self.name, options | {"callback_on_step_end": watch})
+        return draw(self.pipe, (settings.width, settings.height), options | {"callback_on_step_end": watch})
+
+    def _call(self, settings: Settings, pipe: Any, size: tuple[int, int], options: Mapping[str, Any]) -> Drawn:
+        """One pass of one batch, by this pipeline or another one with its networks.  size: (width, height)."""
+        self._use_scheduler(settings.scheduler)  # a fresh one: what watches a pass hangs on it
+        pipe.scheduler = self.pipe.scheduler
+        if self.preview is not None:
+            self.preview.watch(pipe, *size)
+        with self._hooks.drawing() if self._hooks else nullcontext():
+            return call(pipe, self.name, options)
 
     def _options(self, batch: list[Job], settings: Settings) -> dict[str, Any]:
         """What to tell the pipeline of one batch."""
