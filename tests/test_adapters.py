@@ -184,16 +184,16 @@ def test_taken_off_the_pictures_are_those_of_a_fresh_load_bit_for_bit(family: Fa
 
 @pytest.mark.slow
 def test_rows_with_other_adapters_share_one_base(family: Family, t2i: Run, tmp_path: Path, monkeypatch: Any) -> None:
-    from t2i.pipelines import text_to_image
+    from t2i.pipelines import loaded
 
     loads: list[str] = []
-    load_pipeline = text_to_image.load_pipeline
+    load_pipeline = loaded.load_pipeline
 
     def counted(*arguments: Any) -> Any:
         loads.append("one")
         return load_pipeline(*arguments)
 
-    monkeypatch.setattr(text_to_image, "load_pipeline", counted)
+    monkeypatch.setattr(loaded, "load_pipeline", counted)
     file = save_lora(family("sd15"), tmp_path / "style.safetensors")
     rows: list[dict[str, Any]] = [{"lora": f"{file}:0.5"}, {}, {"lora": [f"{file}:0.9"]}, {"lora": f"{file}:0.5"}]
     lines = [json.dumps({"prompt": "a horse", "seed": 5, "output": f"{k}.png"} | row) for k, row in enumerate(rows)]

@@ -152,7 +152,7 @@ def test_strength_says_how_many_steps_run_and_1_forgets_the_picture(tiny_pipelin
     draw = load(tiny_pipeline)
     ran = 0
     settings = draw.model.settings(steps=5, edit=make_edit(picture(), strength=0.7))
-    pipe = draw.model._editor._pipeline("image-to-image", ())
+    pipe = draw.model.rig.editor._pipeline("image-to-image", ())
     unet, forward = pipe.unet, pipe.unet.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:

@@ -73,7 +73,9 @@ def test_two_words_and_a_lora_at_once(family: Family, t2i: Run, tmp_path: Path) 
 def test_the_vectors_of_a_word_are_counted(family: Family, t2i: Run, tmp_path: Path) -> None:
     file = save({"emb_params": random(70, 16)}, tmp_path / "long.safetensors")
     prompt = "long " + "horse " * 10
-    ran = t2i(prompt, "-m", str(family("sd15")), *OPTIONS, "--embedding", str(file), "-o", "cut.png")
+    wanted = ("-m", str(family("sd15")), *OPTIONS, "--embedding", str(file))
+    assert "2 chunks of 75 tokens" in t2i(prompt, *wanted, "-o", "chunks.png").err
+    ran = t2i(prompt, *wanted, "--no-chunks", "-o", "cut.png")
     assert ran.code == 0, ran.err
     assert "cut off: 'horse horse horse horse horse'" in ran.err  # 70 and 10 into 75
     assert "cut off" not in t2i(prompt, "-m", str(family("sd15")), *OPTIONS, "-o", "whole.png").err

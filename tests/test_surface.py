@@ -215,7 +215,7 @@ def test_a_dry_run_plans_and_writes_nothing(t2i: Run, here: Path) -> None:
     for word in ("licence", "memory", "device", "dtype", "out/"):
         assert word in ran.out
     plan = json.loads(t2i("a horse", "-s", "1", "--dry-run", "--json").out)
-    assert plan["device"] == "cpu"
+    assert plan["models"][0]["device"] == "cpu"
 
 
 def test_json_is_one_object_per_image(t2i: Run) -> None:

@@ -109,7 +109,7 @@ def _draw_part(
     loaded.clear()  # before the next one needs its memory
     painter, groups = prepare(part, request, say, before)
     loaded[part.wish.base()] = painter
-    painter.preview = preview
+    painter.rig.preview = preview
     steps.total += sum(group.steps for group in groups)
     for group in groups:
         first = steps.done

@@ -101,6 +101,8 @@ def prepare(
     reader = Reader.of(part.files.kind, with_words(list(tokenizers.values()), words))
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
     warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
+    if any(not task.job.prompt.strip() for task in part.tasks):
+        say("note: an empty prompt: drawing unconditionally")
     negatives = [wish["negative"] for wish in wishes.values()]
     for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
         say(hint)
@@ -223,7 +225,12 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
-    parts = [painter.name, painter.device, painter.dtype, *([f"cache {painter.cache}"] if painter.cache else [])]
+    parts = [
+        painter.name,
+        painter.device,
+        painter.dtype,
+        *([f"cache {painter.rig.cache}"] if painter.rig.cache else []),
+    ]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
         ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),

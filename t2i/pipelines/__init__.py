@@ -23,5 +23,8 @@ _MODULES = {"DCGAN": "dcgan", "DDPM": "ddpm", "VAE": "vae", "TextToImage": "text
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
+        from t2i.pipelines.quiet import prepare_libraries
+
+        prepare_libraries()
         return getattr(import_module(f"t2i.pipelines.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

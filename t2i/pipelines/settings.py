@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from t2i.pipelines import limits
@@ -105,7 +106,14 @@ def choose_settings(
 
 def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     """The arguments that drawing with this pipeline takes."""
-    return dict(inspect.signature(type(pipe).__call__).parameters)
+    kind: Any = type(pipe)
+    return dict(_signature(kind).parameters)
+
+
+@lru_cache(maxsize=64)
+def _signature(kind: Any) -> inspect.Signature:
+    """Asked for with each row of a list, and slow to find."""
+    return inspect.signature(kind.__call__)
 
 
 def size_multiple(pipe: Any) -> int:

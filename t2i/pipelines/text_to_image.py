@@ -6,32 +6,28 @@ which its first noise and all later noise come, so that it is the same picture a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import NonFinite, UsageError
 from t2i.pipelines import limits
-from t2i.pipelines.adapter_files import Found, find_all
+from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
-from t2i.pipelines.calling import call, watch_steps
 from t2i.pipelines.conditioning import Conditioner
 from t2i.pipelines.editing import WORDS_ALONE, Edit
-from t2i.pipelines.editor import Drawn, Editor
-from t2i.pipelines.fitting import Fitted, fit, unfit
+from t2i.pipelines.editor import Drawn
+from t2i.pipelines.fitting import Fitted
 from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loaded import Loaded, make_plan
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.machine import Pictures, Plan, Wishes
-from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
-from t2i.pipelines.preview import Preview
 from t2i.pipelines.records import make_recipe
-from t2i.pipelines.schedulers import describe, make_scheduler
-from t2i.pipelines.settings import Job, Settings, call_parameters, choose_settings, default_batch_size
-from t2i.pipelines.step_cache import Cache, StepCache, parse_cache
+from t2i.pipelines.rig import Rig
+from t2i.pipelines.schedulers import describe
+from t2i.pipelines.settings import Job, Settings, choose_settings, default_batch_size
+from t2i.pipelines.step_cache import Cache, parse_cache
 from t2i.pipelines.weights import SAFETY
 from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
@@ -63,7 +59,7 @@ class TextToImage:
         for result in draw("a horse in Van Gogh style", seeds=range(8)):
             result.image.save(f"{result.recipe.seed}.png")
 
-    pipe: the diffusers pipeline underneath.  preview: what is shown while it draws; None: nothing.
+    rig: the diffusers pipeline underneath, with all that hangs on it.
     """
 
     def __init__(
@@ -80,20 +76,12 @@ class TextToImage:
         cache: Cache | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
-        self.pipe: Any = None
         self._loaded = loaded
         self.name = name
         self.defaults = defaults
         self.revision = revision
         self.weights_hash = weights_hash
-        self._editor = Editor(None, offline)
-        self.fitted = Fitted()  # the adapters in the pipeline
-        self._worn = NO_ADAPTERS, Found()
-        self._own_scheduler: Any = None
-        self._scheduler = scheduler or defaults.scheduler
-        self.cache = cache
-        self.preview: Preview | None = None
-        self._hooks: StepCache | None = None
+        self.rig = Rig(name, defaults, scheduler or defaults.scheduler, cache, offline)
         self._adopt(pipe)
 
     @classmethod
@@ -138,18 +126,33 @@ class TextToImage:
             loaded=loaded,
             cache=caching,
         )
-        drawer._dress(adapters, found)
+        drawer.rig.dress(adapters, found)
         return drawer
 
     def wear(self, adapters: Adapters, offline: bool = False) -> None:
         """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
         if adapters != self.fitted.adapters:
-            self._dress(adapters, find_all(adapters, offline))
+            self.rig.dress(adapters, find_all(adapters, offline))
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
         """Draw with a diffusers pipeline that is in memory already (its progress bar is switched off)."""
         return cls(pipe, name=name, defaults=defaults or Defaults())
+
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline underneath."""
+        return self.rig.pipe
+
+    @property
+    def fitted(self) -> Fitted:
+        """The adapters that it wears."""
+        return self.rig.fitted
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """How it reads prompts, and what it has read."""
+        return self.rig.conditioner
 
     @property
     def device(self) -> str:
@@ -159,7 +162,7 @@ class TextToImage:
     @property
     def dtype(self) -> str:
         """What it draws in: "float32", ..."""
-        return self._loaded.plan.rung.dtype if self._loaded else str(self.pipe.dtype).removeprefix("torch.")
+        return self.rig.dtype
 
     @property
     def plan(self) -> Plan | None:
@@ -181,12 +184,12 @@ class TextToImage:
 
     def scheduler_config(self, settings: Settings) -> dict[str, Any]:
         """The config of the scheduler these settings draw with, as a recipe records it."""
-        self._use_scheduler(settings.scheduler)
+        self.rig.use_scheduler(settings.scheduler)
         return plain_config(self.pipe.scheduler.config)
 
     def scheduler_name(self, settings: Settings) -> str:
         """Our name of the scheduler these settings draw with."""
-        self._use_scheduler(settings.scheduler)
+        self.rig.use_scheduler(settings.scheduler)
         return self.scheduler
 
     def __call__(
@@ -225,8 +228,8 @@ class TextToImage:
         """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
         chunks = self.conditioner.reader.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
         settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
-        self._use_scheduler(settings.scheduler)
-        self._editor.prepare(settings.edit)
+        self.rig.use_scheduler(settings.scheduler)
+        self.rig.editor.prepare(settings.edit)
         return settings
 
     def draw(
@@ -241,20 +244,19 @@ class TextToImage:
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
-        alone = self.cache is not None and self.cache.alone
+        alone = self.rig.cache is not None and self.rig.cache.alone
         if batch_size is None:
             batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
         if alone and batch_size != 1:
-            raise UsageError(f"cache {self.cache} with {batch_size} images at once", "it draws one at a time")
+            raise UsageError(f"cache {self.rig.cache} with {batch_size} images at once", "it draws one at a time")
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
     def uses_negative(self, guidance: float) -> bool:
         """Whether a negative prompt does anything."""
-        another = "true_cfg_scale" in self._parameters and self.defaults.guidance_name != "true_cfg_scale"
-        return guidance > 1 and "negative_prompt" in self._parameters and not another
+        return self.rig.uses_negative(guidance)
 
     def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
-        guided, first = self.uses_negative(settings.guidance), 0
+        guided, first = self.rig.uses_negative(settings.guidance), 0
         slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
         for batch in (run for part in slices for run in self.conditioner.runs(part, settings, guided)):
 
@@ -273,7 +275,25 @@ class TextToImage:
         """x: (B, 3, H, W) in [-1, 1].  The finite pictures come first; then NonFinite is raised if one was not."""
         from t2i.images import from_tensor
 
-        known = {
+        known = self._known() | {"batch_size": len(batch)}
+        finite = x.isfinite().flatten(1).all(1).tolist()
+        for k, job in enumerate(batch):
+            if finite[k]:
+                image = from_tensor(x[k : k + 1])[0]
+                reading = self.conditioner.reading(job, settings, self.rig.uses_negative(settings.guidance))
+                about = known | {"batch_index": k, "reading": reading}
+                recipe = make_recipe(job, settings, image, self.pipe.scheduler, about)
+                yield Result(image, recipe, blanked[k], first + k)
+        bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
+        if bad:
+            raise NonFinite(
+                f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self.rig.way_out()
+            )
+
+    def _known(self) -> dict[str, Any]:
+        """What the recipes of all its pictures say."""
+        machine = self.plan.record() if self.plan else {}
+        return {
             "model": self.name,
             "revision": self.revision,
             "weights_hash": self.weights_hash,
@@ -281,106 +301,23 @@ class TextToImage:
             "device": self.device,
             "hardware": device_name(self.device),
             "threads": thread_count(),
-            "batch_size": len(batch),
             "adapters": [dict(record) for record in self.fitted.records],
-            "machine": (self.plan.record() if self.plan else {}) | ({"cache": str(self.cache)} if self.cache else {}),
+            "machine": machine | ({"cache": str(self.rig.cache)} if self.rig.cache else {}),
             "safety": self.safety,
         }
-        finite = x.isfinite().flatten(1).all(1).tolist()
-        for k, job in enumerate(batch):
-            if finite[k]:
-                image = from_tensor(x[k : k + 1])[0]
-                reading = self.conditioner.reading(job, settings, self.uses_negative(settings.guidance))
-                about = known | {"batch_index": k, "reading": reading}
-                recipe = make_recipe(job, settings, image, self.pipe.scheduler, about)
-                yield Result(image, recipe, blanked[k], first + k)
-        bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
-        if bad:
-            raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self._way_out())
 
-    def _draw_whole(
-        self, batch: list[Job], settings: Settings, report: Callable[[float], None]
-    ) -> tuple[torch.Tensor, list[bool]]:
+    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
         """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
-        pictures = Pictures(*settings.final, len(batch))
-
-        def once() -> tuple[torch.Tensor, list[bool]]:
-            self._use_scheduler(settings.scheduler)
+        if self._loaded is None:
             return self._draw_batch(batch, settings, report)
-
-        return once() if self._loaded is None else self._loaded.draw(pictures, self._adopt, once)
+        pictures = Pictures(*settings.final, len(batch))
+        return self._loaded.draw(pictures, self._adopt, lambda: self._draw_batch(batch, settings, report))
 
     def _adopt(self, pipe: Any) -> None:
-        """Draw with this pipeline, on which all that hangs on a pipeline is hung here; None: let the present one go."""
-        self._undress()
-        self.pipe = pipe
-        self._own_scheduler = pipe and pipe.scheduler
-        self._editor.adopt(pipe)
-        if pipe is None:
-            return
-        self._parameters = call_parameters(pipe)
-        self.conditioner = Conditioner(pipe)
-        self._hooks = StepCache(pipe, self.cache) if self.cache else None
-        pipe.set_progress_bar_config(disable=True)
-        self._use_scheduler(None)  # an unknown one fails now rather than at the first image
-        self._dress(*self._worn)
+        """Draw with this pipeline; None: let the present one go."""
+        dtype = self._loaded.plan.rung.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
+        self.rig.adopt(pipe, dtype)
 
-    def _dress(self, adapters: Adapters, found: Found) -> None:
-        """Put these adapters on, in place of those before; where one cannot be put on, none is."""
-        self._undress()
-        self._worn = NO_ADAPTERS, Found()
-        self.fitted = fit(self.pipe, self.name, adapters, found)
-        self.conditioner.clear()  # the text encoders may read otherwise now
-        self._worn = adapters, found
-
-    def _undress(self) -> None:
-        """Take all adapters off the pipeline, if there is one; `_worn` remembers them for the next one."""
-        if self.pipe is not None:
-            unfit(self.pipe, self.fitted)
-        self.fitted = Fitted()
-
-    def _draw_batch(
-        self, batch: list[Job], settings: Settings, report: Callable[[float], None]
-    ) -> tuple[torch.Tensor, list[bool]]:
-        """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked."""
-        options, draw = self._options(batch, settings), partial(self._call, settings)
-        if settings.edit:
-            return self._editor.draw(draw, options, settings, report, self._way_out())
-        watch = watch_steps(report, self._way_out())
-        return draw(self.pipe, (settings.width, settings.height), options | {"callback_on_step_end": watch})
-
-    def _call(self, settings: Settings, pipe: Any, size: tuple[int, int], options: Mapping[str, Any]) -> Drawn:
-        """One pass of one batch, by this pipeline or another one with its networks.  size: (width, height)."""
-        self._use_scheduler(settings.scheduler)  # a fresh one: what watches a pass hangs on it
-        pipe.scheduler = self.pipe.scheduler
-        if self.preview is not None:
-            self.preview.watch(pipe, *size)
-        with self._hooks.drawing() if self._hooks else nullcontext():
-            return call(pipe, self.name, options)
-
-    def _options(self, batch: list[Job], settings: Settings) -> dict[str, Any]:
-        """What to tell the pipeline of one batch."""
-        generators = make_generators([job.seed for job in batch])
-        options: dict[str, Any] = {
-            "width": settings.width,
-            "height": settings.height,
-            "num_inference_steps": settings.steps,
-            self.defaults.guidance_name: settings.guidance,
-            "generator": generators,
-            **self.fitted.options,
-        }
-        options |= self.conditioner.options(batch, settings, self.uses_negative(settings.guidance))
-        if hasattr(self.pipe, "unet") and self.dtype != "float32":
-            options["latents"] = first_noise(self.pipe, generators, settings)
-        return options
-
-    def _way_out(self) -> str:
-        if self.dtype != "float32":
-            return "try --dtype float32"
-        return "try another --scheduler or a lower --guidance; if that does not help, the model's weights are damaged"
-
-    def _use_scheduler(self, spelling: str | None) -> None:
-        """Put the scheduler of that name (None: what `load` chose, else the model's own), fresh, into the pipeline."""
-        own, spelling = self._own_scheduler, spelling or self._scheduler
-        scheduler = make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
-        self.pipe.scheduler = scheduler if self.dtype == "float32" else step_in_float32(scheduler)
+    def _draw_batch(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
+        """See `Rig.draw`."""
+        return self.rig.draw(batch, settings, report)
