@@ -1,6 +1,6 @@
 """The README's strip of pictures: what `--image`, `--mask` and `--upscale` make of a horse.
 
-    python scripts/editing_picture.py  # 15 seconds; writes docs/pictures/editing.png
+python scripts/editing_picture.py  # 15 seconds; writes docs/pictures/editing.png
 """
 
 from __future__ import annotations
