@@ -17,7 +17,7 @@ from PIL import Image
 
 from t2i import images
 from t2i.cli.claims import claim
-from t2i.cli.loaded import FIRST
+from t2i.cli.holding import FIRST
 from t2i.errors import NonFinite
 from t2i.pipelines.text_to_image import TextToImage
 

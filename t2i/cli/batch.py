@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from t2i.cli.ledger import Ledger
 from t2i.cli.listing import Group, Item, Listing, make_listing, options_of
-from t2i.cli.loaded import Loaded
+from t2i.cli.holding import Held
 from t2i.cli.packing import Packed, pack
 from t2i.cli.progress import Progress
 from t2i.cli.request import Request
@@ -108,7 +108,7 @@ class _Run:
         self.say = say
         self.progress = Progress(bar, ledger)
         self.drawn = 0
-        self._model = Loaded(listing, say)
+        self._model = Held(listing, say)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
     def begin(self, chosen: bool) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.decoding import decode
 from t2i.errors import ModelError, UsageError
-from t2i.images import pixel_hash
 from t2i.pipelines.adapter_files import AdapterFile
 from t2i.pipelines.adapters import IPAdapter
 from t2i.pipelines.lora import Attached
 from t2i.pipelines.quiet import quiet
+from t2i.pipelines.stills import Still
 from t2i.pipelines.weights import check_component, tensor_shapes
 from t2i.zoo import read_json
 
@@ -36,7 +35,7 @@ def attach(
     if not wanted:
         return [], {}
     _check_pipeline(pipe, model)
-    pictures = [decode(Path(adapter.image).expanduser()) for adapter, _ in wanted]
+    stills = [Still.of(adapter.image) for adapter, _ in wanted]
     for _, file in wanted:
         _check_file(pipe, model, file)
     folders = {_encoder_folder(file) for _, file in wanted}
@@ -59,7 +58,8 @@ def attach(
             message = f"{', '.join(path.name for path in files)} does not fit {model}: {reason}"
             raise ModelError(message, "an IP-Adapter belongs to one family of models") from e
         pipe.set_ip_adapter_scale([adapter.scale for adapter, _ in wanted])
-    done = [_attached(adapter, file, picture) for (adapter, file), picture in zip(wanted, pictures, strict=True)]
+    done = [_attached(adapter, file, still) for (adapter, file), still in zip(wanted, stills, strict=True)]
+    pictures = [still.open() for still in stills]
     return done, {"ip_adapter_image": pictures if len(pictures) > 1 else pictures[0]}
 
 
@@ -75,11 +75,10 @@ def parts_before(pipe: Any) -> dict[str, Any]:
     return {name: pipe.components[name] for name in ("image_encoder", "feature_extractor") if name in pipe.components}
 
 
-def _attached(adapter: IPAdapter, file: AdapterFile, picture: Any) -> Attached:
-    image = Path(adapter.image).name
+def _attached(adapter: IPAdapter, file: AdapterFile, still: Still) -> Attached:
     record = {"kind": "ip-adapter", "name": file.name, "scale": adapter.scale, "sha256": file.sha256}
-    line = f"ip-adapter {file.name}: sees {image}, scale {adapter.scale:g}"
-    return Attached(record | {"image": image, "image_hash": pixel_hash(picture)}, line)
+    line = f"ip-adapter {file.name}: sees {still.name}, scale {adapter.scale:g}"
+    return Attached(record | {"image": still.name, "image_hash": still.hash}, line)
 
 
 def _check_pipeline(pipe: Any, model: str) -> None:

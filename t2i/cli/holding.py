@@ -18,13 +18,13 @@ FIRST = 1000  # prompts that are looked at, for words that will be cut off, befo
 KINDS = 10_000  # settings that are judged before anything is drawn: more would not be constant memory
 
 
-class Loaded:
+class Held:
     """The model that was needed last.  say: takes a line for the user."""
 
     def __init__(self, listing: Listing, say: Callable[[str], None]) -> None:
         self.listing = listing
         self.say = say
-        self._loaded: tuple[ModelWish, TextToImage] | None = None
+        self._held: tuple[ModelWish, TextToImage] | None = None
         self._sizes: dict[tuple[Any, ...], int] = {}
 
     def judge(self) -> int:
@@ -58,10 +58,10 @@ class Loaded:
 
     def painter(self, model: ModelWish, tasks: list[Task]) -> TextToImage:
         """The model, loaded, in place of the one before."""
-        if self._loaded is None or self._loaded[0] != model:
+        if self._held is None or self._held[0] != model:
             self._load(tasks)
-        assert self._loaded is not None
-        return self._loaded[1]
+        assert self._held is not None
+        return self._held[1]
 
     def size(self, item: Item) -> int:
         """How many images are drawn at once: what the user says, else what the model's default is."""
@@ -81,19 +81,19 @@ class Loaded:
     def _load(self, tasks: list[Task]) -> None:
         """Load the model of the first of these tasks, judging those that follow with the same."""
         wish = self._wish(tasks[0])
-        before = self._loaded[1] if self._loaded and self._loaded[0].base() == wish.base() else None
-        self._loaded = None  # before the next one needs its memory
+        before = self._held[1] if self._held and self._held[0].base() == wish.base() else None
+        self._held = None  # before the next one needs its memory
         tasks = [task for task in tasks if self._wish(task) == wish]
         part = Part(self.listing.locate(wish), wish, tasks)
         painter, _ = prepare(part, self.listing.request, self.say, before, steady=True)
-        self._loaded = wish, painter
+        self._held = wish, painter
 
     def _judge(self, tasks: list[Task]) -> None:
         """Raises UsageError where the model that is loaded cannot take the settings of one of these."""
-        assert self._loaded is not None
+        assert self._held is not None
         for task in tasks:
             try:
-                self._loaded[1].settings(**complete(self.listing.request, task.prompt.wish))
+                self._held[1].settings(**complete(self.listing.request, task.prompt.wish))
             except UsageError as e:
                 where = f"{task.prompt.where}: " if task.prompt.where else ""
                 raise UsageError(f"{where}{e.message}", e.hint) from None
