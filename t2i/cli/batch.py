@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t2i.cli.holding import Held
 from t2i.cli.ledger import Ledger
 from t2i.cli.listing import Group, Item, Listing, make_listing, options_of
-from t2i.cli.holding import Held
 from t2i.cli.packing import Packed, pack
 from t2i.cli.progress import Progress
 from t2i.cli.request import Request

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from t2i.cli.info import aligned
+from t2i.cli.columns import aligned
 from t2i.errors import UsageError
 
 EXAMPLES = """\b

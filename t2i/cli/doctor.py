@@ -6,8 +6,8 @@ import json
 
 import click
 
+from t2i.cli.columns import aligned
 from t2i.cli.defaults import config_path, default_map
-from t2i.cli.info import aligned
 from t2i.errors import ConfigError, T2IError
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from t2i.cli.columns import aligned
 from t2i.cli.dryrun_page import SHOWN, model_rows, output_rows
 from t2i.cli.forewarning import warn_of_prompts
-from t2i.cli.info import aligned
 from t2i.cli.machine import ModelWish, machine_plan, say_safety
 from t2i.cli.planning import complete, model_wish
 from t2i.cli.request import Request

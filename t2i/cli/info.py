@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from t2i import images, recipe
+from t2i.cli.columns import aligned, printable
 from t2i.cli.difference import difference, difference_table
 from t2i.cli.recorded import adapter_rows
 from t2i.cli.restoring import edit_rows
@@ -18,9 +19,6 @@ from t2i.infotext import NEGATIVE
 from t2i.zoo import MINI
 
 MAX_INDEX_BYTES = 1_000_000
-LONGEST = 2_000  # characters of one value in the table; --json has all of it
-# Control characters of a hostile file could repaint the terminal; U+202A.. could reorder what is read.
-_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @click.command()
@@ -89,26 +87,13 @@ def _compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def _comparison(a: dict[str, Any], b: dict[str, Any]) -> str:
     head = f"{a['path']}\n{b['path']}"
     rows = difference_table(a, b)
-    return aligned(head, rows) if rows else f"{_printable(head)}\n  the two records say the same"
+    return aligned(head, rows) if rows else f"{printable(head)}\n  the two records say the same"
 
 
 def table(facts: dict[str, Any]) -> str:
     """The facts as lines for a human, safe to print on a terminal."""
     rows = {"image": _image_rows, "model": _model_rows, "run": _run_rows}
     return aligned(facts["path"], rows[facts["kind"]](facts))
-
-
-def aligned(head: str, rows: list[tuple[str, str]]) -> str:
-    """Names and values in two columns below a line, safe to print on a terminal."""
-    width = max(len(name) for name, _ in rows) + 2
-    lines = [_printable(head)]
-    for name, value in rows:
-        first, *more = _printable(value).split("\n")
-        lines += [
-            f"  {_printable(name):<{width}}{first}".rstrip(),
-            *(f"  {'':<{width}}{line}".rstrip() for line in more),
-        ]
-    return "\n".join(lines)
 
 
 def _describe_image(path: Path) -> dict[str, Any]:
@@ -254,8 +239,3 @@ def _size(folder: Path) -> int:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def _printable(text: str) -> str:
-    text = _CONTROL.sub("\ufffd", text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters; --json shows all)"

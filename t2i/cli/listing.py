@@ -26,8 +26,8 @@ from t2i.errors import UsageError
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import Adapters, IPAdapter
 from t2i.pipelines.loading import ModelFiles, locate
+from t2i.pipelines.stills import Still
 from t2i.pipelines.weighting import speaks
-from t2i.pipelines.weights import file_hash
 from t2i.recipe import public_name
 
 # Of a request: another value, another batch
@@ -159,9 +159,9 @@ class Listing:
         return Outputs(target, format=self.request.format, count=count)
 
 
-def _picture(adapter: Any) -> str | None:
+def _picture(adapter: object) -> str | None:
     """The hash of the picture that an IP-Adapter sees."""
-    return file_hash(Path(adapter.image).expanduser()) if isinstance(adapter, IPAdapter) else None
+    return Still.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
 
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:

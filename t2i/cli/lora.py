@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from t2i.cli import complete
-from t2i.cli.info import aligned
+from t2i.cli.columns import aligned
 
 
 @click.group()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from t2i.cli.columns import aligned
 from t2i.cli.complete import model_names
-from t2i.cli.info import aligned
 from t2i.errors import ModelUnavailable, T2IError, UsageError
 from t2i.zoo import MINI, NAMES, ZOO, ResolvedModel, hub_model, resolve
 

@@ -1,5 +1,4 @@
-"""The adapters that a record names, found again: beside the image, in the working folder, one folder below either of
-these, or in the Hub's cache.
+"""The adapters that a record names, found again near the image or in the Hub's cache.
 
 What is found must be what was used: its sha256 is compared.
 """
@@ -7,18 +6,15 @@ What is found must be what was used: its sha256 is compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from glob import escape
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from t2i.decoding import decode
+from t2i.cli.nearby import places
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError
-from t2i.images import pixel_hash
 from t2i.pipelines.adapter_files import HUB, find
+from t2i.pipelines.stills import Still
 
 FIELDS = {"lora": "loras", "embedding": "embeddings", "ip-adapter": "ip_adapters"}
-MOST_PLACES = 20  # folders below one that are looked into
 OPTIONS = {"lora": "--lora", "embedding": "--embedding", "ip-adapter": "--ip-adapter"}
 SPELLED = {"--lora": "PATH:SCALE", "--embedding": "PATH:TOKEN", "--ip-adapter": "PATH:IMAGE:SCALE"}
 
@@ -62,7 +58,7 @@ def _spec(image: Path, kind: str, record: Mapping[str, Any]) -> str:
     if kind == "lora":
         return f"{path}:{scale!r}"
     picture, seen = str(record.get("image", "")), str(record.get("image_hash", ""))
-    sight = _search(image, "picture", picture, seen, lambda path: pixel_hash(decode(Path(path))))
+    sight = _search(image, "picture", picture, seen, lambda path: Still.of(path).hash)
     return f"{path}:{sight}:{scale!r}"
 
 
@@ -87,11 +83,7 @@ def _search(image: Path, kind: str, name: str, digest: str, measure: Callable[[s
 
 
 def _places(image: Path, name: str) -> Iterator[str]:
-    """Where a file of a record may be.  A record may come from anyone: only the last part of a name is a file here."""
-    last = Path(name.replace("\\", "/")).name
-    for folder in dict.fromkeys((image.parent, Path())) if last else ():
-        if (folder / last).is_file():
-            yield str(folder / last)
-        yield from islice((str(path) for path in sorted(folder.glob(f"*/{escape(last)}"))), MOST_PLACES)
+    """Where an adapter may be: near the image, or a file on the Hub."""
+    yield from map(str, places(image, name))
     if HUB.fullmatch(name) and name.count("/") > 1 and ".." not in name:
         yield name

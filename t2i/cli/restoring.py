@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2i.cli.nearby import last_part, places
 from t2i.errors import ImageError, UsageError
 from t2i.pipelines.editing import Control, Edit, Upscale
 from t2i.pipelines.stills import Still
 
 
 def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) -> Edit:
-    """What a recipe's `edit` says, its pictures found beside the image or in the working folder.
+    """What a recipe's `edit` says, its pictures found near the image.
 
     path: the image that is made again.  given: the options on the command line, which hold instead.
     Raises UsageError for a picture that is not there, naming it and its hash; ImageError for a damaged record.
@@ -66,10 +67,10 @@ def _told(about: Mapping[str, Any]) -> str:
 
 
 def _find(about: Mapping[str, str], path: Path, option: str) -> Still:
-    """The picture with this hash, by its name beside the image or here; the name may come from anyone."""
-    name, hash = Path(about["name"].replace("\\", "/")).name, about["hash"]
+    """The picture with this hash, by its name near the image."""
+    name, hash = last_part(about["name"]), about["hash"]
     other = ""
-    for candidate in dict.fromkeys((path.parent / name, Path(name))) if name else ():
+    for candidate in places(path, name):
         try:
             found = Still.of(candidate)
         except ImageError:
