@@ -145,7 +145,7 @@ def _judge(task: Task, result: Result, say: Say) -> None:
     """Say whether an image that was to be made again came out the same."""
     original = task.prompt.original
     if original is not None and task.job.seed in (None, original.recipe and original.recipe.seed):
-        from t2i.cli.replay import verdict
+        from t2i.cli.verdict import verdict
 
         if line := verdict(original, result.recipe, result.image):
             say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,47 +49,26 @@ def generate(**given: Any) -> None:
     With --prompts and a folder images are named by place and content, and listed in its manifest.jsonl. The same
     command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
-    from t2i.cli.batch import draw_batch, is_batch
+    from t2i.cli.asking import understand
+    from t2i.cli.batch import draw_batch
     from t2i.cli.drawing import draw, to_json
     from t2i.cli.dryrun import survey, survey_batch
-    from t2i.cli.packing import check_shards
-    from t2i.cli.prompts import hints, read_prompts
-    from t2i.cli.request import Request
-    from t2i.cli.tasks import choose_seeds, read_size
-    from t2i.pipelines.editing import make_edit
 
     def say(line: str) -> None:
         if not quiet:
             click.echo(line, err=True)
 
     quiet, as_json, dry = given.pop("quiet"), given.pop("as_json"), given.pop("dry_run")
-    arguments, options, size = given.pop("arguments"), given.pop("options"), given.pop("size")
-    file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
-    given["width"], given["height"] = read_size(size, given["width"], given["height"])
-    seeds = choose_seeds(numbers)
-    started = [given.pop(name) for name in ("image", "mask", "strength", "controls", "upscale")]
-    given["edit"] = make_edit(*started)
-    check_shards(file, bool(arguments or options or originals), given)
+    asked = understand(given, _chosen(), say)
     drawn: Iterator[tuple[Path, Recipe | Packed | None]]
-    if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):
-        request, chosen = Request(prompts=(), seeds=seeds, **given), bool(numbers) and -1 not in numbers
+    if asked.batch is not None:
         if dry:
-            return survey_batch(Path(file), request, chosen, say, as_json)
-        drawn = draw_batch(Path(file), request, chosen, say, bar=not quiet)
+            return survey_batch(asked.batch, asked.request, asked.seeded, say, as_json)
+        drawn = draw_batch(asked.batch, asked.request, asked.seeded, say, bar=not quiet)
     else:
-        if "-" in (*arguments, file) and sys.stdin.isatty():
-            say("prompts, one per line; Ctrl-D ends them:")
-        asked = read_prompts(arguments, options, file, sys.stdin.buffer, needed=not originals)
-        for hint in hints(arguments, given["negative"]):
-            say(f"hint: {hint}")
-        if originals:
-            from t2i.cli.replay import read_originals
-
-            asked = read_originals(originals, asked, _chosen(), given["model"], say)
-        request = Request(prompts=asked, seeds=seeds, **given)
         if dry:
-            return survey(request, say, as_json)
-        drawn = draw(request, say, bar=not quiet)
+            return survey(asked.request, say, as_json)
+        drawn = draw(asked.request, say, bar=not quiet)
     for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
 

@@ -25,7 +25,10 @@ from t2i.pipelines.settings import Job, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from t2i.pipelines.embeddings import Word
     from t2i.pipelines.text_to_image import TextToImage
+
+Wishes = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
 
 
 @dataclass(frozen=True)
@@ -92,23 +95,15 @@ def prepare(
     steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
-    from t2i.cli.wearing import hints, load_or_wear, read_words
+    from t2i.cli.wearing import load_or_wear, read_words
     from t2i.pipelines.embeddings import with_words
     from t2i.pipelines.tokens import load_tokenizers
 
     words = read_words(part.wish.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)
-    reader = Reader.of(part.files.kind, with_words(list(tokenizers.values()), words))
     wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
-    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
-    if any(not task.job.prompt.strip() for task in part.tasks):
-        say("note: an empty prompt: drawing unconditionally")
-    negatives = [wish["negative"] for wish in wishes.values()]
-    for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
-        say(hint)
-    _check_originals(part, say)
+    _forewarn(part, wishes, Reader.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say)
     images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
-    say_safety(part.files, part.wish, say)
     painter = load_or_wear(
         painter,
         part.files,
@@ -123,15 +118,7 @@ def prepare(
     for line in (*painter.fitted.lines, *painter.fitted.warnings):
         say(line)
     groups = list(_groups(part, painter, wishes))
-    idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
-    if idle:
-        guidance = idle[0].settings.guidance
-        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {part.files.model.name})")
-    for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
-        say(line)
-    say(_headline(painter, groups))
-    if painter.plan and (chosen := painter.plan.summary()):
-        say(f"machine: {chosen}")
+    _announce(painter, groups, say)
     return painter, groups
 
 
@@ -170,7 +157,7 @@ def complete(request: Request, wish: Wish) -> dict[str, Any]:
     return said | ({"edit": edit} if edit else {})
 
 
-def _groups(part: Part, painter: TextToImage, wishes: dict[Wish, dict[str, Any]]) -> Iterator[Group]:
+def _groups(part: Part, painter: TextToImage, wishes: Wishes) -> Iterator[Group]:
     def together(task: Task) -> tuple[Any, ...]:
         wish = wishes[task.prompt.wish]
         alone = task if task.prompt.original and task.job.seed == task.prompt.wish.seed else None
@@ -201,11 +188,38 @@ def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Set
     return own if painter.scheduler_config(own) == told.scheduler_config else settings
 
 
+def _forewarn(part: Part, wishes: Wishes, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
+    """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
+    from t2i.cli.wearing import hints
+
+    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
+    if any(not task.job.prompt.strip() for task in part.tasks):
+        say("note: an empty prompt: drawing unconditionally")
+    negatives = [wish["negative"] for wish in wishes.values()]
+    for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
+        say(hint)
+    _check_originals(part, say)
+    say_safety(part.files, part.wish, say)
+
+
+def _announce(painter: TextToImage, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+    """Say what will be drawn and how."""
+    idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
+    if idle:
+        guidance = idle[0].settings.guidance
+        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {painter.name})")
+    for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
+        say(line)
+    say(_headline(painter, groups))
+    if painter.plan and (chosen := painter.plan.summary()):
+        say(f"machine: {chosen}")
+
+
 def _check_originals(part: Part, say: Callable[[str], None]) -> None:
     """Warn where the model of a record is here with other weights."""
     originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
     if originals:
-        from t2i.cli.replay import check_weights
+        from t2i.cli.verdict import check_weights
 
         for original in originals.values():
             if warning := check_weights(original, part.files.model.name, part.files.hash()):
