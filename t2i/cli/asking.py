@@ -1,4 +1,4 @@
-"""From the options of `t2i generate` to what is asked for: prompts read, seeds chosen, images to be made again found."""
+"""From the options of `t2i generate` to what is asked for: prompts are read, seeds chosen, records found."""
 
 from __future__ import annotations
 

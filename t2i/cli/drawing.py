@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.cli.output import Outputs
-from t2i.cli.planning import ModelWish, Part, plan, prepare
+from t2i.cli.planning import Part, plan, prepare
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task
+from t2i.cli.wishes import ModelWish
 from t2i.errors import PartialFailure, T2IError, UsageError
 from t2i.processes import is_alone
 

@@ -13,10 +13,10 @@ import click
 from t2i.cli.columns import aligned
 from t2i.cli.dryrun_page import SHOWN, model_rows, output_rows
 from t2i.cli.forewarning import warn_of_prompts
-from t2i.cli.machine import ModelWish, machine_plan, say_safety
-from t2i.cli.planning import complete, model_wish
+from t2i.cli.machine import machine_plan, say_safety
 from t2i.cli.request import Request
 from t2i.cli.tasks import Task
+from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.zoo import resolve
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from t2i.cli.listing import Item, Listing
-from t2i.cli.planning import ModelWish, Part, complete, model_wish, prepare
+from t2i.cli.planning import Part, prepare
 from t2i.cli.tasks import Task
+from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
 from t2i.pipelines.settings import default_batch_size
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from t2i.cli.output import Outputs, safe_name
-from t2i.cli.planning import ModelWish, complete, model_wish
 from t2i.cli.prompts import stream_prompts
 from t2i.cli.request import Request
 from t2i.cli.shards import Shards
 from t2i.cli.tasks import Task, each_task
+from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import Adapters, IPAdapter

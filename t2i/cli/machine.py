@@ -1,37 +1,18 @@
-"""From the options of a run, or the wishes of a row, to the plan of the machine that draws it."""
+"""From what is wished of a model to the plan of the machine that draws with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from t2i.cli.request import Request
+from t2i.cli.wishes import ModelWish
 from t2i.errors import UsageError
-from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 from t2i.pipelines.loading import ModelFiles, choose_device
 from t2i.pipelines.machine import Wishes
 
 if TYPE_CHECKING:
     from t2i.pipelines.machine import Plan
-
-
-class ModelWish(NamedTuple):
-    """What decides which pipeline draws, and in what."""
-
-    model: str
-    revision: str | None
-    dtype: str | None
-    device: str | None
-    quantize: str | None = None
-    tiling: bool | None = None
-    deterministic: bool = False
-    no_safety: bool = False
-    cache: str | None = None
-    adapters: Adapters = NO_ADAPTERS
-
-    def base(self) -> ModelWish:
-        """The model alone, which stays loaded while adapters change."""
-        return self._replace(adapters=NO_ADAPTERS)
 
 
 def machine_plan(

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from t2i.cli.forewarning import warn_of_prompts
-from t2i.cli.machine import ModelWish, machine_plan, say_safety
+from t2i.cli.machine import machine_plan, say_safety
 from t2i.cli.request import Request
 from t2i.cli.startup import uncollected
 from t2i.cli.tasks import Task, Wish
+from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
-from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.reading import Reader
 from t2i.pipelines.settings import Job, Settings
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from t2i.pipelines.embeddings import Word
     from t2i.pipelines.text_to_image import TextToImage
 
-Wishes = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
+Told = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
 
 
 @dataclass(frozen=True)
@@ -122,42 +121,7 @@ def prepare(
     return painter, groups
 
 
-def model_wish(request: Request, wish: Wish) -> ModelWish:
-    """Which pipeline a prompt is drawn with."""
-    cache = wish.cache or request.cache
-    kinds = ("loras", "embeddings", "ip_adapters")
-    own = [getattr(request, kind) if getattr(wish, kind) is None else getattr(wish, kind) for kind in kinds]
-    return ModelWish(
-        wish.model or request.model,
-        wish.revision or request.revision,
-        wish.dtype or request.dtype,
-        wish.device,
-        wish.quantize or request.quantize,
-        request.tiling if wish.tiling is None else wish.tiling,
-        request.deterministic if wish.deterministic is None else wish.deterministic,
-        request.no_safety if wish.no_safety is None else wish.no_safety,
-        None if cache == "none" else cache,
-        _read_adapters(*own),
-    )
-
-
-_read_adapters = lru_cache(maxsize=1024)(Adapters.read)
-
-
-def complete(request: Request, wish: Wish) -> dict[str, Any]:
-    """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
-    own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
-    said = {name: getattr(request, name) if value is None else value for name, value in own.items()}
-    edit = wish.edit.over(request.edit)
-    raw = request.raw if wish.raw is None else wish.raw
-    chunks = request.chunks if wish.chunks is None else wish.chunks
-    # What is usual is not said: the names of a batch's jobs are made from this.
-    said |= {"weights": False} if raw else {}
-    said |= {} if chunks is None else {"chunks": chunks}
-    return said | ({"edit": edit} if edit else {})
-
-
-def _groups(part: Part, painter: TextToImage, wishes: Wishes) -> Iterator[Group]:
+def _groups(part: Part, painter: TextToImage, wishes: Told) -> Iterator[Group]:
     def together(task: Task) -> tuple[Any, ...]:
         wish = wishes[task.prompt.wish]
         alone = task if task.prompt.original and task.job.seed == task.prompt.wish.seed else None
@@ -188,7 +152,7 @@ def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Set
     return own if painter.scheduler_config(own) == told.scheduler_config else settings
 
 
-def _forewarn(part: Part, wishes: Wishes, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
+def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
     """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
     from t2i.cli.wearing import hints
 
