@@ -19,7 +19,7 @@ from t2i import images
 from t2i.cli.claims import claim
 from t2i.cli.holding import FIRST
 from t2i.errors import NonFinite
-from t2i.pipelines.text_to_image import TextToImage
+from t2i.pipelines.rig import Rig
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -184,9 +184,9 @@ def test_what_cannot_be_drawn_is_exit_3_and_listed_and_tried_again(
 ) -> None:
     (here / "list.txt").write_text("a horse\na cat\na dog\na bird\na fish\n")
     call = ["--prompts", "list.txt", "-s", "1", "--batch-size", "2", "-o", "out/"]
-    draw_batch = TextToImage._draw_batch
+    draw_batch = Rig.draw
 
-    def broken(self: TextToImage, batch: Any, *rest: Any) -> Any:
+    def broken(self: Rig, batch: Any, *rest: Any) -> Any:
         x, blanked = draw_batch(self, batch, *rest)
         for k, job in enumerate(batch):
             if "dog" in job.prompt:
@@ -194,7 +194,7 @@ def test_what_cannot_be_drawn_is_exit_3_and_listed_and_tried_again(
         return x, blanked
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextToImage, "_draw_batch", broken)
+        patch.setattr(Rig, "draw", broken)
         ran = t2i(*call)
     assert (ran.code, len(ran.lines)) == (3, 4), ran.err
     assert "failed: 000003-" in ran.err
@@ -217,7 +217,7 @@ def test_where_nothing_can_be_drawn_the_cause_is_the_exit(
         raise NonFinite("non-finite image", "try --dtype float32")
 
     tried: list[int] = []
-    monkeypatch.setattr(TextToImage, "_draw_batch", broken)
+    monkeypatch.setattr(Rig, "draw", broken)
     ran = t2i("--prompts", "list.txt", "-s", "1", "--batch-size", "1", "-o", "out/")
     assert (ran.code, "try --dtype float32" in ran.err, len(tried)) == (1, True, 8)
 

@@ -345,16 +345,16 @@ def test_eight_bits_are_drawn_recorded_and_drawn_again(t2i: Run, tiny_pipeline: 
 def test_deterministic_holds_while_drawing_and_no_longer(t2i: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.rig import Rig
 
     seen = []
-    draw = TextToImage._draw_batch
+    draw = Rig.draw
 
-    def watch(self: TextToImage, *rest: Any) -> Any:
+    def watch(self: Rig, *rest: Any) -> Any:
         seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic))
         return draw(self, *rest)
 
-    monkeypatch.setattr(TextToImage, "_draw_batch", watch)
+    monkeypatch.setattr(Rig, "draw", watch)
     assert t2i("a horse", "-s", "7", "--deterministic", "-o", "a.png").code == 0
     assert t2i("a horse", "-s", "7", "-o", "b.png").code == 0
     assert seen == [(True, True), (False, False)]

@@ -19,7 +19,7 @@ from t2i.pipelines import loaded, quantize
 from t2i.pipelines.loading import locate
 from t2i.pipelines.machine import Wishes
 from t2i.pipelines.memory import Machine, is_out_of_memory
-from t2i.pipelines.text_to_image import TextToImage
+from t2i.pipelines.rig import Rig
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,16 +43,16 @@ def made(path: Path | str) -> recipe.Recipe:
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Drawing fails where one of these says so of (the painter, the batch's settings); seen is what was tried."""
+    """Drawing fails where one of these says so of (the rig, the batch's settings); seen is what was tried."""
     rules: list[Any] = []
-    draw = TextToImage._draw_batch
+    draw = Rig.draw
 
-    def limited(self: TextToImage, batch: Any, settings: Any, report: Any) -> Any:
+    def limited(self: Rig, batch: Any, settings: Any, report: Any) -> Any:
         for rule in rules:
             rule(self, batch, settings)
         return draw(self, batch, settings, report)
 
-    monkeypatch.setattr(TextToImage, "_draw_batch", limited)
+    monkeypatch.setattr(Rig, "draw", limited)
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling
     return rules
 
@@ -85,8 +85,8 @@ def test_exit_5_names_the_next_rung(t2i: Run, here: Path, fails: list[Any], fail
 
 
 def test_the_next_rung_is_taken_said_and_recorded(t2i: Run, fails: list[Any]) -> None:
-    def untiled(painter: TextToImage, *_: Any) -> None:
-        if not painter.pipe.vae.use_tiling:
+    def untiled(rig: Rig, *_: Any) -> None:
+        if not rig.pipe.vae.use_tiling:
             raise cpu_failure()
 
     fails.append(untiled)
@@ -130,8 +130,8 @@ def test_running_out_while_loading_is_the_same(t2i: Run, monkeypatch: pytest.Mon
 def test_a_batch_keeps_its_groups_and_each_picture_its_bits(t2i: Run, here: Path, fails: list[Any]) -> None:
     """Large pictures do not fit: theirs are drawn on the next rung, the others as ever, whatever was there before."""
 
-    def large(painter: TextToImage, batch: Any, settings: Any) -> None:
-        if settings.width == 64 and painter.dtype == "float32":
+    def large(rig: Rig, batch: Any, settings: Any) -> None:
+        if settings.width == 64 and rig.dtype == "float32":
             raise gpu_failure()
 
     fails.append(large)

@@ -28,7 +28,7 @@ from t2i.cli.shardfiles import KINDS, Picture
 from t2i.cli.shards import Shards
 from t2i.data.sources import open_source
 from t2i.errors import UsageError
-from t2i.pipelines.text_to_image import TextToImage
+from t2i.pipelines.rig import Rig
 
 LIST = ["a horse", "a {cat|dog}", "a house", "a dog", "a bird"]
 CAPTIONS = {"column": "text", "by": None, "templates": {}}
@@ -233,16 +233,16 @@ def test_killed_at_any_step_of_packing_it_ends_as_in_one_go(
 
 def fail_on(word: str, patch: pytest.MonkeyPatch) -> None:
     """Let pictures of prompts with this word come out as NaN."""
-    draw_batch = TextToImage._draw_batch
+    draw_batch = Rig.draw
 
-    def broken(self: TextToImage, batch: Any, *rest: Any) -> Any:
+    def broken(self: Rig, batch: Any, *rest: Any) -> Any:
         x, blanked = draw_batch(self, batch, *rest)
         for k, job in enumerate(batch):
             if word in job.prompt:
                 x[k] = float("nan")
         return x, blanked
 
-    patch.setattr(TextToImage, "_draw_batch", broken)
+    patch.setattr(Rig, "draw", broken)
 
 
 @KINDS_OF_FILES
@@ -273,12 +273,12 @@ def test_what_failed_is_left_out_and_listed_and_a_later_run_makes_that_shard_ane
 def test_blanked_pictures_are_left_out_and_a_shard_of_none_is_no_file(
     t2i: Run, here: Path, call: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw_batch = TextToImage._draw_batch
+    draw_batch = Rig.draw
 
-    def blank(self: TextToImage, batch: Any, *rest: Any) -> Any:
+    def blank(self: Rig, batch: Any, *rest: Any) -> Any:
         return draw_batch(self, batch, *rest)[0], [job.seed > 3 for job in batch]
 
-    monkeypatch.setattr(TextToImage, "_draw_batch", blank)
+    monkeypatch.setattr(Rig, "draw", blank)
     for lines in (["out/data-000000.parquet"], []):
         ran = t2i(*call, "--shards", "parquet")
         assert (ran.code, ran.lines) == (3, lines), ran.err

@@ -276,7 +276,7 @@ def test_guidance_of_one_or_less_is_off(flow: TextToImage) -> None:
     off = [images(flow, guidance=w, negative=negative)[0] for w in (0, 1) for negative in ("", "a cat")]
     assert all(difference(off[0], picture) == 0 for picture in off)
     assert difference(off[0], images(flow, guidance=5)[0]) > 0
-    assert not flow.uses_negative(1)
+    assert not flow.rig.uses_negative(1)
 
 
 def test_an_empty_prompt_draws_without_a_condition(flow: TextToImage) -> None:

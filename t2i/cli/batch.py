@@ -25,7 +25,7 @@ from t2i.processes import gather, processes
 from t2i.recipe import Recipe
 
 if TYPE_CHECKING:
-    from t2i.pipelines.text_to_image import Result
+    from t2i.pipelines.results import Result
 
 Say = Callable[[str], None]
 Drawn = tuple[Path, Recipe | Packed]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from t2i.cli.packing import Packed
     from t2i.pipelines.preview import Preview
-    from t2i.pipelines.text_to_image import Result, TextToImage
+    from t2i.pipelines.results import Result
+    from t2i.pipelines.text_to_image import TextToImage
     from t2i.recipe import Recipe
 
 Say = Callable[[str], None]

@@ -146,10 +146,14 @@ def _groups(part: Part, painter: TextToImage, wishes: Told) -> Iterator[Group]:
 def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Settings:
     """The model's own scheduler where the record shows that one: a name stands for what is usual with it."""
     told = task.prompt.original and task.prompt.original.recipe
-    if not told or settings.scheduler != told.scheduler or painter.scheduler_config(settings) == told.scheduler_config:
+    if (
+        not told
+        or settings.scheduler != told.scheduler
+        or painter.rig.scheduler_config(settings) == told.scheduler_config
+    ):
         return settings
     own = replace(settings, scheduler=None)
-    return own if painter.scheduler_config(own) == told.scheduler_config else settings
+    return own if painter.rig.scheduler_config(own) == told.scheduler_config else settings
 
 
 def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
@@ -168,7 +172,9 @@ def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], s
 
 def _announce(painter: TextToImage, groups: Sequence[Group], say: Callable[[str], None]) -> None:
     """Say what will be drawn and how."""
-    idle = [group for group in groups if group.settings.negative and not painter.uses_negative(group.settings.guidance)]
+    idle = [
+        group for group in groups if group.settings.negative and not painter.rig.uses_negative(group.settings.guidance)
+    ]
     if idle:
         guidance = idle[0].settings.guidance
         say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {painter.name})")
@@ -211,7 +217,7 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
     ]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
-        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.scheduler_name(s)}"),
+        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.rig.scheduler_name(s)}"),
         ("ways to start", lambda s: s.edit.words(s.steps)),
         ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
     ):

@@ -18,9 +18,10 @@ from t2i.pipelines.editor import Drawn, Editor
 from t2i.pipelines.fitting import Fitted, fit, unfit
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
 from t2i.pipelines.preview import Preview
-from t2i.pipelines.schedulers import make_scheduler
+from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters
 from t2i.pipelines.step_cache import Cache, StepCache
+from t2i.recipe import plain_config
 from t2i.zoo import Defaults
 
 
@@ -83,6 +84,16 @@ class Rig:
         own, spelling = self._own_scheduler, spelling or self._scheduler
         scheduler = make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
         self.pipe.scheduler = scheduler if self.dtype == "float32" else step_in_float32(scheduler)
+
+    def scheduler_name(self, settings: Settings) -> str:
+        """Our name of the scheduler these settings draw with."""
+        self.use_scheduler(settings.scheduler)
+        return describe(self.pipe.scheduler)[0]
+
+    def scheduler_config(self, settings: Settings) -> dict[str, Any]:
+        """Its config, as a recipe records it."""
+        self.use_scheduler(settings.scheduler)
+        return plain_config(self.pipe.scheduler.config)
 
     def uses_negative(self, guidance: float) -> bool:
         """Whether a negative prompt does anything."""

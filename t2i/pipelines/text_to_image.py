@@ -7,11 +7,11 @@ which its first noise and all later noise come, so that it is the same picture a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import NonFinite, UsageError
+from t2i.errors import UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
@@ -23,33 +23,18 @@ from t2i.pipelines.hardware import device_name, thread_count
 from t2i.pipelines.loaded import Loaded, make_plan
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.machine import Pictures, Plan, Wishes
-from t2i.pipelines.records import make_recipe
+from t2i.pipelines.results import Result, make_results
 from t2i.pipelines.rig import Rig
 from t2i.pipelines.schedulers import describe
 from t2i.pipelines.settings import Job, Settings, choose_settings, default_batch_size
 from t2i.pipelines.step_cache import Cache, parse_cache
 from t2i.pipelines.weights import SAFETY
-from t2i.recipe import Recipe, plain_config
 from t2i.zoo import Defaults
 
 if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
+    pass
 
 Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed over the images
-
-
-@dataclass(frozen=True)
-class Result:
-    """An image and how it was made.  blanked: the model's own safety checker has painted it black.
-
-    index: its place among the jobs of one drawing.
-    """
-
-    image: Image
-    recipe: Recipe
-    blanked: bool = False
-    index: int = 0
 
 
 class TextToImage:
@@ -69,19 +54,17 @@ class TextToImage:
         name: str,
         defaults: Defaults,
         scheduler: str | None = None,
-        revision: str | None = None,
-        weights_hash: str | None = None,
-        offline: bool = False,
         loaded: Loaded | None = None,
         cache: Cache | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
+        files = loaded.files if loaded else None
         self._loaded = loaded
         self.name = name
         self.defaults = defaults
-        self.revision = revision
-        self.weights_hash = weights_hash
-        self.rig = Rig(name, defaults, scheduler or defaults.scheduler, cache, offline)
+        self.revision = files.revision if files else None
+        self.weights_hash = files.hash() if files else None
+        self.rig = Rig(name, defaults, scheduler or defaults.scheduler, cache, bool(files and files.offline))
         self._adopt(pipe)
 
     @classmethod
@@ -115,17 +98,8 @@ class TextToImage:
         found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
         plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
         loaded = Loaded(files, plan, components, say)
-        drawer = cls(
-            loaded.pipe,
-            name=files.model.name,
-            defaults=files.defaults,
-            scheduler=scheduler,
-            revision=files.revision,
-            weights_hash=files.hash(),
-            offline=files.offline,
-            loaded=loaded,
-            cache=caching,
-        )
+        name, defaults = files.model.name, files.defaults
+        drawer = cls(loaded.pipe, name=name, defaults=defaults, scheduler=scheduler, loaded=loaded, cache=caching)
         drawer.rig.dress(adapters, found)
         return drawer
 
@@ -181,16 +155,6 @@ class TextToImage:
     def scheduler(self) -> str:
         """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
         return describe(self.pipe.scheduler)[0]
-
-    def scheduler_config(self, settings: Settings) -> dict[str, Any]:
-        """The config of the scheduler these settings draw with, as a recipe records it."""
-        self.rig.use_scheduler(settings.scheduler)
-        return plain_config(self.pipe.scheduler.config)
-
-    def scheduler_name(self, settings: Settings) -> str:
-        """Our name of the scheduler these settings draw with."""
-        self.rig.use_scheduler(settings.scheduler)
-        return self.scheduler
 
     def __call__(
         self,
@@ -251,10 +215,6 @@ class TextToImage:
             raise UsageError(f"cache {self.rig.cache} with {batch_size} images at once", "it draws one at a time")
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
 
-    def uses_negative(self, guidance: float) -> bool:
-        """Whether a negative prompt does anything."""
-        return self.rig.uses_negative(guidance)
-
     def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
         guided, first = self.rig.uses_negative(settings.guidance), 0
         slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
@@ -266,29 +226,8 @@ class TextToImage:
 
             x, blanked = self._draw_whole(batch, settings, report)
             report(1.0)
-            yield from self._results(batch, settings, x, blanked, first)
+            yield from make_results(self.rig, batch, settings, (x, blanked), first, self._known())
             first += len(batch)
-
-    def _results(
-        self, batch: list[Job], settings: Settings, x: torch.Tensor, blanked: list[bool], first: int
-    ) -> Iterator[Result]:
-        """x: (B, 3, H, W) in [-1, 1].  The finite pictures come first; then NonFinite is raised if one was not."""
-        from t2i.images import from_tensor
-
-        known = self._known() | {"batch_size": len(batch)}
-        finite = x.isfinite().flatten(1).all(1).tolist()
-        for k, job in enumerate(batch):
-            if finite[k]:
-                image = from_tensor(x[k : k + 1])[0]
-                reading = self.conditioner.reading(job, settings, self.rig.uses_negative(settings.guidance))
-                about = known | {"batch_index": k, "reading": reading}
-                recipe = make_recipe(job, settings, image, self.pipe.scheduler, about)
-                yield Result(image, recipe, blanked[k], first + k)
-        bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
-        if bad:
-            raise NonFinite(
-                f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", self.rig.way_out()
-            )
 
     def _known(self) -> dict[str, Any]:
         """What the recipes of all its pictures say."""
@@ -309,15 +248,11 @@ class TextToImage:
     def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
         """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
         if self._loaded is None:
-            return self._draw_batch(batch, settings, report)
+            return self.rig.draw(batch, settings, report)
         pictures = Pictures(*settings.final, len(batch))
-        return self._loaded.draw(pictures, self._adopt, lambda: self._draw_batch(batch, settings, report))
+        return self._loaded.draw(pictures, self._adopt, lambda: self.rig.draw(batch, settings, report))
 
     def _adopt(self, pipe: Any) -> None:
         """Draw with this pipeline; None: let the present one go."""
         dtype = self._loaded.plan.rung.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
         self.rig.adopt(pipe, dtype)
-
-    def _draw_batch(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
-        """See `Rig.draw`."""
-        return self.rig.draw(batch, settings, report)
