@@ -21,7 +21,7 @@ from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.zoo import resolve
 
 if TYPE_CHECKING:
-    from t2i.pipelines.hub import Remote
+    from t2i.pipelines.hub_facts import Remote
     from t2i.pipelines.loading import ModelFiles
     from t2i.pipelines.outline import Outline
 
@@ -122,7 +122,7 @@ def _count(shares: dict[ModelWish, Share], request: Request, tasks: Iterable[Tas
 
 def _find(wish: ModelWish, request: Request) -> Share:
     """Where a model is, without fetching it.  Raises as `locate` does for what is not on the Hub."""
-    from t2i.pipelines.hub import ask
+    from t2i.pipelines.hub_facts import ask
     from t2i.pipelines.loading import locate
     from t2i.pipelines.outline import Outline
 

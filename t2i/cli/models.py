@@ -63,7 +63,7 @@ def info(name: str, online: bool, as_json: bool) -> None:
     NAME is a name of `t2i models list`, a Hub id owner/name, or a pipeline folder.
     """
     from t2i.pipelines.cache import cached_models
-    from t2i.pipelines.hub import describe, not_cached
+    from t2i.pipelines.hub_facts import describe, not_cached
 
     cached = cached_models()
     model = _find(name, cached)

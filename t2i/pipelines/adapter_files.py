@@ -11,6 +11,7 @@ from pathlib import Path
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.pipelines.adapters import Adapters
+from t2i.pipelines.hub_facts import OFFLINE
 from t2i.pipelines.quiet import prepare_libraries
 from t2i.pipelines.weights import SAFETENSORS_HINT, check_safetensors, file_hash
 from t2i.zoo import PICKLES
@@ -131,7 +132,7 @@ def _from_hub(id: str, file: str | None, option: str, offline: bool) -> tuple[Pa
     except UsageError:
         raise
     except Exception as e:  # the Hub's answers and the HTTP library's own errors, whichever library that is
-        why = "the network is off (--offline or HF_HUB_OFFLINE)" if offline else f"the Hub says {type(e).__name__}"
+        why = OFFLINE if offline else f"the Hub says {type(e).__name__}"
         message = f"{option} {id}{f'/{file}' if file else ''}: no such file here, not in the cache, and {why}"
         command = f"hf download {f'{id} {file}' if file else id}"
         raise ModelUnavailable(message, f"with a network, `{command}` gets it") from None
