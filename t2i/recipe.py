@@ -7,7 +7,6 @@ escapes. In A1111's text NUL and lone surrogates become U+FFFD, since PNG cannot
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,17 +15,9 @@ from typing import Any
 from t2i import infotext, metadata
 from t2i.decoding import open_image
 from t2i.errors import ImageError
+from t2i.plain_json import infinities_to_words, is_of_kind, plain_config, public_name, words_to_infinities
 
 VERSION = 1
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "str | None": (str, type(None)),
-    "dict[str, Any]": (dict,),
-    "dict[str, str]": (dict,),
-    "list[dict[str, Any]]": (list,),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +90,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """One line of ASCII; `from_json` gives back an equal recipe."""
-        data = asdict(self) | {"scheduler_config": _infinities_to_words(self.scheduler_config)}
+        data = asdict(self) | {"scheduler_config": infinities_to_words(self.scheduler_config)}
         return json.dumps(data, ensure_ascii=True, allow_nan=False)
 
     @classmethod
@@ -118,11 +109,11 @@ class Recipe:
             )
         known = {f.name: str(f.type) for f in fields(cls) if f.name in data}
         for name, kind in known.items():
-            if not _is(data[name], kind):
+            if not is_of_kind(data[name], kind):
                 raise ImageError(f"the t2i record's {name!r} must be {kind}, got {str(data[name])[:80]!r}")
         values = {name: data[name] for name in known}
         try:
-            values["scheduler_config"] = _words_to_infinities(values.get("scheduler_config", {}))
+            values["scheduler_config"] = words_to_infinities(values.get("scheduler_config", {}))
             return cls(**values)
         except RecursionError:
             raise ImageError("the t2i record's 'scheduler_config' is nested too deep") from None
@@ -151,19 +142,6 @@ class Mark:
     def save_options(self, format: str) -> dict[str, Any]:
         """As `Recipe.save_options`."""
         return metadata.embed(format)
-
-
-def public_name(model: str) -> str:
-    """A model's name as others may see it: a Hub id or a plain name as it is, of any other path the last part."""
-    path = model.replace("\\", "/").rstrip("/")
-    is_path = path.startswith(("/", ".", "~")) or ":" in path or path.count("/") > 1
-    return path.rpartition("/")[2] if is_path else path
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config as JSON can hold it: no private entries, no tuples, no folders of this machine."""
-    plain: dict[str, Any] = _plain(dict(config))
-    return plain
 
 
 def parse_parameters(text: str) -> dict[str, str]:
@@ -209,50 +187,3 @@ def _denoising(edit: Mapping[str, Any]) -> dict[str, Any]:
         "Hires upscale": str(second.get("factor")).removesuffix(".0"),
         "Hires upscaler": "Lanczos",
     }
-
-
-def _is(value: object, kind: str) -> bool:
-    """Whether a JSON value is of a field's type."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    if kind == "list[dict[str, Any]]":
-        return isinstance(value, list) and all(_is_flat(item) for item in value)
-    if kind == "dict[str, str]":
-        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-    return isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
-
-
-def _is_flat(value: object) -> bool:
-    """Whether it is an object of texts and finite numbers."""
-    items = value.values() if isinstance(value, dict) else [value]
-    return isinstance(value, dict) and all(_is(item, "str") or _is(item, "float") for item in items)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        hidden = ("_name_or_path", "_use_default_values")
-        return {str(key): _plain(item) for key, item in value.items() if key not in hidden}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return public_name(value) if value.startswith(("/", "~", "\\")) else value
-    return value if value is None or isinstance(value, bool | int | float) else type(value).__name__
-
-
-def _infinities_to_words(value: Any) -> Any:
-    """DPM++ schedulers hold -inf, which JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _infinities_to_words(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_infinities_to_words(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _words_to_infinities(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _words_to_infinities(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_words_to_infinities(item) for item in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value

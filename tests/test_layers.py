@@ -27,6 +27,7 @@ LAYOUT = """
     t2i.images
     t2i.infotext
     t2i.metadata
+    t2i.plain_json
     t2i.recipe
     t2i.zoo
     t2i.processes

@@ -17,6 +17,7 @@ from PIL import Image
 
 from t2i import images, infotext, metadata, recipe
 from t2i.errors import ImageError
+from t2i.plain_json import public_name
 from t2i.recipe import Mark, Recipe
 
 SUFFIXES = (".png", ".jpg", ".webp")
@@ -304,8 +305,8 @@ def test_nothing_private_and_nothing_of_comfyui_is_written(
     ],
 )
 def test_a_models_name_is_no_path_of_this_machine(model: str, name: str) -> None:
-    assert recipe.public_name(model) == name
-    assert recipe.public_name(name) == name
+    assert public_name(model) == name
+    assert public_name(name) == name
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from t2i.pipelines.adapters import Adapters, IPAdapter
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.stills import Still
 from t2i.pipelines.weighting import speaks
-from t2i.recipe import public_name
+from t2i.plain_json import public_name
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")

@@ -17,6 +17,7 @@ from t2i.evaluation.prompted import open_prompted
 from t2i.pipelines.loading import locate
 from t2i.pipelines.model import ImageModel
 from t2i.pipelines.sampling import MANIFEST, MODELS, load_model
+from t2i.plain_json import public_name
 from t2i.zoo import HUB_ID, NAMES, read_json
 
 DRAWN = (".png", ".jpg", ".jpeg", ".webp")  # what `t2i generate` writes
@@ -126,7 +127,7 @@ def open_stored(source: config.Source, size: int, label: str | None = None, prog
         raise DataError(f"label: no column {label!r} of classes; the data has {known}")
     if label is None and len(table.classes) == 1:
         (label,) = table.classes
-    return Stored(recipe.public_name(source.path), table, label, formats, sides)
+    return Stored(public_name(source.path), table, label, formats, sides)
 
 
 def peek(source: config.Source) -> tuple[tuple[str, ...], tuple[int, ...]]:

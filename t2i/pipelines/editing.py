@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import UsageError
 from t2i.pipelines import limits
 from t2i.pipelines.stills import Still
-from t2i.recipe import public_name
+from t2i.plain_json import public_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image

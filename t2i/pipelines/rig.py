@@ -21,7 +21,7 @@ from t2i.pipelines.preview import Preview
 from t2i.pipelines.schedulers import describe, make_scheduler
 from t2i.pipelines.settings import Job, Settings, call_parameters
 from t2i.pipelines.step_cache import Cache, StepCache
-from t2i.recipe import plain_config
+from t2i.plain_json import plain_config
 from t2i.zoo import Defaults
 
 
