@@ -6,13 +6,12 @@ folder that holds one, or a file on the Hub: owner/name or owner/name/file. Noth
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2i.errors import UsageError
+from t2i.pipelines.spelling import read_scale, split_image, split_last
 
 MAX_TOKEN = 100  # characters
 
@@ -78,30 +77,26 @@ NO_ADAPTERS = Adapters()
 
 def read_lora(spec: str) -> Lora:
     """PATH[:SCALE].  Raises UsageError."""
-    path, scale = _split_scale(spec, "--lora")
+    path, tail = split_last(spec)
+    scale = 1.0 if tail is None else read_scale(tail, f"--lora {path[:80]}")
+    if not path:
+        raise UsageError("--lora: no path", "--lora PATH, and its scale behind a colon")
     return Lora(path, scale)
 
 
 def read_embedding(spec: str) -> Embedding:
     """PATH[:TOKEN].  Raises UsageError."""
-    path, token = spec, ""
-    head, colon, tail = spec.rpartition(":")
-    if colon and not os.path.exists(spec) and not _is_drive(head, tail):
-        path, token = head, tail
-        if not token or len(token) > MAX_TOKEN or len(token.split()) != 1 or not token.isprintable():
-            raise UsageError(f"--embedding {spec[:80]}: the token must be one word, at most {MAX_TOKEN} characters")
+    path, token = split_last(spec)
+    if token is not None and (len(token) > MAX_TOKEN or len(token.split()) != 1 or not token.isprintable()):
+        raise UsageError(f"--embedding {spec[:80]}: the token must be one word, at most {MAX_TOKEN} characters")
     if not path:
         raise UsageError("--embedding: no path", "--embedding PATH or PATH:TOKEN")
-    return Embedding(path, token)
+    return Embedding(path, token or "")
 
 
 def read_ip_adapter(spec: str) -> IPAdapter:
     """PATH:IMAGE[:SCALE].  Raises UsageError."""
-    rest, scale = _split_scale(spec, "--ip-adapter", strict=False)
-    path, _, image = rest.partition(":")
-    if _is_drive(path, image):  # C:\adapter.safetensors:D:\face.png
-        more, _, image = image.partition(":")
-        path = f"{path}:{more}"
+    path, image, scale = split_image(spec, "--ip-adapter")
     if not path or not image:
         message = f"--ip-adapter {spec[:80]}: expected PATH:IMAGE or PATH:IMAGE:SCALE"
         raise UsageError(message, "for example --ip-adapter ip-adapter_sd15.safetensors:face.png:0.6")
@@ -110,26 +105,3 @@ def read_ip_adapter(spec: str) -> IPAdapter:
 
 def _several(specs: Specs) -> list[str]:
     return [str(spec) for spec in ([specs] if isinstance(specs, str | Path) else specs)]
-
-
-def _split_scale(spec: str, option: str, strict: bool = True) -> tuple[str, float]:
-    """(all before it, the scale behind the last colon, else 1).  strict: what stands there must be a number."""
-    path, colon, tail = spec.rpartition(":")
-    if not colon or os.path.exists(spec) or _is_drive(path, tail):
-        path, tail = spec, "1"
-    try:
-        scale = float(tail)
-    except ValueError:
-        if not strict:
-            return spec, 1.0
-        raise UsageError(f"{option} {path[:80]}: scale: got {tail[:40]!r}, expected a number") from None
-    if not math.isfinite(scale):
-        raise UsageError(f"{option} {path[:80]}: scale: got {tail[:40]!r}, expected a finite number")
-    if not path:
-        raise UsageError(f"{option}: no path", f"{option} PATH, and what belongs to it behind a colon")
-    return path, scale
-
-
-def _is_drive(head: str, tail: str) -> bool:
-    r"""Whether a colon belongs to a Windows path: C:\style.safetensors."""
-    return len(head) == 1 and head.isalpha() and tail[:1] in ("\\", "/")

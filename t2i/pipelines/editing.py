@@ -7,7 +7,6 @@ diffusers and A1111 count, so `steps` is the schedule's number of steps and not 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.errors import UsageError
 from t2i.pipelines import limits
+from t2i.pipelines.spelling import split_image
 from t2i.pipelines.stills import Still
 from t2i.plain_json import public_name
 
@@ -136,20 +136,16 @@ def make_edit(
 
 
 def read_control(text: str) -> Control:
-    """`TYPE:IMAGE` or `TYPE:IMAGE:SCALE`; TYPE may be a folder or a Hub id, and a drive letter is part of a path.
+    """`TYPE:IMAGE` or `TYPE:IMAGE:SCALE`; TYPE may be a folder or a Hub id.
 
     Raises UsageError, ImageError.
     """
-    match = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]+):(.+)", text, re.DOTALL)
-    if match is None:
+    net, image, scale = split_image(text, "control")
+    if not net or not image:
         raise UsageError(f"control: got {text[:60]!r}, expected TYPE:IMAGE or TYPE:IMAGE:SCALE", "as canny:edges.png")
-    net, path, scale = match[1], match[2], 1.0
-    tail = re.fullmatch(r"(.+):([0-9.]+)", path, re.DOTALL)
-    if tail and not Path(path).expanduser().exists():
-        path, scale = tail[1], _number("control scale", tail[2])
     if not 0 <= scale <= MAX_SCALE:
         raise UsageError(f"control scale: got {scale:g}, allowed 0 to {MAX_SCALE:g}")
-    return Control(net, Still.of(path), scale)
+    return Control(net, Still.of(image), scale)
 
 
 def read_upscale(text: str) -> Upscale:
