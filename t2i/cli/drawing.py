@@ -43,12 +43,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
         )
     parts = plan(request)
     places = places_of(request)
-    named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
-    for part in parts:
-        for task in part.tasks:
-            named[task.prompt.wish.output].append((task.job.prompt, task.job.seed, part.files.model.name))
-    for name, outputs in places.items():
-        outputs.check(named[name], grid=request.grid)
+    _check_names(parts, places, request.grid)
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
@@ -94,6 +89,16 @@ def places_of(request: Request) -> dict[str | None, Outputs]:
             target = os.path.join(folder, name)
         places[name] = Outputs(target, format=request.format, overwrite=request.overwrite, count=count)
     return places
+
+
+def _check_names(parts: Sequence[Part], places: Mapping[str | None, Outputs], grid: bool) -> None:
+    """Raises UsageError, before anything is drawn, for names that are taken or cannot be."""
+    named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
+    for part in parts:
+        for task in part.tasks:
+            named[task.prompt.wish.output].append((task.job.prompt, task.job.seed, part.files.model.name))
+    for name, outputs in places.items():
+        outputs.check(named[name], grid=grid)
 
 
 def _draw_part(
