@@ -7,7 +7,6 @@ with the way out.
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib.metadata as metadata
 import os
 import platform
@@ -21,14 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from t2i import __version__
-from t2i.errors import ModelError
+from t2i.errors import ModelError, one_line
+from t2i.files import file_hash
 from t2i.pipelines.quiet import prepare_libraries
 from t2i.pipelines.weights import check_pipeline_folder, check_safetensors, weights_hash
 
 PACKAGE = Path(__file__).parent
 LIBRARIES = (
-    *("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "tokenizers", "datasets"),
-    *("numpy", "pillow"),
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "huggingface_hub",
+    "safetensors",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "pillow",
 )
 IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
 EXTRAS = {
@@ -210,8 +218,7 @@ def _published(folder: Path) -> str | None:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     except OSError:
         return None
 
@@ -237,7 +244,7 @@ def _import_error(name: str) -> str | None:
     try:
         import_module(name)
     except Exception as e:
-        return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        return f"{type(e).__name__}: {one_line(e)}"
     return None
 
 

@@ -73,3 +73,8 @@ class Terminated(T2IError):
     """SIGTERM arrived; the state was saved first."""
 
     exit_code = 143
+
+
+def one_line(e: Exception, most: int = 200) -> str:
+    """What a library's error says, on one line of at most so many characters."""
+    return " ".join(str(e).split())[:most]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from t2i.errors import CheckpointError
+from t2i.files import file_hash
 from t2i.training import checkpoint as module
-from t2i.training.checkpoint import PARTS, Checkpoint, file_hash, load_checkpoint, save_checkpoint, tensors_hash
+from t2i.training.checkpoint import PARTS, Checkpoint, load_checkpoint, save_checkpoint, tensors_hash
 from t2i.training.run import RunFolder
 
 FILES = [*(f"{part}.safetensors" for part in PARTS), "state.json", "manifest.json"]

@@ -185,7 +185,8 @@ def read_log(run: Path) -> list[dict[str, float]]:
 
 def fingerprint(run: Path) -> dict[str, Any]:
     """What two equal runs must share bit for bit: newest checkpoint, log, exported weights."""
-    from t2i.training.checkpoint import file_hash, load_checkpoint, tensors_hash
+    from t2i.files import file_hash
+    from t2i.training.checkpoint import load_checkpoint, tensors_hash
     from t2i.training.run import RunFolder
 
     checkpoint = load_checkpoint(RunFolder(run).saved()[0])

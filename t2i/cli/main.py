@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from t2i.cli.defaults import UNTOUCHED, config_path, default_map
-from t2i.errors import ConfigError, OutOfMemory, T2IError, UsageError
+from t2i.errors import ConfigError, OutOfMemory, T2IError, UsageError, one_line
 
 # name: ("module:attribute", one line of help), in the order of a user's first day
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -177,13 +177,13 @@ def _explain(e: Exception, session: Session) -> int:
 
     if not isinstance(e, T2IError) and is_out_of_memory(e):
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
-        e = OutOfMemory(f"out of memory: {_one_line(e)}", hint)
+        e = OutOfMemory(f"out of memory: {one_line(e, 300)}", hint)
     if isinstance(e, T2IError):
         way_out = e.hint
         if session.defaults and isinstance(e, UsageError) and not isinstance(e, ConfigError):
             way_out = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
         return _say(e.message, way_out, e.exit_code)
-    what = f"{type(e).__name__}: {_one_line(e)}" if str(e) else type(e).__name__
+    what = f"{type(e).__name__}: {one_line(e, 300)}" if str(e) else type(e).__name__
     return _say(f"unexpected {what}", "--debug shows where", 1)
 
 
@@ -213,10 +213,6 @@ def _redact(text: str) -> str:
         if len(token) >= 8:
             text = text.replace(token, f"<{name}>")
     return text
-
-
-def _one_line(e: Exception) -> str:
-    return " ".join(str(e).split())[:300]
 
 
 def _close_stdout() -> int:

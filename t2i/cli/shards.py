@@ -9,7 +9,6 @@ one that comes. So a kill in between leaves a shard that is known, and a shard t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from t2i import files
 from t2i.cli.shardfiles import KINDS, Picture
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, UsageError, one_line
 
 # Of the manifest: index, job, file, prompt, seed, hash, bytes, status; the key within a shard; an error
 Line = dict[str, Any]
@@ -70,7 +69,7 @@ class Shards:
         size, states = _size(self.path(number)), self._states(number)
         found = [state for state in states if state.bytes == size]
         if len(found) > 1 and size is not None:  # two of one size, after a kill at the very moment of renaming
-            digest = _digest(self.path(number))
+            digest = files.file_hash(self.path(number))
             found = [state for state in found if state.sha256 == digest]
         return found[0] if found else None
 
@@ -118,7 +117,7 @@ class Shards:
                 self.kind.write(file, self._pictures(number, made, before))
                 file.flush()
                 os.fsync(file.fileno())
-            after = State(temporary.stat().st_size, _digest(temporary), after.lines)
+            after = State(temporary.stat().st_size, files.file_hash(temporary), after.lines)
             new = not self._states(number)
             self._write_record(number, [after, *([before] if before else [])])
             _give_name(temporary, self.path(number), new)
@@ -151,7 +150,7 @@ class Shards:
         try:
             yield from self.kind.read(path)
         except Exception as e:  # a damaged file: pyarrow and tarfile raise a dozen kinds
-            raise _unreadable(path, " ".join(str(e).split())[:200]) from None
+            raise _unreadable(path, one_line(e)) from None
 
     def _record(self, number: int) -> Path:
         return self._records / f"{number:06d}.json"
@@ -182,11 +181,6 @@ def _give_name(temporary: Path, path: Path, new: bool) -> None:
 
 def _unreadable(path: Path, what: str) -> DataError:
     return DataError(f"cannot read {path}: {what}", "delete it, and the same command makes it again")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int | None:

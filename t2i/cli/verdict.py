@@ -71,7 +71,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
         return {
             **{name: f"{name} {version}" for name, version in recipe.versions.items()},
             "device": recipe.device,
-            "machine": machine_words(recipe.machine) or "none of that",
+            "machine": _machine_words(recipe.machine) or "none of that",
             "hardware": recipe.hardware,
             "threads": threads,
             "batch": f"{recipe.batch_size} at once",
@@ -85,14 +85,17 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
     return tuple(", ".join(filter(None, (side.get(key) for key in differing))) for side in (then, now))  # type: ignore[return-value]
 
 
-def machine_words(machine: Mapping[str, Any]) -> str:
+def _machine_words(machine: Mapping[str, Any]) -> str:
     """What a record says of the machine beyond the usual, in words."""
-    bits, retries = machine.get("quantize"), machine.get("retries")
-    said = [f"{bits}-bit weights"] * bool(bits) + ["tiled decoding"] * bool(machine.get("tiling"))
-    said += ["a compiled network"] * bool(machine.get("compiled")) + [f"{retries} retries"] * bool(retries)
-    said += ["deterministic"] * bool(machine.get("deterministic"))
-    said += [f"offload {offload}"] if (offload := machine.get("offload")) else []
-    return ", ".join(said)
+    said = {
+        f"{machine.get('quantize')}-bit weights": machine.get("quantize"),
+        "tiled decoding": machine.get("tiling"),
+        "a compiled network": machine.get("compiled"),
+        f"{machine.get('retries')} retries": machine.get("retries"),
+        "deterministic": machine.get("deterministic"),
+        f"offload {machine.get('offload')}": machine.get("offload"),
+    }
+    return ", ".join(words for words, is_so in said.items() if is_so)
 
 
 def _distance(path: Path, told: Recipe, image: Image) -> str:

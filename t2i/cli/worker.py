@@ -14,7 +14,7 @@ from t2i.cli.listing import Group, Item, Listing, options_of
 from t2i.cli.packing import Packed, pack
 from t2i.cli.progress import Progress
 from t2i.cli.shards import Line
-from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError
+from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError, one_line
 from t2i.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Worker:
         if isinstance(e, RuntimeError) and "memory" not in str(e):
             raise e
         self._failures.append(e)
-        said = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        said = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {one_line(e)}"
         where = group.items[0].task.prompt.where
         said = f"{said}; {e.hint}" if isinstance(e, OutOfMemory) and e.hint else said  # which option helps
         said = f"{where}: {said}" if where and isinstance(e, UsageError) else said

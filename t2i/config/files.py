@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from t2i.config.base import Run, Strict
 from t2i.config.families import FAMILIES
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, one_line
 
 MAX_CONFIG_BYTES = 1_000_000
 C = TypeVar("C", bound=Strict)
@@ -82,7 +82,7 @@ def parse_yaml(text: str, where: str = "config") -> Any:
     except ConfigError as e:
         raise ConfigError(f"{where}: {e.message}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as e:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(e).split())[:300]}") from None
+        raise ConfigError(f"{where}: not valid YAML: {one_line(e, 300)}") from None
 
 
 def load_config(path: Path, family: str, overrides: tuple[str, ...] = ()) -> Run:

@@ -26,7 +26,7 @@ from t2i.data.memory import THREADS, chunks, spread
 from t2i.data.rows import Row, Rows, picture
 from t2i.data.sources import is_folder, is_hub, open_source
 from t2i.data.writing import Cell, Columns, parquet_writer
-from t2i.errors import DataError, ImageError, UsageError
+from t2i.errors import DataError, ImageError, UsageError, one_line
 
 AHEAD = 16  # pictures decoded and encoded at once
 NAMED = 100  # bad pictures named; all are counted
@@ -67,10 +67,9 @@ class Part:
 class Prepared:
     """What was done.
 
-    rows: read from the source.  enlarged: pictures that were smaller than asked for.  bad: where and why, the first
-    NAMED.  duplicates: left out; None where
-    none were looked for.  columns: beside the
-    image, with their classes.
+    rows: read from the source.  enlarged: pictures that were smaller than asked for.
+    bad: where and why, the first NAMED.  duplicates: left out; None where none were looked for.
+    columns: beside the image, with their classes.
     """
 
     source: str
@@ -89,9 +88,9 @@ class Prepared:
     def lines(self) -> list[tuple[str, str]]:
         """As names and texts, for a human."""
         found = [(part.path, f"{part.rows:,} pictures, {part.bytes / 1e6:,.1f} MB") for part in self.parts]
-        found += [("left out", "\n".join([f"{self.bad_count:,} that cannot be read", *self.bad[:EXAMPLES]]))] * bool(
-            self.bad
-        )
+        if self.bad:
+            few = "\n".join([f"{self.bad_count:,} that cannot be read", *self.bad[:EXAMPLES]])
+            found.append(("left out", few))
         if self.duplicates is not None:
             found.append(("duplicates", f"{self.duplicates:,} left out"))
         if self.enlarged:
@@ -216,7 +215,7 @@ def _bytes(row: Row, image: Image.Image, options: Options) -> bytes:
         image.save(buffer, kind, **settings)
         return buffer.getvalue()
     except OSError as e:  # of JPEG, a side beyond 65,500 pixels
-        raise ImageError(f"{row.where}: cannot be encoded: {' '.join(str(e).split())[:200]}") from None
+        raise ImageError(f"{row.where}: cannot be encoded: {one_line(e)}") from None
 
 
 def _note(error: ImageError, options: Options, done: Prepared) -> None:

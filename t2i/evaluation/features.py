@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from t2i import config, images
-from t2i.errors import ConfigError, ModelError, UsageError
+from t2i.errors import ConfigError, ModelError, UsageError, one_line
 from t2i.evaluation.networks import clip, dinov2, inception
 from t2i.nn.resnet import ResNet
 from t2i.pipelines.loading import choose_device
@@ -142,7 +142,7 @@ def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
     except ModelError:
         raise
     except Exception as e:  # diffusers raises nearly anything on a damaged folder
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e)
         raise ModelError(f"cannot load the classifier {name}: {type(e).__name__}: {reason}") from e
     hash = weights_hash(weights, folder)
     assert hash is not None, "a classifier is small enough to be hashed"

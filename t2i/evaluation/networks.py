@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.errors import ModelError, ModelUnavailable
+from t2i.errors import ModelError, ModelUnavailable, one_line
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.pipelines.weights import check_safetensors
 from t2i.zoo import read_json
@@ -63,7 +63,7 @@ def _read(folder: Path, device: str, prompts: list[str]) -> Tensor:
             load: Any = CLIPTextModelWithProjection
             net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         except Exception as e:  # transformers raises nearly anything on a damaged folder
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             raise ModelError(f"cannot load {folder.name}: {type(e).__name__}: {reason}", "get the model again") from e
     net = net.to(device).eval()
     most = int(net.config.max_position_embeddings)
@@ -102,7 +102,7 @@ def _transformer(
         try:
             net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         except Exception as e:  # transformers raises nearly anything on a damaged folder
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             raise ModelError(f"cannot load {folder.name}: {type(e).__name__}: {reason}", "get the model again") from e
     if any("newly initialized" in line or "MISSING" in line for line in said):
         raise ModelError(f"cannot load {folder.name}: weights are missing", "get the model again")
@@ -154,7 +154,7 @@ def _folder(model: str, offline: bool) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=local))
     except Exception as e:  # the Hub library's own errors, the network's, the disk's
-        reason = " ".join(str(e).split())[:160]
+        reason = one_line(e, 160)
         raise ModelUnavailable(
             f"{model[:80]!r} is no folder, and not available from the Hub: {type(e).__name__}: {reason}",
             f"with a network: hf download {model[:80]}",

@@ -13,7 +13,7 @@ from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.hub_facts import OFFLINE
 from t2i.pipelines.quiet import prepare_libraries
-from t2i.pipelines.weights import SAFETENSORS_HINT, check_safetensors, file_hash
+from t2i.pipelines.weights import SAFETENSORS_HINT, check_safetensors, hash_weights
 from t2i.zoo import PICKLES
 
 USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")  # as diffusers' training scripts save
@@ -85,7 +85,7 @@ def find(location: str, option: str = "--lora", offline: bool = False) -> Adapte
 @lru_cache(maxsize=256)
 def _hash(path: Path, size: int, time: int) -> str:
     """size, time: of the file; another of either, another file."""
-    return file_hash(path)
+    return hash_weights(path)
 
 
 def _is_local(path: Path) -> bool:

@@ -6,9 +6,10 @@ folder that holds one, or a file on the Hub: owner/name or owner/name/file. Noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2i.errors import UsageError
 from t2i.pipelines.spelling import read_scale, split_image, split_last
@@ -73,6 +74,15 @@ class Adapters:
 
 
 NO_ADAPTERS = Adapters()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """One adapter that is in a pipeline.  record: as the recipe keeps it.  line, warning: for the user."""
+
+    record: Mapping[str, Any]
+    line: str
+    warning: str = ""
 
 
 def read_lora(spec: str) -> Lora:

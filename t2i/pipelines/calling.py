@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import ModelError, NonFinite, T2IError
+from t2i.errors import ModelError, NonFinite, T2IError, one_line
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.settings import call_parameters
 
@@ -28,7 +28,7 @@ def call(pipe: Any, name: str, options: Mapping[str, Any]) -> tuple[torch.Tensor
     except (T2IError, MemoryError, torch.OutOfMemoryError):
         raise
     except (ValueError, TypeError, AttributeError, NotImplementedError) as e:
-        reason = " ".join(str(e).split())[:300]
+        reason = one_line(e, 300)
         raise ModelError(f"{name} cannot draw this: {reason}", "--debug shows where") from e
     x = output.images.float().mul(2).sub(1)  # pipelines hand out [0, 1], with NaN kept
     blanked = getattr(output, "nsfw_content_detected", None) or [False] * len(x)

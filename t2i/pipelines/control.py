@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from t2i.errors import ModelError, T2IError, UsageError
+from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.pipelines import hub
 from t2i.pipelines.loading import refuse_missing_weights
 from t2i.pipelines.quiet import quiet
@@ -99,7 +99,7 @@ def load_control(net: str, family: str, pipe: Any, offline: bool = False) -> Any
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             raise ModelError(f"cannot load control {net[:60]!r}: {type(e).__name__}: {reason}", "get it again") from e
     refuse_missing_weights(f"control {net[:60]!r}", said)
     base = getattr(pipe, "unet", None) or pipe.transformer

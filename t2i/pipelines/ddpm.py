@@ -22,7 +22,7 @@ from t2i.diffusion.guidance import Denoiser, clipped, denoiser, guided
 from t2i.diffusion.samplers import SAMPLERS, sample
 from t2i.diffusion.schedule import timestep
 from t2i.diffusion.spacing import SPACINGS
-from t2i.errors import ModelError, NonFinite, UsageError
+from t2i.errors import ModelError, NonFinite, UsageError, one_line
 from t2i.nn.unet import UNet2DModel
 from t2i.pipelines import limits
 from t2i.pipelines.classes import Labels, label_numbers
@@ -102,7 +102,7 @@ class DDPM:
         except ModelError:
             raise
         except Exception as e:
-            reason = " ".join(str(e).split())[:300]
+            reason = one_line(e, 300)
             raise ModelError(f"cannot load {found.model.name}: {type(e).__name__}: {reason}") from e
         names = folder / CLASSES_FILE
         classes = read_json(names).get("classes", ()) if names.exists() else ()

@@ -16,7 +16,7 @@ from t2i.pipelines.calling import watch_steps
 from t2i.pipelines.control import MeanEncoder, load_control
 from t2i.pipelines.editing import Control, Edit
 from t2i.pipelines.noise import draw_in_float32, make_generators
-from t2i.pipelines.settings import Settings, call_parameters
+from t2i.pipelines.settings import Settings, call_parameters, parameters_of
 from t2i.pipelines.stills import Still, cover
 
 if TYPE_CHECKING:
@@ -202,14 +202,8 @@ def _has(family: str, task: str, guided: bool) -> bool:
     kind = getattr(auto_pipeline, table).get(family + GUIDED if guided else family)
     if kind is None:
         return False
-    takes = set(call_parameters_of(kind))
+    takes = set(parameters_of(kind))
     return needed <= takes and (not guided or task == "text-to-image" or "control_image" in takes)
-
-
-def call_parameters_of(kind: type) -> tuple[str, ...]:
-    import inspect
-
-    return tuple(inspect.signature(kind.__call__).parameters)
 
 
 def _passes(edit: Edit) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError, OutOfMemory, T2IError
+from t2i.errors import ModelError, OutOfMemory, T2IError, one_line
 from t2i.pipelines.machine import SMALLER, Plan
 from t2i.pipelines.memory import is_out_of_memory
 from t2i.pipelines.need import DENOISERS
@@ -82,7 +82,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     except RuntimeError as e:
         if "deterministic" not in str(e):
             raise
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e)
         raise ModelError(f"the model cannot draw deterministically: {reason}", "leave --deterministic out") from e
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -97,7 +97,7 @@ def advice(doing: str, plan: Plan | None) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, T2IError) or not is_out_of_memory(e):
             raise
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        reason = one_line(e) or type(e).__name__
         way_out = plan.way_out() if plan is not None else f"less at once: {SMALLER}"
         raise OutOfMemory(f"out of memory while {doing}: {reason}", way_out) from e
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from t2i.errors import ModelError, UsageError
 from t2i.pipelines.adapter_files import AdapterFile
-from t2i.pipelines.adapters import Embedding
-from t2i.pipelines.lora import Attached
+from t2i.pipelines.adapters import Attached, Embedding
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.weights import tensor_shapes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from t2i.errors import ModelError, ModelUnavailable
+from t2i.errors import ModelError, ModelUnavailable, one_line
 from t2i.pipelines.hub_facts import OFFLINE, TIMEOUT, check_listing, explain, is_reachable, not_cached
 from t2i.pipelines.quiet import prepare_libraries, quiet
 from t2i.zoo import Defaults, ResolvedModel
@@ -124,7 +124,7 @@ def _download(model: ResolvedModel, revision: str | None) -> Path:
     except HfHubHTTPError as e:
         explain(e, model, revision)
     except ValueError as e:
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e)
         raise ModelError(f"cannot download {model.name!r}: {reason}", "--debug shows where") from e
     except Exception as e:  # the HTTP library's own errors, the disk's
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError, UsageError
+from t2i.errors import ModelError, UsageError, one_line
 from t2i.pipelines.adapter_files import AdapterFile
-from t2i.pipelines.adapters import IPAdapter
-from t2i.pipelines.lora import Attached
+from t2i.pipelines.adapters import Attached, IPAdapter
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.stills import Still
 from t2i.pipelines.weights import check_component, tensor_shapes
@@ -54,7 +53,7 @@ def attach(
         try:
             pipe.load_ip_adapter(**options)
         except Exception as e:  # whatever diffusers finds wrong with a file
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             message = f"{', '.join(path.name for path in files)} does not fit {model}: {reason}"
             raise ModelError(message, "an IP-Adapter belongs to one family of models") from e
         pipe.set_ip_adapter_scale([adapter.scale for adapter, _ in wanted])
@@ -141,7 +140,7 @@ def _load_encoder(pipe: Any, model: str, folder: Path, file: AdapterFile) -> Non
                 folder, use_safetensors=True, local_files_only=True, dtype=pipe.dtype
             )
         except Exception as e:  # transformers' own
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             raise ModelError(f"cannot load the image encoder of {file.name}: {reason}", "get it again") from e
         if any("newly initialized" in line for line in said):
             raise ModelError(f"the image encoder of {file.name} lacks weights", "get it again")

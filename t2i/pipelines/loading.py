@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError, T2IError, UsageError
+from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.pipelines import hub, quantize, single_file
 from t2i.pipelines.effects import put_in_place
 from t2i.pipelines.machine import Plan
@@ -177,7 +177,7 @@ def load_pipeline(
             refuse_missing_weights(name, said)
             if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
                 raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
-            reason = " ".join(str(e).split())[:300]
+            reason = one_line(e, 300)
             hint = "get the model again"
             if not files.path.is_dir():
                 hint += "; if it has other sizes than usual, give the folder of its configs: --config FOLDER"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from t2i.errors import ModelError, UsageError
+from t2i.errors import ModelError, UsageError, one_line
 from t2i.pipelines.adapter_files import AdapterFile
-from t2i.pipelines.adapters import Lora
+from t2i.pipelines.adapters import Attached, Lora
 from t2i.pipelines.lora_files import FAMILIES, family, pipeline_family
 from t2i.pipelines.quiet import quiet
 from t2i.pipelines.weights import tensor_shapes
@@ -22,15 +21,6 @@ SHOWN = 3  # names in a warning
 # The two factors of a change, and which side of the layer each of them meets
 FACTORS = (("lora_A", 1, ("in_features", "in_channels")), ("lora_B", 0, ("out_features", "out_channels")))
 LAYER = re.compile(r"(.+?)\.(lora_|lokr_|hada_|alpha$)")
-
-
-@dataclass(frozen=True)
-class Attached:
-    """One adapter that is in a pipeline.  record: as the recipe keeps it.  line, warning: for the user."""
-
-    record: Mapping[str, Any]
-    line: str
-    warning: str = ""
 
 
 def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) -> list[Attached]:
@@ -190,5 +180,5 @@ def _fits_nothing(pipe: Any, model: str, file: AdapterFile, total: int) -> Model
 
 
 def _not_understood(pipe: Any, model: str, file: AdapterFile, e: Exception) -> ModelError:
-    reason = " ".join(str(e).split())[:160]
+    reason = one_line(e, 160)
     return ModelError(f"{file.name} is no LoRA for {model}: {reason}", _made_for(pipe, file))

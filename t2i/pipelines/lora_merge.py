@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError, T2IError, UsageError
+from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.fitting import Fitted, fit
@@ -66,7 +66,7 @@ def _fuse(pipe: Any, model: str) -> None:
         try:
             pipe.fuse_lora(components=parts, safe_fusing=True)
         except ValueError as e:  # what peft says of NaN and infinity
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e)
             raise ModelError(f"cannot merge into {model}: {reason}", "try a smaller scale") from e
         pipe.unload_lora_weights()
 

@@ -60,7 +60,7 @@ class Rung(NamedTuple):
 
     def words(self) -> dict[str, str]:
         """What is not plain on this rung: {what: the options of `t2i generate` that ask for it}."""
-        said = {f"{self.dtype}": f"--dtype {self.dtype}"} if self.dtype == "bfloat16" else {}
+        said = {self.dtype: f"--dtype {self.dtype}"} if self.dtype == "bfloat16" else {}
         said |= {"tiled decoding": "--tiling"} if self.tiling else {}
         said |= {f"offload {self.offload}": f"--offload {self.offload}"} if self.offload != "none" else {}
         return said | ({f"{self.bits}-bit weights": f"--quantize {self.bits}"} if self.bits else {})

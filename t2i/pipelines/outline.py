@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,10 +38,15 @@ class Outline:
         """How many images are drawn at once unless the user says."""
         return batch_size_for(self.networks.elements, width, height)
 
-    def largest(self, wishes: Any, batch_size: int | None, images: int | None = None) -> Pictures:
-        """The largest pictures of these wishes (arguments of `settings`); wrong ones are judged where they stand."""
+    def largest(
+        self, asked: Iterable[Mapping[str, Any]], batch_size: int | None, images: int | None = None
+    ) -> Pictures:
+        """The largest pictures that are asked for, as `settings` takes it; what is wrong is judged where it stands.
+
+        batch_size: how many at once; None: what the model's default is.  images: how many there are at most.
+        """
         found = []
-        for chosen in wishes:
+        for chosen in asked:
             try:
                 made = self.settings(**chosen)
             except UsageError:
@@ -49,5 +56,5 @@ class Outline:
         return max(found, key=lambda p: p.width * p.height * p.batch, default=Pictures())
 
 
-def _folder(files: ModelFiles) -> Any:
+def _folder(files: ModelFiles) -> Path:
     return files.path if files.path.is_dir() else files.path.parent

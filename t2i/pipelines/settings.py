@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -104,16 +105,16 @@ def choose_settings(
     )
 
 
-def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """The arguments that drawing with this pipeline takes."""
     kind: Any = type(pipe)
-    return dict(_signature(kind).parameters)
+    return parameters_of(kind)
 
 
 @lru_cache(maxsize=64)
-def _signature(kind: Any) -> inspect.Signature:
-    """Asked for with each row of a list, and slow to find."""
-    return inspect.signature(kind.__call__)
+def parameters_of(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """The same of a class of pipelines.  Asked for with each row of a list, and slow to find."""
+    return inspect.signature(kind.__call__).parameters
 
 
 def size_multiple(pipe: Any) -> int:

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from t2i.errors import ModelError
+from t2i.errors import ModelError, one_line
+from t2i.files import file_hash
 from t2i.zoo import PICKLES, read_json
 
 MAX_HEADER_BYTES = 32 * 2**20
@@ -139,8 +140,8 @@ def weights_hash(files: Sequence[Path], root: Path) -> str | None:
     if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
         return None
     if len(files) == 1:
-        return file_hash(files[0])
-    lines = sorted(f"{file.relative_to(root).as_posix()} {file_hash(file)}\n" for file in files)
+        return hash_weights(files[0])
+    lines = sorted(f"{file.relative_to(root).as_posix()} {hash_weights(file)}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -212,17 +213,16 @@ def _check_tensors(path: Path, where: str) -> None:
             if not list(file.keys()):
                 raise ModelError(f"{where} holds no tensors", "get the file again")
     except (SafetensorError, OSError, ValueError) as e:
-        reason = " ".join(str(e).split())[:160]
+        reason = one_line(e, 160)
         raise ModelError(f"{where} is damaged or cut short: {reason}", "get the file again") from None
 
 
-def file_hash(path: Path) -> str:
-    """sha256 (hex) of a whole file."""
+def hash_weights(path: Path) -> str:
+    """sha256 (hex) of a file of weights."""
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and path.resolve().parent.name == "blobs":
         return blob  # the Hub's cache names its large files by their sha256
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path)
 
 
 def _carries_code(folder: Path, what: Any) -> ModelError:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from t2i.errors import CheckpointError
+from t2i.files import file_hash
 
 FORMAT = 1
 PARTS = ("model", "ema", "optimizer")
@@ -92,12 +93,6 @@ def check_fit(part: str, saved: Mapping[str, Tensor], now: Mapping[str, Tensor])
                 f"the checkpoint does not fit: in its {part} part {name} is {shapes[0]}, in this model {shapes[1]}",
                 "keep the model that the run was begun with; --fresh starts over, --run DIR takes another folder",
             )
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -21,12 +21,12 @@ from t2i import files, images
 from t2i.config import ClassifierConfig
 from t2i.data.tables import Table, load_table
 from t2i.errors import DataError
+from t2i.files import file_hash
 from t2i.nn.resnet import ResNet
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
 from t2i.training.augment import erase, translate
 from t2i.training.batch import class_numbers, classes_of, pictures
-from t2i.training.checkpoint import file_hash
 from t2i.training.engine import Engine, Step
 from t2i.training.outline import FORWARD_AND_BACKWARD, Outline, blank_batch, class_count, size, work
 from t2i.training.run import Launch, RunFolder
