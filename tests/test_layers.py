@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,8 +85,9 @@ class Source:
     package: bool = False
 
 
+@cache
 def sources() -> list[Source]:
-    """Every module of t2i."""
+    """Every module of t2i, parsed once."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
