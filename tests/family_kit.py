@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import save_tokenizer
-from single_file_kit import tiny
+from single_file_kit import clip_config, tiny
 
 FAMILIES = ("sd15", "sdxl", "sd3", "flux")
 
@@ -43,24 +43,6 @@ def _t5_tokenizer(folder: Path) -> Any:
     tokenizer.save_pretrained(folder)
     assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     return T5Tokenizer.from_pretrained(folder)
-
-
-def _clip(width: int, vocabulary: int) -> Any:
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=width,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=0,
-        dtype="float32",
-    )
 
 
 def _t5(vocabulary: int) -> Any:
@@ -114,8 +96,8 @@ def _save_sd3(folder: Path) -> Any:
                 out_channels=16,
             ).eval(),
             vae=_vae(16),
-            text_encoder=CLIPTextModelWithProjection(_clip(16, sizes[0])).eval(),
-            text_encoder_2=CLIPTextModelWithProjection(_clip(16, sizes[1])).eval(),
+            text_encoder=CLIPTextModelWithProjection(clip_config(16, sizes[0])).eval(),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(16, sizes[1])).eval(),
             text_encoder_3=_t5(len(t5)),
             tokenizer=_clip_tokenizer(folder / "tokenizer"),
             tokenizer_2=_clip_tokenizer(folder / "tokenizer_2"),
@@ -147,7 +129,7 @@ def _save_flux(folder: Path) -> Any:
                 guidance_embeds=True,
             ).eval(),
             vae=_vae(4),
-            text_encoder=CLIPTextModel(_clip(32, size)).eval(),
+            text_encoder=CLIPTextModel(clip_config(32, size)).eval(),
             text_encoder_2=_t5(len(t5)),
             tokenizer=_clip_tokenizer(folder / "tokenizer"),
             tokenizer_2=t5,

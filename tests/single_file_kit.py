@@ -149,7 +149,7 @@ def tiny(kind: str, vocabulary: int) -> Any:
         StableDiffusionXLPipeline,
         UNet2DConditionModel,
     )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     noise: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     xl = kind == "sdxl"
@@ -183,27 +183,35 @@ def tiny(kind: str, vocabulary: int) -> Any:
         )
         vae.decoder.conv_out.weight.data.mul_(2)
 
-        def text(width: int) -> CLIPTextConfig:
-            return CLIPTextConfig(
-                vocab_size=vocabulary,
-                hidden_size=width,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                projection_dim=width,
-                bos_token_id=vocabulary - 2,
-                eos_token_id=vocabulary - 1,
-                pad_token_id=0,
-                dtype="float32",
-            )
-
-        parts: dict[str, Any] = {"unet": unet.eval(), "vae": vae.eval(), "text_encoder": CLIPTextModel(text(16)).eval()}
+        parts: dict[str, Any] = {
+            "unet": unet.eval(),
+            "vae": vae.eval(),
+            "text_encoder": CLIPTextModel(clip_config(16, vocabulary)).eval(),
+        }
         if xl:
-            second = CLIPTextModelWithProjection(text(24)).eval()
+            second = CLIPTextModelWithProjection(clip_config(24, vocabulary)).eval()
             scheduler = EulerDiscreteScheduler(**noise, steps_offset=1, timestep_spacing="leading")
             parts |= {"text_encoder_2": second, "tokenizer": None, "tokenizer_2": None, "scheduler": scheduler}
             return StableDiffusionXLPipeline(**parts)
     scheduler = PNDMScheduler(**noise, skip_prk_steps=True, steps_offset=1)
     parts |= {"tokenizer": None, "scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def clip_config(width: int, vocabulary: int) -> Any:
+    """Of a small CLIP text encoder."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=width,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=0,
+        dtype="float32",
+    )
