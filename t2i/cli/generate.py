@@ -68,8 +68,7 @@ def generate(**given: Any) -> None:
     file, originals, numbers = given.pop("file"), given.pop("originals"), given.pop("seeds")
     given["width"], given["height"] = read_size(size, given["width"], given["height"])
     seeds = choose_seeds(numbers)
-    started = [given.pop(name) for name in ("image", "mask", "strength", "controls", "upscale")]
-    given["edit"] = make_edit(*started)
+    given["edit"] = make_edit(*_started(given, bool(file), bool(originals)))
     check_shards(file, bool(arguments or options or originals), given)
     drawn: Iterator[tuple[Path, Recipe | Packed | None]]
     if file and not (arguments or options or originals) and is_batch(file, given["output"], given["grid"]):
@@ -93,6 +92,22 @@ def generate(**given: Any) -> None:
         drawn = draw(request, say, bar=not quiet)
     for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
+
+
+def _started(given: dict[str, Any], file: bool, replay: bool) -> list[Any]:
+    """What `make_edit` takes, out of `given`.
+
+    file, replay: whether prompts come from rows, or from pictures that are made again. What is a user's own default
+    adds nothing to a record, and a default strength waits for a picture.
+    """
+    source = click.get_current_context().get_parameter_source
+    names = ("image", "mask", "strength", "controls", "upscale")
+    started = {name: given.pop(name) for name in names}
+    for name in names:
+        idle = replay or (name == "strength" and started["image"] is None and not file)
+        if idle and source(name) is ParameterSource.DEFAULT_MAP:
+            started[name] = () if name == "controls" else None
+    return list(started.values())
 
 
 def _chosen() -> set[str]:

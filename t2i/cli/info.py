@@ -12,6 +12,7 @@ import click
 from t2i import images, recipe
 from t2i.cli.difference import difference, difference_table
 from t2i.cli.recorded import adapter_rows
+from t2i.cli.replay import machine_words
 from t2i.cli.restoring import edit_rows
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
@@ -166,7 +167,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         negative.append(("prompts read", ", ".join(f"{name}: {value}" for name, value in made["reading"].items())))
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
-    how = ", ".join(f"{name} {value}" for name, value in made["machine"].items())
+    how = machine_words(made["machine"])
     extra = [("machine", how)] if how else []
     extra += [("safety checker", made["safety"])] if made["safety"] in ("checked", "off") else []
     return [

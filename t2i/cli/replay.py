@@ -39,7 +39,7 @@ ASKED = {
     "scheduler": "scheduler",
     "dtype": "dtype",
     "adapters": "set of adapters",
-    "edit": "picture or strength to start from",
+    "edit": "picture, strength or ControlNet to start from",
 }
 _NAMES = tuple(field.name for field in fields(Wish) if field.name != "edit")
 MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
@@ -254,6 +254,7 @@ def machine_words(machine: Mapping[str, Any]) -> str:
     said = [f"{bits}-bit weights"] * bool(bits) + ["tiled decoding"] * bool(machine.get("tiling"))
     said += ["a compiled network"] * bool(machine.get("compiled")) + [f"{retries} retries"] * bool(retries)
     said += ["deterministic"] * bool(machine.get("deterministic"))
+    said += [f"cache {cache}"] if (cache := machine.get("cache")) else []
     said += [f"offload {offload}"] if (offload := machine.get("offload")) else []
     return ", ".join(said)
 
