@@ -13,8 +13,9 @@ from adapter_kit import save_ip_adapter, save_lora
 from editing_kit import half_mask, picture, pixels, save_control
 from generate_kit import Run
 
-from t2i import recipe
+from t2i import load, recipe
 from t2i.cli.defaults import config_path
+from t2i.errors import UsageError
 from t2i.pipelines import quantize
 from t2i.pipelines.text_to_image import TextToImage
 
@@ -227,3 +228,12 @@ def test_info_says_in_words_how_a_picture_was_computed(
     assert main(["info", "one.png"]) == 0
     line = next(line for line in capfd.readouterr().out.splitlines() if line.split()[:1] == ["machine"])
     assert line.split(maxsplit=1)[1] == "tiled decoding, deterministic, cache reuse:3"
+
+
+def test_python_refuses_what_only_the_command_reads(tiny_pipeline: Path) -> None:
+    draw = load(tiny_pipeline)
+    with pytest.raises(UsageError, match="in a prompt is for the command line"):
+        draw("a horse <lora:style:0.5>", seed=1, steps=2)
+    assert draw("a <lora:style:0.5>", seed=1, steps=2, raw=True)[0].recipe.prompt == "a <lora:style:0.5>"
+    with pytest.raises(UsageError, match="every step would be compiled anew"):
+        load(tiny_pipeline, compile=True, cache="reuse")
