@@ -141,7 +141,8 @@ def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) 
 
     assert request.preview is not None
     path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
-    say(f"preview every {request.preview} steps: {path}")
+    every = "step" if request.preview == 1 else f"{request.preview} steps"
+    say(f"preview every {every}: {path}")
     try:
         yield Preview(request.preview, lambda image: save(image, path, recipe=Mark(), overwrite=True))
     finally:

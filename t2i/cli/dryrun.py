@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from t2i.cli.besides import find_adapters, look
 from t2i.cli.columns import aligned
 from t2i.cli.dryrun_page import SHOWN, model_rows, output_rows
 from t2i.cli.forewarning import warn_of_prompts
@@ -18,6 +19,7 @@ from t2i.cli.request import Request
 from t2i.cli.tasks import Task
 from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import ModelError, ModelUnavailable, UsageError
+from t2i.pipelines.editing import WORDS_ALONE
 from t2i.zoo import resolve
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ FIRST = 1000  # prompts whose words are looked at, as a batch does
 class Share:
     """What one model would draw.  Of a long list it holds its kinds and numbers, never the list.
 
-    sizes, steps: {value: images} as asked for, None is the model's own.  wrong: rows that it cannot draw.
+    sizes: {what decides the size: settings}; steps: {value: images} as asked for, None is the model's own.
+    dressed: its adapters are here.  wrong: rows that it cannot draw.
     """
 
     wish: ModelWish
@@ -42,18 +45,20 @@ class Share:
     remote: Remote | None = None
     problem: ModelUnavailable | None = None
     images: int = 0
-    sizes: dict[tuple[int | None, int | None], int] = field(default_factory=dict)
+    sizes: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
     steps: dict[int | None, int] = field(default_factory=dict)
     first: list[tuple[Task, dict[str, Any]]] = field(default_factory=list)
     wrong: int = 0
+    dressed: bool = True
     error: UsageError | None = None
     outline: Outline | None = None
 
     def count(self, task: Task, settings: dict[str, Any]) -> None:
         """One image more.  settings: as `TextToImage.settings` takes them."""
         self.images += 1
-        size = settings["width"], settings["height"]
-        self.sizes[size] = self.sizes.get(size, 0) + 1
+        edit = settings.get("edit", WORDS_ALONE)
+        size = settings["width"], settings["height"], edit.image and edit.image.size, edit.upscale
+        self.sizes.setdefault(size, {name: settings[name] for name in ("width", "height", "edit") if name in settings})
         self.steps[settings["steps"]] = self.steps.get(settings["steps"], 0) + 1
         if len(self.first) < FIRST:
             self.first.append((task, settings))
@@ -100,7 +105,7 @@ def survey_batch(file: Path, request: Request, chosen: bool, say: Say, as_json: 
     if not shares:
         raise UsageError(f"--prompts {file}: no prompt", "one per line, or rows with options")
     total: Facts = {"images": sum(share.images for share in shares.values()), "folder": str(listing.folder)}
-    if all(share.files is not None for share in shares.values()):
+    if all(share.files is not None and share.dressed for share in shares.values()):
         listing.request = replace(request, seeds=began or request.seeds)
         listing.locate = lambda wish: shares[wish].files  # type: ignore[assignment, return-value]
         total |= {"files": [], "missing": 0}
@@ -116,7 +121,13 @@ def survey_batch(file: Path, request: Request, chosen: bool, say: Say, as_json: 
 def _count(shares: dict[ModelWish, Share], request: Request, tasks: Iterable[Task]) -> None:
     for task in tasks:
         wish = model_wish(request, task.prompt.wish)
-        share = shares.get(wish) or shares.setdefault(wish, _find(wish, request))
+        if wish not in shares:
+            shares[wish] = _find(wish, request)
+            try:
+                find_adapters(wish.adapters, task, offline=True)
+            except ModelUnavailable:
+                shares[wish].dressed = False
+        share = shares[wish]
         share.count(task, complete(request, task.prompt.wish))
 
 
@@ -125,6 +136,7 @@ def _find(wish: ModelWish, request: Request) -> Share:
     from t2i.pipelines.hub_facts import ask
     from t2i.pipelines.loading import locate
     from t2i.pipelines.outline import Outline
+    from t2i.pipelines.step_cache import check_network, parse_cache
 
     model = resolve(wish.model)
     share = Share(wish)
@@ -132,6 +144,10 @@ def _find(wish: ModelWish, request: Request) -> Share:
         hub = model.kind == "hub"
         share.files = locate(wish.model, revision=wish.revision, offline=hub or request.offline, config=request.config)
         share.outline = Outline(share.files)
+        if wish.cache:
+            configs = share.outline.networks.configs
+            network = configs.get("unet") or configs.get("transformer") or {}
+            check_network(parse_cache(wish.cache), str(network.get("_class_name", "")))
     except (ModelUnavailable, ModelError):
         if model.kind != "hub":
             raise
@@ -145,6 +161,11 @@ def _find(wish: ModelWish, request: Request) -> Share:
 def _report(shares: list[Share], request: Request, total: Facts, say: Say, as_json: bool, steady: bool) -> None:
     """Print it all.  Raises ModelUnavailable afterwards, where a model cannot be had."""
     models = [_facts(share, request, say, steady) for share in shares]
+    for share, facts in zip(shares, models, strict=True):
+        facts["besides"], missing = _besides(share, request)
+        share.problem = share.problem or missing
+        facts["cache"] = share.wish.cache
+        facts["starts"] = _starts(share)
     if as_json:
         click.echo(json.dumps({"models": models} | total))
     else:
@@ -185,7 +206,7 @@ def _facts(share: Share, request: Request, say: Say, steady: bool) -> Facts:
 def _machine(share: Share, request: Request, files: ModelFiles, outline: Outline, steady: bool) -> Facts:
     from t2i.pipelines.machine import weights
 
-    sizes = [{"width": width, "height": height} for width, height in share.sizes]
+    sizes = list(share.sizes.values())
     plan = machine_plan(files, share.wish, request, sizes, share.images, steady)
     largest = outline.largest(sizes, request.batch_size, share.images)
     steps = {(outline.settings(steps=asked).steps): images for asked, images in share.steps.items()}
@@ -214,6 +235,20 @@ def _read_prompts(share: Share, say: Say) -> None:
     assert share.files is not None
     reader = Reader.of(share.files.kind, list(load_tokenizers(share.files).values()))
     warn_of_prompts(share.files.model.name, reader, share.first, say)
+
+
+def _besides(share: Share, request: Request) -> tuple[list[Facts], ModelUnavailable | None]:
+    from huggingface_hub.constants import is_offline_mode
+
+    edits = [(task, settings.get("edit", WORDS_ALONE)) for task, settings in share.first]
+    return look(share.files, share.wish, edits, request.offline or is_offline_mode())
+
+
+def _starts(share: Share) -> list[str]:
+    """What the first images are drawn from beside words, each way once."""
+    defaults = resolve(share.wish.model).defaults if share.files is None else share.files.defaults
+    edits = [(settings["edit"], settings["steps"]) for _, settings in share.first if "edit" in settings]
+    return list(dict.fromkeys(edit.words(steps or defaults.steps) for edit, steps in edits))
 
 
 def _name(share: Share) -> str:

@@ -22,10 +22,16 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
         ("gated", gated[facts["gated"]]),
         ("class", facts["class"] or "not known before it is here"),
     ]
+    rows += [(one["kind"], f"{one['words']} ({_weight(one['bytes'])})") for one in facts["besides"]]
+    starts = facts["starts"]
+    rows += [("starts", starts[0] if len(starts) == 1 else f"{len(starts)} ways")] if starts else []
+    rows += [("cache", facts["cache"])] if facts["cache"] else []
     if "memory" not in facts:
         return [*rows, ("memory", "not known before it is here"), ("images", str(facts["images"]))]
     memory, reasons = facts["memory"], dict(facts["reasons"])
     sums = f"{in_units(memory['weights'])} weights + {in_units(memory['computing'])} computing"
+    extra = sum(one["bytes"] or 0 for one in facts["besides"])
+    sums = f"{in_units(extra)} of the above + {sums}" if extra else sums
     fits = "" if memory["fits"] else ": it may not fit"
     dtype = reasons.pop(facts["dtype"], "")
     each = ", ".join(map(str, facts["steps_each"][:SHOWN]))
@@ -41,6 +47,10 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _weight(size: int | None) -> str:
+    return "not here; to be downloaded" if size is None else in_units(size)
+
+
 def output_rows(total: Facts) -> list[tuple[str, str]]:
     """How many images, into which files, and what of it is missing."""
     return list(_output(total))
@@ -51,7 +61,7 @@ def _output(total: Facts) -> Iterator[tuple[str, str]]:
     if "wrong" in total:
         yield "cannot be drawn", f"{total['wrong']} of them, with settings that the model does not take"
     if "files" not in total:
-        yield "files", f"in {total.get('folder')}; their names are known when the model is here"
+        yield "files", f"in {total.get('folder')}; their names are known when all of it is here"
         return
     more = total["images"] - len(total["files"])
     for k, name in enumerate(total["files"]):

@@ -59,6 +59,7 @@ def generate(**given: Any) -> None:
             click.echo(line, err=True)
 
     quiet, as_json, dry = given.pop("quiet"), given.pop("as_json"), given.pop("dry_run")
+    _forget_idle(given)
     asked = understand(given, _chosen(), say)
     drawn: Iterator[tuple[Path, Recipe | Packed | None]]
     if asked.batch is not None:
@@ -71,6 +72,18 @@ def generate(**given: Any) -> None:
         drawn = draw(asked.request, say, bar=not quiet)
     for path, recipe in drawn:
         click.echo(to_json(path, recipe) if as_json else str(path))
+
+
+def _forget_idle(given: dict[str, Any]) -> None:
+    """Take back what only the user's own defaults say, where it cannot be meant.
+
+    They add no picture to a record that is drawn again, and a default strength waits for a picture.
+    """
+    source = click.get_current_context().get_parameter_source
+    for name in ("image", "mask", "strength", "controls", "upscale"):
+        idle = given["originals"] or (name == "strength" and given["image"] is None and not given["file"])
+        if idle and source(name) is ParameterSource.DEFAULT_MAP:
+            given[name] = () if name == "controls" else None
 
 
 def _chosen() -> set[str]:

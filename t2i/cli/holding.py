@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from t2i.cli.besides import find_adapters, find_controls
 from t2i.cli.listing import Item, Listing
 from t2i.cli.planning import Part, prepare
 from t2i.cli.tasks import Task
 from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
+from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.settings import default_batch_size
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ class Held:
         file, request = self.listing.file, self.listing.request
         first: list[Task] = []
         wishes: dict[tuple[Any, ...], Task] = {}  # of each model and settings the first image that asks for them
-        models: set[ModelWish] = set()
+        models: dict[ModelWish, Task] = {}
         total = 0
         for total, task in enumerate(self.listing.tasks(), 1):
             model = model_wish(request, task.prompt.wish)
-            models.add(model)
+            models.setdefault(model, task)
             if total <= FIRST:
                 first.append(task)
             if len(wishes) < KINDS:
@@ -51,8 +53,13 @@ class Held:
                 raise UsageError(message, "leave `output` out of the rows")
         if not total:
             raise UsageError(f"--prompts {file}: no prompt", "one per line, or rows with options")
-        for model in models:
-            self.listing.locate(model)
+        edits: dict[ModelWish, list[tuple[Task, Edit]]] = {}
+        for (model, *_), task in wishes.items():
+            edits.setdefault(model, []).append((task, task.prompt.wish.edit.over(request.edit)))
+        for model, task in models.items():
+            files = self.listing.locate(model)
+            find_adapters(model.adapters, task, request.offline or files.offline)
+            find_controls(files, edits.get(model, ()), request.offline or files.offline)
         self._load(first)
         self._judge([task for (model, *_), task in wishes.items() if model == self._wish(first[0])])
         return total
@@ -69,14 +76,17 @@ class Held:
         if self.listing.request.batch_size is not None:
             return self.listing.request.batch_size
         settings = dict(item.settings)
-        key = item.model, settings["width"], settings["height"]
+        edit = settings.get("edit", WORDS_ALONE)
+        sized = Edit(image=edit.image, upscale=edit.upscale)  # what decides how large a picture becomes
+        key = item.model.base(), settings["width"], settings["height"], edit.image and edit.image.size, edit.upscale
         if key not in self._sizes:
             painter = self.painter(item.model, [item.task])
+            wanted = {name: settings[name] for name in ("width", "height", "steps")}
             try:
-                chosen = painter.settings(width=settings["width"], height=settings["height"])
+                chosen = painter.settings(**wanted, edit=sized)
             except UsageError:  # said when it is to be drawn
                 return 1
-            self._sizes[key] = default_batch_size(painter.pipe, chosen.width, chosen.height)
+            self._sizes[key] = default_batch_size(painter.pipe, *chosen.final)
         return self._sizes[key]
 
     def _load(self, tasks: list[Task]) -> None:

@@ -14,6 +14,7 @@ from t2i.cli.columns import aligned, printable
 from t2i.cli.difference import difference, difference_table
 from t2i.cli.recorded import adapter_rows
 from t2i.cli.restoring import edit_rows
+from t2i.cli.verdict import machine_words
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
 from t2i.zoo import MINI
@@ -151,7 +152,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         negative.append(("prompts read", ", ".join(f"{name}: {value}" for name, value in made["reading"].items())))
     threads = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''}" if made["threads"] else ""
     machine = ", ".join(filter(None, (made["hardware"], threads)))
-    how = ", ".join(f"{name} {value}" for name, value in made["machine"].items())
+    how = machine_words(made["machine"])
     extra = [("machine", how)] if how else []
     extra += [("safety checker", made["safety"])] if made["safety"] in ("checked", "off") else []
     return [

@@ -20,7 +20,9 @@ def machine_plan(
 ) -> Plan:
     """What a model is drawn with here.  asked: the settings that its pictures ask for.  steady: see `make_plan`."""
     from t2i.pipelines.loaded import make_plan
+    from t2i.pipelines.step_cache import check_compiled, parse_cache
 
+    check_compiled(parse_cache(wish.cache) if wish.cache else None, request.compile)
     wishes = Wishes(
         dtype=wish.dtype,
         offload=None if request.offload == "auto" else request.offload,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from t2i.cli.besides import find_adapters, find_controls
 from t2i.cli.forewarning import warn_of_prompts
 from t2i.cli.machine import machine_plan, say_safety
 from t2i.cli.request import Request
@@ -77,6 +78,10 @@ def plan(request: Request) -> list[Part]:
         if key not in found:
             found[key] = locate(wish.model, revision=wish.revision, offline=request.offline, config=request.config)
         parts.append(Part(found[key], wish, list(tasks)))
+    for part in parts:  # all of them, before the first one is drawn
+        edits = [(task, task.prompt.wish.edit.over(request.edit)) for task in part.tasks]
+        find_controls(part.files, edits, request.offline or part.files.offline)
+        find_adapters(part.wish.adapters, part.tasks[0], request.offline or part.files.offline)
     return parts
 
 

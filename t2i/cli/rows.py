@@ -20,6 +20,7 @@ from t2i.pipelines.adapters import read_embedding, read_ip_adapter, read_lora
 from t2i.pipelines.editing import WORDS_ALONE, check_strength, make_edit
 from t2i.pipelines.loading import DTYPES
 from t2i.pipelines.schedulers import scheduler_name
+from t2i.pipelines.step_cache import parse_cache
 
 
 def read_rows(lines: Iterable[str], suffix: str, where: str) -> Iterator[Prompt]:
@@ -69,6 +70,9 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
     for name, value in row.items():
         key = _key(name)
         if key not in READERS:
+            if key in WHOLE_RUN:
+                hint = f"--{key.replace('_', '-')} on the command line"
+                raise UsageError(f"{where}: {name[:40]} is an option of the whole run, not of a row", hint)
             near = difflib.get_close_matches(key, READERS, n=1)
             guess = f", did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"{where}: unknown option {name[:40]!r}{guess}", f"options: {', '.join(OPTIONS)}")
@@ -132,6 +136,25 @@ def _controls(value: Any) -> list[str]:
     return [_text("control")(one) for one in (value if isinstance(value, list) else [value])]
 
 
+def _flag(name: str) -> Callable[[Any], bool]:
+    """true or false; in a table, where all is text, also in words."""
+
+    def read(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        raise UsageError(f"{name}: got {str(value)[:40]!r}, allowed true, false")
+
+    return read
+
+
+def _quantize(value: Any) -> str:
+    if isinstance(value, bool) or str(value) not in QUANTIZE:
+        raise UsageError(f"quantize: got {str(value)[:40]!r}, allowed {', '.join(QUANTIZE)}")
+    return str(value)
+
+
 def _text(name: str, check: Callable[[str], Any] = lambda text: text) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str):
@@ -175,6 +198,18 @@ def _inside(text: str) -> None:
             raise UsageError(f"output: {text[:60]!r} leads out of the folder of --output", "give a relative name")
 
 
+QUANTIZE = ("none", "8", "4")
+WHOLE_RUN: tuple[str, ...] = (
+    "device",
+    "batch_size",
+    "compile",
+    "offload",
+    "auto_retry",
+    "preview",
+    "wildcards",
+    "lora_folder",
+)
+WHOLE_RUN += ("config", "offline", "format", "overwrite", "grid", "columns", "shards", "shard_size", "json", "quiet")
 # option: (field of Wish, how its value is read)
 READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prompt": ("prompt", _text("prompt", limits.check_prompt)),
@@ -193,6 +228,13 @@ READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "lora": ("loras", _specs("lora", read_lora)),
     "embedding": ("embeddings", _specs("embedding", read_embedding)),
     "ip_adapter": ("ip_adapters", _specs("ip_adapter", read_ip_adapter)),
+    "cache": ("cache", _text("cache", parse_cache)),
+    "quantize": ("quantize", _quantize),
+    "tiling": ("tiling", _flag("tiling")),
+    "deterministic": ("deterministic", _flag("deterministic")),
+    "no_safety": ("no_safety", _flag("no_safety")),
+    "raw": ("raw", _flag("raw")),
+    "chunks": ("chunks", _flag("chunks")),
     "output": ("output", _text("output", _inside)),
     "image": ("image", _text("image")),
     "mask": ("mask", _text("mask")),

@@ -28,7 +28,7 @@ ASKED = {
     "scheduler": "scheduler",
     "dtype": "dtype",
     "adapters": "set of adapters",
-    "edit": "picture or strength to start from",
+    "edit": "picture, strength or ControlNet to start from",
 }
 
 
@@ -71,7 +71,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
         return {
             **{name: f"{name} {version}" for name, version in recipe.versions.items()},
             "device": recipe.device,
-            "machine": _machine_words(recipe.machine) or "none of that",
+            "machine": machine_words(recipe.machine) or "none of that",
             "hardware": recipe.hardware,
             "threads": threads,
             "batch": f"{recipe.batch_size} at once",
@@ -85,7 +85,7 @@ def _circumstances(told: Recipe, made: Recipe) -> tuple[str, str]:
     return tuple(", ".join(filter(None, (side.get(key) for key in differing))) for side in (then, now))  # type: ignore[return-value]
 
 
-def _machine_words(machine: Mapping[str, Any]) -> str:
+def machine_words(machine: Mapping[str, Any]) -> str:
     """What a record says of the machine beyond the usual, in words."""
     said = {
         f"{machine.get('quantize')}-bit weights": machine.get("quantize"),
@@ -93,6 +93,7 @@ def _machine_words(machine: Mapping[str, Any]) -> str:
         "a compiled network": machine.get("compiled"),
         f"{machine.get('retries')} retries": machine.get("retries"),
         "deterministic": machine.get("deterministic"),
+        f"cache {machine.get('cache')}": machine.get("cache"),
         f"offload {machine.get('offload')}": machine.get("offload"),
     }
     return ", ".join(words for words, is_so in said.items() if is_so)

@@ -101,7 +101,7 @@ class Edit:
         parts = []
         if self.image is not None:
             strength = self.known_strength()
-            parts.append(f"from {_name(self.image)}, strength {strength:g} ({running(steps, strength)} steps run)")
+            parts.append(f"from {_name(self.image)}, strength {strength:g} ({_steps(steps, strength)} run)")
         if self.mask is not None:
             parts.append(f"mask {_name(self.mask)}")
         parts += [f"guided by {one.net} {_name(one.still)} x {one.scale:g}" for one in self.controls]
@@ -194,6 +194,11 @@ def check_edit(edit: Edit, steps: int | None = None) -> Edit:
 def running(steps: int, strength: float) -> int:
     """How many of the schedule's steps are run."""
     return min(int(steps * strength), steps)
+
+
+def _steps(steps: int, strength: float) -> str:
+    count = running(steps, strength)
+    return f"{count} step{'s' * (count != 1)}"
 
 
 def enlarged(size: tuple[int, int], edit: Edit, multiple: int) -> tuple[int, int]:

@@ -181,10 +181,15 @@ class Editor:
 
 def family_of(pipe: Any) -> str:
     """diffusers' own name of the family that a text-to-image pipeline is of; empty where it has none."""
+    return family_named(type(pipe).__name__)
+
+
+def family_named(kind: str) -> str:
+    """The same by the name of the pipeline's class."""
     from diffusers.pipelines import auto_pipeline
 
     table = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-    return next((key for key, kind in table.items() if kind.__name__ == type(pipe).__name__), "")
+    return next((key for key, one in table.items() if one.__name__ == kind), "")
 
 
 def check_task(family: str, task: str, guided: bool) -> None:

@@ -34,6 +34,9 @@ def attach(
     if not wanted:
         return [], {}
     _check_pipeline(pipe, model)
+    if hasattr(pipe, "unet") and getattr(pipe.unet, "hf_quantizer", None) is not None:
+        message = f"--ip-adapter with quantised weights: the U-Net of {model} cannot take one"
+        raise UsageError(message, "--quantize none; --offload and --tiling save memory too")
     stills = [Still.of(adapter.image) for adapter, _ in wanted]
     for _, file in wanted:
         _check_file(pipe, model, file)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t2i.errors import UsageError
 from t2i.pipelines.adapters import Adapters, Specs
 from t2i.pipelines.editing import Control, Upscale, make_edit
 from t2i.pipelines.language import Wildcards, resolve, resolve_negative
@@ -121,6 +122,7 @@ class Painter:
         upscale: a second pass, so many times as large; "2:0.3" names its strength.
         batch_size: how many at once; changes speed and memory, not the pictures.
         raw: take prompts as they are: no `{a|b}` (see `language.py`), no `(word:1.2)` (see `weighting.py`).
+        `<lora:...>` is for the command line and refused here: adapters are put on by `load`.
         chunks: whether a prompt that is longer than the encoder reads is read in chunks rather than cut.
         wildcards: the folder of `__name__`.
         progress: a bar on stderr.
@@ -145,6 +147,8 @@ class Painter:
         def job(text: str, number: int) -> Job:
             if raw:
                 return Job(text, number)
+            if "<lora:" in text:  # plain text it would be, and nobody means that
+                raise UsageError("<lora:...> in a prompt is for the command line", "load(lora=...), or raw=True")
             negative = resolve_negative(negative_prompt, number, known)
             return Job(resolve(text, number, known), number, text, negative, negative_prompt)
 

@@ -88,6 +88,27 @@ def parse_cache(text: str) -> Cache | None:
     return Cache(name, value)
 
 
+def check_compiled(cache: Cache | None, compiled: bool) -> None:
+    """Raises UsageError for both: the hooks count their steps, and each number of them would be compiled anew."""
+    if cache is not None and compiled:
+        raise UsageError(
+            f"cache {cache} with --compile: every step would be compiled anew", "leave --compile out, or --cache none"
+        )
+
+
+def check_network(cache: Cache | None, network: str) -> None:
+    """What can be judged by the class of a network before it is loaded.  Raises UsageError."""
+    if cache is not None and cache.name == "first-block" and network not in FIRST_BLOCK:
+        raise _unfit(cache, network, has_layers=True)
+
+
+def _unfit(cache: Cache, network: str, has_layers: bool) -> UsageError:
+    fit = ["reuse", "taylor"] if has_layers else []
+    fit += ["first-block"] if network in FIRST_BLOCK else []
+    hint = f"with it work: {', '.join(fit)}" if fit else "leave --cache out"
+    return UsageError(f"cache {cache.name!r} does not work with this model's network ({network})", hint)
+
+
 class StepCache:
     """The hooks of one pipeline's network.  Draw within `drawing`, which begins with nothing remembered."""
 
@@ -175,11 +196,7 @@ class StepCache:
         HookRegistry.check_if_exists_or_initialize(self._network).invalidate_child_registries_cache()
 
     def _unfit(self) -> UsageError:
-        kind = type(self._network).__name__
-        fit = ["reuse", "taylor"] if has_layers(self._network) else []
-        fit += ["first-block"] if kind in FIRST_BLOCK else []
-        hint = f"with it work: {', '.join(fit)}" if fit else "leave --cache out"
-        return UsageError(f"cache {self.cache.name!r} does not work with this model's network ({kind})", hint)
+        return _unfit(self.cache, type(self._network).__name__, has_layers(self._network))
 
 
 def network_of(pipe: Any) -> Any:

@@ -27,7 +27,7 @@ from t2i.pipelines.results import Result, make_results
 from t2i.pipelines.rig import Rig
 from t2i.pipelines.schedulers import describe
 from t2i.pipelines.settings import Job, Settings, choose_settings, default_batch_size
-from t2i.pipelines.step_cache import Cache, parse_cache
+from t2i.pipelines.step_cache import Cache, check_compiled, parse_cache
 from t2i.pipelines.weights import SAFETY
 from t2i.zoo import Defaults
 
@@ -97,6 +97,7 @@ class TextToImage:
         caching = parse_cache(cache) if cache else None
         found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
         plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
+        check_compiled(caching, plan.wishes.compile)
         loaded = Loaded(files, plan, components, say)
         name, defaults = files.model.name, files.defaults
         drawer = cls(loaded.pipe, name=name, defaults=defaults, scheduler=scheduler, loaded=loaded, cache=caching)

@@ -23,7 +23,7 @@ options = together(
         metavar="FOLDER",
         type=click.Path(path_type=Path, file_okay=False),
         default=Path("loras"),
-        help="Where NAME.safetensors of <lora:NAME:0.8> in a prompt is, or else in the working folder.  [loras]",
+        help="Where <lora:NAME:0.8> in a prompt finds NAME.safetensors; else the working folder.  [loras]",
     ),
     option(
         "--embedding",

@@ -33,12 +33,21 @@ options = together(
     option(
         "--quantize",
         type=click.Choice(["none", "8", "4"]),
-        help="Weights in 8 or 4 bits: less memory, slightly other pictures. Default: only where nothing else fits.",
+        help="Weights in 8 or 4 bits: less memory, slightly other pictures; 4 needs a GPU. Default: only"
+        " where nothing else fits.",
     ),
     option("--tiling/--no-tiling", default=None, help="Decode in tiles. Default: where the whole does not fit."),
-    option("--compile", is_flag=True, help="Compile the network: minutes for the first picture, then faster."),
+    option(
+        "--compile",
+        is_flag=True,
+        help="Compile the network: minutes for the first picture, then faster. Not with --cache.",
+    ),
     option("--auto-retry", is_flag=True, help="Where memory runs out, go on with what needs less, and say so."),
     option("--deterministic", is_flag=True, help="The same bits at every run on this machine; on a GPU slower."),
     option("--no-safety", is_flag=True, help="Do without the safety checker of models that have one. Recorded."),
-    option("--dry-run", is_flag=True, help="Say what would be done, in which memory; load and download nothing."),
+    option(
+        "--dry-run",
+        is_flag=True,
+        help="Say what would be done, with which files and memory; load and download nothing.",
+    ),
 )

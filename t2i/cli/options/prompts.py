@@ -17,7 +17,7 @@ options = together(
         "negative",
         metavar="TEXT",
         default="",
-        help="What not to draw; choices as in prompts.",
+        help="What not to draw; {a|b} and (word:1.2) as in prompts.",
     ),
     option(
         "--prompts",
@@ -28,8 +28,8 @@ options = together(
     option(
         "--raw",
         is_flag=True,
-        help="Take prompts as they are: no {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__, and no weights:"
-        " (word:1.2), ((word)), [[word]], with \\( for a bracket that is meant as one.",
+        help="Take prompts as they are. Else it reads: choices {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__;"
+        " weights (word:1.2), ((word)), [[word]], with \\( for a bracket that is meant as one; LoRAs <lora:NAME:0.8>.",
     ),
     option(
         "--chunks/--no-chunks",

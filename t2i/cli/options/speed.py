@@ -22,6 +22,7 @@ options = together(
         "--preview",
         metavar="N",
         type=click.IntRange(1, 1000),
-        help="Every N steps show what the picture will be, in a file beside the output that goes at the end.",
+        help="Every N steps show what the picture will be, in a file beside the output that goes at the end. Not for"
+        " --prompts FILE -o FOLDER/, which shows whole pictures.",
     ),
 )
