@@ -34,6 +34,8 @@ LIBRARIES = (
     "huggingface_hub",
     "safetensors",
     "tokenizers",
+    "peft",
+    "compel",
     "datasets",
     "numpy",
     "pillow",
