@@ -346,3 +346,21 @@ def test_load_is_the_pipelines_own() -> None:
     from t2i.pipelines import painter
 
     assert t2i.load is painter.load
+
+
+def test_no_command_lets_a_library_speak_first_or_run_code_of_others(tmp_path: Path) -> None:
+    """A ControlNet is looked for before any model is loaded, which needs diffusers' tables."""
+    from PIL import Image
+
+    edges = tmp_path / "edges.png"
+    Image.new("L", (64, 64), 255).save(edges)
+    code = (
+        "import os, sys\n"
+        "from t2i.cli.main import main\n"
+        f"code = main(['generate', 'a house', '--control', 'canny:{edges}', '-o', '{tmp_path}/'])\n"
+        "assert 'diffusers' in sys.modules and os.environ['DIFFUSERS_DISABLE_REMOTE_CODE'] == '1'\n"
+        "sys.exit(code)"
+    )
+    done = run("-c", code)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]

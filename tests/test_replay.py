@@ -86,7 +86,7 @@ def test_several_images_are_made_again_in_their_order(t2i: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "changed", "words"),
     [
-        (["--steps", "3"], {"steps": 3}, "steps"),
+        (["--steps", "3"], {"steps": 3}, "number of steps"),
         (["-s", "9"], {"seed": 9}, None),
         (["--guidance", "2"], {"guidance": 2.0}, "guidance"),
         (["a dog"], {"prompt": "a dog", "template": "a dog"}, "prompt"),

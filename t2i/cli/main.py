@@ -54,6 +54,9 @@ class LazyGroup(click.Group):
             return None
         from importlib import import_module
 
+        from t2i.pipelines.quiet import prepare_libraries
+
+        prepare_libraries()  # whichever command imports diffusers, and wherever
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         _accept_debug(command)

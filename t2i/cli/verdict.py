@@ -21,7 +21,7 @@ ASKED = {
     "reading": "reading of its prompt",
     "model": "model",
     "seed": "seed",
-    "steps": "steps",
+    "steps": "number of steps",
     "guidance": "guidance",
     "width": "width",
     "height": "height",
