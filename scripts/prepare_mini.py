@@ -1,13 +1,13 @@
-"""Make the training data of `mini`: six parquet files of small pictures with object, style and origin.
+"""Make the training data of `mini`: seven parquet files of small pictures with object, style and origin.
 
     python scripts/prepare_mini.py --data ../shared/data --out data/mini
 
 Only training files are read. Columns of every file: image (an Image feature of `datasets`), object (what it shows, ""
 where that cannot honestly be said), style (photo, painting, cartoon, sketch, vangogh), source (where it comes from).
-`vangogh` holds crops of real paintings; `vangogh-stylised` holds photographs, paintings and cartoons of the seven
-PACS objects painted over by `stylise.py`, which no painter made. `typical` repeats some pictures of the other files:
-those that show each of the seven objects best in each of the five styles, named in `chosen.txt` where outlines alone
-do not find them. A contact sheet is written beside each file.
+`vangogh` and `arles` hold crops of real paintings, `vangogh-stylised` photographs, paintings and cartoons of the seven
+PACS objects painted over by `stylise.py`, which no painter made.
+`typical` repeats some pictures of the other files: those that show each of the seven objects best in each of the five
+styles, named in `chosen.txt` where outlines alone do not find them. A contact sheet is written beside each file.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ FEATURES = datasets.Features(
 SHEET = 60  # pictures on a contact sheet
 CHOSEN = Path(__file__).with_name("chosen.txt")  # sources of pictures chosen by eye, for paintings, dogs and the like
 OBJECTS = {"golden retriever": "dog"}  # a noun whose chosen pictures show one of the seven objects
+HELD_OUT = (
+    "lighthouse",
+    "red panda",
+    "teapot",
+)  # nouns that no part of mini sees: a proof for fine-tuning
 WORK = 128  # pixels per side at which strokes are painted; at 64 they are then about two pixels wide
 BATCH = 28  # pictures stylised at once
 GREY, COLOURFUL = 0.02, 0.045  # mean Oklab chroma below which a reproduction is grey; from which it lends its palette
@@ -87,11 +92,17 @@ class Job:
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default="../shared/data")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that holds the data sets, laid out as the head of this file says.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="data/mini")
-@click.option("--size", type=click.IntRange(16, WORK), default=64, help="Pixels per side.")
+@click.option("--size", type=click.IntRange(16, WORK), default=128, help="Pixels per side.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--crops", type=click.IntRange(1), default=40, help="Crops of each real painting.")
+@click.option("--arles-crops", type=click.IntRange(1), default=12, help="Crops of each painting of Arles and later.")
 @click.option("--copies", type=click.IntRange(1), default=800, help="Stylised pictures of each object.")
 @click.option("--best", type=click.IntRange(1), default=40, help="Typical pictures of each object in each style.")
 @click.option("--processes", type=click.IntRange(1), default=2)
@@ -102,6 +113,7 @@ def main(
     size: int,
     seed: int,
     crops: int,
+    arles_crops: int,
     copies: int,
     best: int,
     processes: int,
@@ -112,6 +124,7 @@ def main(
         "nouns": lambda: nouns(data, size),
         "horses": lambda: horses(data, size),
         "vangogh": lambda: vangogh(data, size, seed, crops),
+        "arles": lambda: arles(data, size, seed, arles_crops),
         "vangogh-stylised": lambda: stylised(data, size, seed, copies, processes),
         "typical": lambda: most_typical(out, best),  # of the files above
     }
@@ -148,7 +161,8 @@ def pacs(data: Path, size: int) -> Iterator[Picture]:
 
 def nouns(data: Path, size: int) -> Iterator[Picture]:
     for image, row in read(data / "tinyimagenet64/train-*.parquet"):
-        yield Picture(fitted(image, size), row["name"], "photo", f"tinyimagenet/{row['source']}")
+        if row["name"] not in HELD_OUT:
+            yield Picture(fitted(image, size), row["name"], "photo", f"tinyimagenet/{row['source']}")
 
 
 def horses(data: Path, size: int) -> Iterator[Picture]:
@@ -171,6 +185,16 @@ def vangogh(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
             )
             crop = crop.resize((size, size), Image.Resampling.LANCZOS)
             yield Picture(lossless(crop), shows, "vangogh", f"vangogh/{row['source']}#{box}")
+
+
+def arles(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
+    """Squares of the later paintings, from the whole down to half of the side; what they show is not known."""
+    for number, (painting, row) in enumerate(paintings(data / "vangogh256/train.parquet")):
+        rng = random.Random(derive_seed(seed, "arles", number))
+        for k in range(crops):
+            crop, box = square(painting, 1.0 if k == 0 else rng.uniform(0.5, 1.0), rng)
+            crop = crop.resize((size, size), Image.Resampling.LANCZOS)
+            yield Picture(lossless(crop), "", "vangogh", f"vangogh256/{row['source']}#{box}")
 
 
 def said(title: str, kind: str) -> list[str]:

@@ -20,12 +20,27 @@ class AutoencoderModel(Strict):
 
 
 class AutoencoderLoss(Strict):
-    """Weights of the loss terms, each a mean over pixel values."""
+    """Weights of the loss terms, each a mean over pixel values.
+
+    perceptual: of the distance between ImageNet features of image and reconstruction; needs the extra `imagenet`.
+    adversarial: length of a patch discriminator's gradient at the reconstruction, relative to all other terms'.
+    adversarial_from: images seen before the discriminator joins.
+    """
 
     l1: float = Field(1.0, ge=0)
     gradient: float = Field(0.0, ge=0)
     ssim: float = Field(0.0, ge=0)
     kl: float = Field(1e-3, ge=0)
+    perceptual: float = Field(0.0, ge=0)
+    adversarial: float = Field(0.0, ge=0)
+    adversarial_from: int = Field(0, ge=0)
+
+
+class PatchGAN(Strict):
+    """Arguments of t2i.nn.patchgan.PatchDiscriminator that we vary, and how fast it learns."""
+
+    channels: tuple[int, ...] = Field((64, 128, 256), min_length=1)
+    rate: float = Field(1.0, gt=0)  # factor of the learning rate
 
 
 class AutoencoderConfig(Run):
@@ -33,8 +48,22 @@ class AutoencoderConfig(Run):
 
     family: Literal["autoencoder"] = "autoencoder"
     data: Data
+    crop: int | None = Field(None, ge=8)  # pixels of a side of random crops to train on; none: whole images
     model: AutoencoderModel = AutoencoderModel()
     loss: AutoencoderLoss = AutoencoderLoss()
+    discriminator: PatchGAN = PatchGAN()  # where loss.adversarial is above 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        multiple = 2 ** (len(self.model.channels) - 1)
+        for name, side in (("data.size", self.data.size), ("crop", self.crop or self.data.size)):
+            if side % multiple:
+                raise ValueError(f"{name} {side} is no multiple of {multiple}, the halvings of model.channels")
+        if self.crop is not None and self.crop > self.data.size:
+            raise ValueError(f"crop {self.crop} is larger than data.size {self.data.size}")
+        if self.loss.adversarial and self.accumulate > 1:
+            raise ValueError("accumulate: two networks take turns with the batch in one part; lower `batch` instead")
+        return self
 
 
 class Captions(Strict):

@@ -5,12 +5,13 @@ real, fake: logits of the discriminator, (B,), high for what looks real.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i.training.augment import erase, translate
 
@@ -58,6 +59,16 @@ def r1(judge: Judge, real: Tensor) -> Tensor:
 def _slopes(judge: Judge, x: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(judge(x).sum(), x, create_graph=True)
     return gradient.flatten(1)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients go through a network, and none to its weights."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 NUMBERS = 7  # uniform numbers that DiffAugment needs for an image

@@ -6,8 +6,6 @@ Our networks, our games. One step shows the discriminator a batch of real images
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from t2i.nn.dcgan import Discriminator, Generator, initialise
 from t2i.pipelines.dcgan import DCGAN
 from t2i.processes import is_main
 from t2i.randomness import derive_seed, generator
-from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, gradient_penalty, r1
+from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, frozen, gradient_penalty, r1
 from t2i.training.batch import class_names, class_numbers, pictures
 from t2i.training.engine import Engine, Step
 from t2i.training.judging import Judging
@@ -179,16 +177,6 @@ def deviation(x: Tensor, labels: Tensor | None) -> Tensor:
     freedom = len(x) - (count > 0).sum()
     variance = (x.flatten(1) - means[labels]).square().sum(0) / freedom.clamp(min=1)
     return torch.where(freedom > 0, variance, x.flatten(1).var(0)).sqrt().mean()
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients go through a network, and none to its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
 
 
 @torch.no_grad()

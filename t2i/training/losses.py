@@ -47,6 +47,18 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return 10 * (4 / F.mse_loss(x, y)).log10()
 
 
+def feature_distance(real: list[Tensor], other: list[Tensor]) -> Tensor:
+    """Mean over scales and pixels of the squared distance between unit feature vectors: (B,), in [0, 4].
+
+    real, other: features of two batches of images at several scales, each (B, C, H, W).
+    Zhang et al. 2018 (LPIPS), eq. 1, with equal weights for all channels.
+    """
+    total = real[0].new_zeros(len(real[0]))
+    for a, b in zip(real, other, strict=True):
+        total = total + (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
+    return total / len(real)
+
+
 def by_noise_level(errors: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
     """{mse_quarter1: (sum, number), ...}: of the samples whose time is in each quarter of (0, end], (2,) float32.
 

@@ -1,0 +1,1 @@
+"""Where weights come from: their names, finding and checking them."""
