@@ -175,7 +175,7 @@ def lap(name, last=[0.0]):
     print(name, round(now - last[0], 3))
     last[0] = now
 folder, steps, guidance = sys.argv[1:]
-import t2i.cli.main, t2i.cli.generate, t2i.cli.drawing
+import t2i.cli.main, t2i.cli.generate, t2i.jobs.run
 lap("Python and t2i's own modules")
 import torch
 lap("import torch")

@@ -16,9 +16,9 @@ from generate_kit import Run
 from PIL import Image
 
 from t2i import images
-from t2i.cli.claims import claim
-from t2i.cli.holding import FIRST
 from t2i.errors import NonFinite
+from t2i.jobs.batch.file_locks import claim
+from t2i.jobs.batch.model_slot import FIRST
 from t2i.pipelines.rig import Rig
 
 ROOT = Path(__file__).parents[1]
@@ -266,7 +266,7 @@ def test_what_is_refused_is_said_once_and_all_processes_leave(t2i: Run, here: Pa
 
 def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "claim"
-    code = "import sys, time; from pathlib import Path; from t2i.cli.claims import claim\n"
+    code = "import sys, time; from pathlib import Path; from t2i.jobs.batch.file_locks import claim\n"
     code += "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(600)"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
@@ -290,8 +290,8 @@ def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
 DRY = """
 import resource, sys
 from pathlib import Path
-from t2i.cli.listing import make_listing
-from t2i.cli.request import Request
+from t2i.jobs.batch.job_list import make_listing
+from t2i.jobs.spec.request import Request
 
 request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
 listing = make_listing(Path(sys.argv[1]), request, True)

@@ -15,8 +15,8 @@ from generate_kit import Run, files
 from PIL import Image
 
 from t2i import recipe
-from t2i.cli import output
-from t2i.cli.tasks import Prompt, make_tasks
+from t2i.jobs.spec import output_paths
+from t2i.jobs.spec.tasks import Prompt, make_tasks
 
 OPTIONS = """
 --prompt --prompts --negative-prompt --model --steps --num-inference-steps --guidance --cfg-scale --guidance-scale
@@ -126,7 +126,7 @@ def test_default_names_count_on(t2i: Run, here: Path) -> None:
 def test_two_jobs_in_one_folder_never_clobber(t2i: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t2i("a horse", "-s", "1", "-o", "both/")
     before = (here / "both" / "00001-1.png").read_bytes()
-    monkeypatch.setattr(output, "_first_free", lambda *_: 1)  # as if the other had not written yet when we looked
+    monkeypatch.setattr(output_paths, "_first_free", lambda *_: 1)  # as if the other had not written yet when we looked
     assert t2i("a dog", "-s", "1", "-o", "both/").lines == ["both/00002-1.png"]
     assert (here / "both" / "00001-1.png").read_bytes() == before
 

@@ -32,9 +32,11 @@ LAYOUT = """
     t2i.recipe
     t2i.zoo
     t2i.processes
+    t2i.model_files.*
     t2i.diffusion.*  t2i.nn.*
     t2i.pipelines.*
     t2i.data.*
+    t2i.jobs.*
     t2i.evaluation.*
     t2i.training.*
     t2i.report.*
@@ -46,7 +48,7 @@ LAYOUT = """
 # Who alone may import a library (as prefixes of module names).
 DOORS = {
     "accelerate": ("t2i.training", "t2i.processes"),
-    "click": ("t2i.cli",),
+    "click": ("t2i.cli", "t2i.jobs.batch.progress"),
     "pickle": (),  # nothing is ever unpickled
     "dill": (),
     "cloudpickle": (),

@@ -343,9 +343,9 @@ def test_pipelines_are_named_at_their_door_and_loaded_when_asked_for() -> None:
 
 def test_load_is_the_pipelines_own() -> None:
     import t2i
-    from t2i.pipelines import painter
+    from t2i.jobs import api
 
-    assert t2i.load is painter.load
+    assert t2i.load is api.load
 
 
 def test_no_command_lets_a_library_speak_first_or_run_code_of_others(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i.cli.output import RESERVED, Outputs, safe_name
 from t2i.errors import UsageError
+from t2i.jobs.spec.output_paths import RESERVED, Outputs, safe_name
 
 
 @pytest.fixture(autouse=True)

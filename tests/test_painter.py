@@ -14,8 +14,8 @@ from PIL import Image
 
 from t2i import images, load, recipe
 from t2i.errors import UsageError
+from t2i.jobs.api import Painter
 from t2i.pipelines.language import resolve
-from t2i.pipelines.painter import Painter
 from t2i.pipelines.pictures import Picture, Pictures
 from t2i.pipelines.text_to_image import TextToImage
 

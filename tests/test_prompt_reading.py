@@ -14,8 +14,8 @@ from generate_kit import Run, files
 from test_conditioning import LONG, SHORT
 
 from t2i import images, load, recipe
-from t2i.cli.foreign import understand
 from t2i.infotext import parse
+from t2i.jobs.replay.a1111_import import understand
 from t2i.pipelines.language import resolve, resolve_negative
 from t2i.recipe import Recipe
 

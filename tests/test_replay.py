@@ -13,8 +13,8 @@ from generate_kit import Run, files
 from PIL import Image, PngImagePlugin
 
 from t2i import images, recipe
-from t2i.cli.foreign import understand
 from t2i.infotext import parse
+from t2i.jobs.replay.a1111_import import understand
 from t2i.recipe import Mark, Recipe
 
 

@@ -10,8 +10,8 @@ import pytest
 from generate_kit import Run, files
 
 from t2i import recipe
-from t2i.cli.rows import OPTIONS, read_rows
 from t2i.errors import UsageError
+from t2i.jobs.spec.prompt_rows import OPTIONS, read_rows
 
 
 def told(line: str) -> dict[str, Any]:

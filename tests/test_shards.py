@@ -22,12 +22,12 @@ from PIL import Image
 from test_batch import TORCHRUN, start, write_rows
 
 from t2i import config, images, recipe
-from t2i.cli import shards as shards_module
-from t2i.cli.ledger import Ledger
-from t2i.cli.shardfiles import KINDS, Picture
-from t2i.cli.shards import Shards
 from t2i.data.sources import open_source
 from t2i.errors import UsageError
+from t2i.jobs.batch import shard_index as shards_module
+from t2i.jobs.batch.ledger import Ledger
+from t2i.jobs.batch.shard_formats import KINDS, Picture
+from t2i.jobs.batch.shard_index import Shards
 from t2i.pipelines.rig import Rig
 
 LIST = ["a horse", "a {cat|dog}", "a house", "a dog", "a bird"]
@@ -137,7 +137,7 @@ def test_a_row_group_is_bounded_in_rows_and_in_bytes(tmp_path: Path, monkeypatch
     data = path.read_bytes()
     many = [Picture(f"{k:06d}", ".png", data, "a horse") for k in range(250)]
     for most, groups in ((10**9, [100, 100, 50]), (60 * len(data), [60, 60, 60, 60, 10])):
-        monkeypatch.setattr("t2i.cli.shardfiles.ROW_BYTES", most)
+        monkeypatch.setattr("t2i.jobs.batch.shard_formats.ROW_BYTES", most)
         with (tmp_path / "a.parquet").open("wb") as file:
             KINDS["parquet"].write(file, iter(many))
         footer = pq.read_metadata(tmp_path / "a.parquet")

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from t2i.cli.startup import uncollected
+from t2i.model_files.gc_pause import uncollected
 
 
 def test_collection_stops_and_goes_on() -> None:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from t2i.cli.besides import find_adapters, look
 from t2i.cli.columns import aligned
 from t2i.cli.dryrun_page import SHOWN, model_rows, output_rows
-from t2i.cli.forewarning import warn_of_prompts
-from t2i.cli.machine import machine_plan, say_safety
-from t2i.cli.request import Request
-from t2i.cli.tasks import Task
-from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import ModelError, ModelUnavailable, UsageError
+from t2i.jobs.planning.assets import find_adapters, look
+from t2i.jobs.planning.device_plan import machine_plan, say_safety
+from t2i.jobs.planning.prompt_checks import warn_of_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.editing import WORDS_ALONE
 from t2i.zoo import resolve
 
@@ -73,7 +73,7 @@ class Share:
 
 def survey(request: Request, say: Say, as_json: bool) -> None:
     """Print what a run would do.  Raises as the run itself would, before it loads."""
-    from t2i.cli.drawing import places_of
+    from t2i.jobs.run import places_of
 
     shares: dict[ModelWish, Share] = {}
     _count(shares, request, request.tasks)
@@ -95,8 +95,8 @@ def survey(request: Request, say: Say, as_json: bool) -> None:
 
 def survey_batch(file: Path, request: Request, chosen: bool, say: Say, as_json: bool) -> None:
     """Print what a long batch would do, in one pass over its list.  chosen: the user named its seeds."""
-    from t2i.cli.ledger import Ledger
-    from t2i.cli.listing import make_listing
+    from t2i.jobs.batch.job_list import make_listing
+    from t2i.jobs.batch.ledger import Ledger
 
     listing = make_listing(file, request, chosen)
     began = () if chosen else Ledger(listing.folder).seeds()

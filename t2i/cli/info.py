@@ -12,11 +12,11 @@ import click
 from t2i import images, recipe
 from t2i.cli.columns import aligned, printable
 from t2i.cli.difference import difference, difference_table
-from t2i.cli.recorded import adapter_rows
-from t2i.cli.restoring import edit_rows
-from t2i.cli.verdict import machine_words
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
 from t2i.infotext import NEGATIVE
+from t2i.jobs.replay.find_adapters import adapter_rows
+from t2i.jobs.replay.find_images import edit_rows
+from t2i.jobs.replay.verify import machine_words
 from t2i.zoo import MINI
 
 MAX_INDEX_BYTES = 1_000_000

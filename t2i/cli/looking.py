@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 def prompts_of(file: str | None) -> tuple[str, ...]:
     """The prompts of a file; none without one.  Raises UsageError."""
-    from t2i.cli.prompts import read_prompts
+    from t2i.jobs.spec.prompt_files import read_prompts
 
     return () if file is None else tuple(one.text for one in read_prompts((), (), file, sys.stdin.buffer))
 

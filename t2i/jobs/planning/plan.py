@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.besides import find_adapters, find_controls
-from t2i.cli.forewarning import warn_of_prompts
-from t2i.cli.machine import machine_plan, say_safety
-from t2i.cli.request import Request
-from t2i.cli.startup import uncollected
-from t2i.cli.tasks import Task, Wish
-from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
+from t2i.jobs.planning.assets import find_adapters, find_controls
+from t2i.jobs.planning.device_plan import machine_plan, say_safety
+from t2i.jobs.planning.prompt_checks import warn_of_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task, Wish
+from t2i.model_files.gc_pause import uncollected
 from t2i.pipelines.loading import ModelFiles, locate
 from t2i.pipelines.reading import Reader
 from t2i.pipelines.settings import Job, Settings
@@ -99,7 +99,7 @@ def prepare(
     steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
-    from t2i.cli.wearing import load_or_wear, read_words
+    from t2i.jobs.planning.adapter_swap import load_or_wear, read_words
     from t2i.pipelines.embeddings import with_words
     from t2i.pipelines.tokens import load_tokenizers
 
@@ -163,7 +163,7 @@ def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Set
 
 def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
     """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
-    from t2i.cli.wearing import hints
+    from t2i.jobs.planning.adapter_swap import hints
 
     warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
     if any(not task.job.prompt.strip() for task in part.tasks):
@@ -194,7 +194,7 @@ def _check_originals(part: Part, say: Callable[[str], None]) -> None:
     """Warn where the model of a record is here with other weights."""
     originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
     if originals:
-        from t2i.cli.verdict import check_weights
+        from t2i.jobs.replay.verify import check_weights
 
         for original in originals.values():
             if warning := check_weights(original, part.files.model.name, part.files.hash()):

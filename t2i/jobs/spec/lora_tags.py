@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from t2i.cli.tasks import Prompt
 from t2i.errors import UsageError
+from t2i.jobs.spec.tasks import Prompt
 from t2i.pipelines.adapters import Adapters
 
 NETWORK = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?(?::([^<>]*))?>")

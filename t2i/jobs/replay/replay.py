@@ -10,11 +10,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from t2i import recipe as records
-from t2i.cli.foreign import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
-from t2i.cli.recorded import find_recorded
-from t2i.cli.restoring import first_size, restore_edit
-from t2i.cli.tasks import Original, Prompt, Wish
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
+from t2i.jobs.replay.a1111_import import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
+from t2i.jobs.replay.find_adapters import find_recorded
+from t2i.jobs.replay.find_images import first_size, restore_edit
+from t2i.jobs.spec.tasks import Original, Prompt, Wish
 from t2i.pipelines.schedulers import scheduler_name
 from t2i.pipelines.weighting import speaks
 from t2i.recipe import Recipe

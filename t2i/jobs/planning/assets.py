@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.tasks import Task
-from t2i.cli.wishes import ModelWish
 from t2i.errors import ModelError, ModelUnavailable, UsageError
+from t2i.jobs.spec.resolve import ModelWish
+from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.adapter_files import Found, find, find_all
 from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.editing import Edit

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2i.cli.batch import is_batch
-from t2i.cli.packing import check_shards
-from t2i.cli.prompts import hints, read_prompts
-from t2i.cli.request import Request
-from t2i.cli.tasks import choose_seeds, read_size
+from t2i.jobs.batch.runner import is_batch
+from t2i.jobs.batch.shard_packer import check_shards
+from t2i.jobs.spec.prompt_files import hints, read_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.tasks import choose_seeds, read_size
 from t2i.pipelines.editing import make_edit
 
 
@@ -50,7 +50,7 @@ def understand(given: dict[str, Any], chosen: Collection[str], say: Callable[[st
     for hint in hints(arguments, given["negative"]):
         say(f"hint: {hint}")
     if originals:
-        from t2i.cli.replay import read_originals
+        from t2i.jobs.replay.replay import read_originals
 
         prompts = read_originals(originals, prompts, chosen, given["model"], say)
     return Asked(Request(prompts=prompts, seeds=seeds, **given))

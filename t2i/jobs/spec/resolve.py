@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from t2i.cli.request import Request
-from t2i.cli.tasks import Wish
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.tasks import Wish
 from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.cli.holding import Held
-from t2i.cli.ledger import Ledger
-from t2i.cli.listing import Group, Item, Listing, options_of
-from t2i.cli.packing import Packed, pack
-from t2i.cli.progress import Progress
-from t2i.cli.shards import Line
 from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError, one_line
+from t2i.jobs.batch.job_list import Group, Item, Listing, options_of
+from t2i.jobs.batch.ledger import Ledger
+from t2i.jobs.batch.model_slot import Held
+from t2i.jobs.batch.progress import Progress
+from t2i.jobs.batch.shard_index import Line
+from t2i.jobs.batch.shard_packer import Packed, pack
 from t2i.recipe import Recipe
 
 if TYPE_CHECKING:

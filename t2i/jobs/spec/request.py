@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from t2i.cli.networks import put_on_networks
-from t2i.cli.tasks import Prompt, Task, make_tasks
 from t2i.errors import UsageError
+from t2i.jobs.spec.lora_tags import put_on_networks
+from t2i.jobs.spec.tasks import Prompt, Task, make_tasks
 from t2i.pipelines import limits
 from t2i.pipelines.adapters import Adapters
 from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit

@@ -11,18 +11,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.output import Outputs
-from t2i.cli.planning import Part, plan, prepare
-from t2i.cli.request import Request
-from t2i.cli.tasks import Task
-from t2i.cli.wishes import ModelWish
 from t2i.errors import PartialFailure, T2IError, UsageError
+from t2i.jobs.planning.plan import Part, plan, prepare
+from t2i.jobs.spec.output_paths import Outputs
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish
+from t2i.jobs.spec.tasks import Task
 from t2i.processes import is_alone
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i.cli.packing import Packed
+    from t2i.jobs.batch.shard_packer import Packed
     from t2i.pipelines.preview import Preview
     from t2i.pipelines.results import Result
     from t2i.pipelines.text_to_image import TextToImage
@@ -153,7 +153,7 @@ def _judge(task: Task, result: Result, say: Say) -> None:
     """Say whether an image that was to be made again came out the same."""
     original = task.prompt.original
     if original is not None and task.job.seed in (None, original.recipe and original.recipe.seed):
-        from t2i.cli.verdict import verdict
+        from t2i.jobs.replay.verify import verdict
 
         if line := verdict(original, result.recipe, result.image):
             say(line)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2i.cli.nearby import last_part, places
 from t2i.errors import ImageError, UsageError
+from t2i.jobs.replay.search_paths import last_part, places
 from t2i.pipelines.editing import Control, Edit, Upscale
 from t2i.pipelines.stills import Still
 

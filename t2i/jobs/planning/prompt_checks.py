@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from t2i.cli.tasks import Task
 from t2i.errors import UsageError
+from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.reading import Reader
 from t2i.pipelines.tokens import cut_words
 from t2i.pipelines.weighting import speaks

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.besides import find_adapters, find_controls
-from t2i.cli.listing import Item, Listing
-from t2i.cli.planning import Part, prepare
-from t2i.cli.tasks import Task
-from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
+from t2i.jobs.batch.job_list import Item, Listing
+from t2i.jobs.planning.assets import find_adapters, find_controls
+from t2i.jobs.planning.plan import Part, prepare
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.editing import WORDS_ALONE, Edit
 from t2i.pipelines.settings import default_batch_size
 

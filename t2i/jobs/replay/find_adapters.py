@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.cli.nearby import places
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError
+from t2i.jobs.replay.search_paths import places
 from t2i.pipelines.adapter_files import HUB, find
 from t2i.pipelines.stills import Still
 

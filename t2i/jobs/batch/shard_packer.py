@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2i.cli.ledger import Ledger
-from t2i.cli.listing import Group
-from t2i.cli.shards import Line
 from t2i.errors import UsageError
+from t2i.jobs.batch.job_list import Group
+from t2i.jobs.batch.ledger import Ledger
+from t2i.jobs.batch.shard_index import Line
 
 
 @dataclass(frozen=True)

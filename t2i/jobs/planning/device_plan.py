@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.request import Request
-from t2i.cli.wishes import ModelWish
 from t2i.errors import UsageError
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish
 from t2i.pipelines.loading import ModelFiles, choose_device
 from t2i.pipelines.machine import Wishes
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.cli.tasks import Original
 from t2i.errors import ImageError
+from t2i.jobs.spec.tasks import Original
 from t2i.pipelines.editing import essence
 from t2i.recipe import Recipe
 

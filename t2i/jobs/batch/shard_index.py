@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from t2i import files
-from t2i.cli.shardfiles import KINDS, Picture
 from t2i.errors import DataError, UsageError, one_line
+from t2i.jobs.batch.shard_formats import KINDS, Picture
 
 # Of the manifest: index, job, file, prompt, seed, hash, bytes, status; the key within a shard; an error
 Line = dict[str, Any]

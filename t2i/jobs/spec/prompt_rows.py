@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from t2i.cli.tasks import Prompt, Wish, choose_seeds, read_size
 from t2i.errors import ImageError, UsageError
+from t2i.jobs.spec.tasks import Prompt, Wish, choose_seeds, read_size
 from t2i.pipelines import limits
 from t2i.pipelines.adapters import read_embedding, read_ip_adapter, read_lora
 from t2i.pipelines.editing import WORDS_ALONE, check_strength, make_edit

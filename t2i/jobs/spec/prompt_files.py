@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from t2i.cli.rows import read_rows
-from t2i.cli.tasks import Prompt
 from t2i.errors import UsageError
+from t2i.jobs.spec.prompt_rows import read_rows
+from t2i.jobs.spec.tasks import Prompt
 from t2i.pipelines.limits import check_prompt
 
 MAX_FILE_BYTES = 100_000_000  # of what is held in memory

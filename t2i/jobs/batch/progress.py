@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from t2i.cli.ledger import Ledger
+from t2i.jobs.batch.ledger import Ledger
 
 LINE_SECONDS = 60.0
 

@@ -16,13 +16,13 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from t2i.cli.output import Outputs, safe_name
-from t2i.cli.prompts import stream_prompts
-from t2i.cli.request import Request
-from t2i.cli.shards import Shards
-from t2i.cli.tasks import Task, each_task
-from t2i.cli.wishes import ModelWish, complete, model_wish
 from t2i.errors import UsageError
+from t2i.jobs.batch.shard_index import Shards
+from t2i.jobs.spec.output_paths import Outputs, safe_name
+from t2i.jobs.spec.prompt_files import stream_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task, each_task
 from t2i.pipelines.adapter_files import find_all
 from t2i.pipelines.adapters import Adapters, IPAdapter
 from t2i.pipelines.loading import ModelFiles, locate

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from t2i import files, recipe
-from t2i.cli.claims import claim
-from t2i.cli.listing import Group, Item
-from t2i.cli.shards import Line, Shards
 from t2i.decoding import decode
 from t2i.errors import ImageError, UsageError
+from t2i.jobs.batch.file_locks import claim
+from t2i.jobs.batch.job_list import Group, Item
+from t2i.jobs.batch.shard_index import Line, Shards
 from t2i.zoo import read_json
 
 

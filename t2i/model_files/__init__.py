@@ -1,0 +1,1 @@
+"""Model names; finding, checking, hashing and fetching weights."""
