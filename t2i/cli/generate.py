@@ -13,7 +13,7 @@ from t2i.cli.options import SectionedCommand, adapters, editing, machine, model,
 
 if TYPE_CHECKING:
     from t2i.jobs.batch.shard_packer import Packed
-    from t2i.recipe import Recipe
+    from t2i.metadata.recipe import Recipe
 
 EXAMPLES = """\b
 Examples:
@@ -49,7 +49,7 @@ def generate(**given: Any) -> None:
     With --prompts and a folder images are named by place and content, and listed in its manifest.jsonl. The same
     command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
-    from t2i.cli.dryrun import survey, survey_batch
+    from t2i.cli.dry_run import survey, survey_batch
     from t2i.jobs.batch.runner import draw_batch
     from t2i.jobs.from_options import understand
     from t2i.jobs.run import draw, to_json

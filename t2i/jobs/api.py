@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
-from t2i.pipelines.adapters import Adapters, Specs
-from t2i.pipelines.editing import Control, Upscale, make_edit
-from t2i.pipelines.language import Wildcards, resolve, resolve_negative
-from t2i.pipelines.limits import check_image_count
-from t2i.pipelines.machine import Wishes
-from t2i.pipelines.pictures import Picture, Pictures
-from t2i.pipelines.settings import Job
-from t2i.pipelines.text_to_image import Progress, TextToImage
+from t2i.pipelines.adapters.specs import Adapters, Specs
+from t2i.pipelines.loading.plan import Wishes
+from t2i.pipelines.prompts.dynamic_prompts import Wildcards, resolve, resolve_negative
+from t2i.pipelines.settings.edit import Control, Upscale, make_edit
+from t2i.pipelines.settings.limits import check_image_count
+from t2i.pipelines.settings.settings import Job
+from t2i.pipelines.text_to_image.pictures import Picture, Pictures
+from t2i.pipelines.text_to_image.pipeline import Progress, TextToImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,7 +118,7 @@ class Painter:
         seed: default: a random one, which the recipes hold.  None elsewhere: as the model draws best.
         width, height: pixels.  image: a picture to start from, with this much noise (`strength`, 1: ignore it).
         mask: white where the picture is painted anew; elsewhere it stays as it is.
-        control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE": a map that guides, read by a ControlNet (see `control.py`).
+        control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE": a map that guides, read by a ControlNet (see `controlnet.py`).
         upscale: a second pass, so many times as large; "2:0.3" names its strength.
         batch_size: how many at once; changes speed and memory, not the pictures.
         raw: take prompts as they are: no `{a|b}` (see `language.py`), no `(word:1.2)` (see `weighting.py`).

@@ -13,7 +13,7 @@ from t2i.jobs.batch.shard_packer import check_shards
 from t2i.jobs.spec.prompt_files import hints, read_prompts
 from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.tasks import choose_seeds, read_size
-from t2i.pipelines.editing import make_edit
+from t2i.pipelines.settings.edit import make_edit
 
 
 @dataclass(frozen=True)

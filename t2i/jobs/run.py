@@ -11,22 +11,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2i.distributed import is_alone
 from t2i.errors import PartialFailure, T2IError, UsageError
 from t2i.jobs.planning.plan import Part, plan, prepare
 from t2i.jobs.spec.output_paths import Outputs
 from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.resolve import ModelWish
 from t2i.jobs.spec.tasks import Task
-from t2i.processes import is_alone
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from t2i.jobs.batch.shard_packer import Packed
-    from t2i.pipelines.preview import Preview
-    from t2i.pipelines.results import Result
-    from t2i.pipelines.text_to_image import TextToImage
-    from t2i.recipe import Recipe
+    from t2i.metadata.recipe import Recipe
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
+    from t2i.pipelines.text_to_image.preview import Preview
+    from t2i.pipelines.text_to_image.results import Result
 
 Say = Callable[[str], None]
 
@@ -135,9 +135,9 @@ def _draw_part(
 @contextmanager
 def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
     """Pictures of what will be, in one file of this run that is replaced each time, and goes at the end."""
-    from t2i.images import save
-    from t2i.pipelines.preview import Preview
-    from t2i.recipe import Mark
+    from t2i.imaging.images import save
+    from t2i.metadata.recipe import Mark
+    from t2i.pipelines.text_to_image.preview import Preview
 
     assert request.preview is not None
     path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
@@ -161,7 +161,7 @@ def _judge(task: Task, result: Result, say: Say) -> None:
 
 def _save(result: Result, outputs: Outputs) -> Path:
     """Save under the first name that is free; another run may take names at the same moment."""
-    from t2i.images import save
+    from t2i.imaging.images import save
 
     candidates = outputs.candidates(result.recipe.prompt, result.recipe.seed, result.recipe.model)
     for path in candidates:
@@ -175,8 +175,8 @@ def _save(result: Result, outputs: Outputs) -> Path:
 
 def _save_grid(images: Sequence[Image], path: Path, request: Request) -> Path:
     """All images on one sheet: a row per prompt, or as square as can be where each prompt has one image."""
-    from t2i.images import grid, save
-    from t2i.recipe import Mark
+    from t2i.imaging.images import grid, save
+    from t2i.metadata.recipe import Mark
 
     each = len(request.seeds) * request.count
     columns = request.columns or (each if each > 1 and len(request.prompts) > 1 else None)

@@ -23,12 +23,12 @@ from t2i.jobs.spec.prompt_files import stream_prompts
 from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
 from t2i.jobs.spec.tasks import Task, each_task
-from t2i.pipelines.adapter_files import find_all
-from t2i.pipelines.adapters import Adapters, IPAdapter
-from t2i.pipelines.loading import ModelFiles, locate
-from t2i.pipelines.stills import Still
-from t2i.pipelines.weighting import speaks
-from t2i.plain_json import public_name
+from t2i.metadata.jsonable import public_name
+from t2i.pipelines.adapters.files import find_all
+from t2i.pipelines.adapters.specs import Adapters, IPAdapter
+from t2i.pipelines.loading.load import ModelFiles, locate
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.settings.image_input import Still
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")

@@ -18,13 +18,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from t2i import files, recipe
-from t2i.decoding import decode
+from t2i import atomic
 from t2i.errors import ImageError, UsageError
+from t2i.imaging.decoding import decode
 from t2i.jobs.batch.file_locks import claim
 from t2i.jobs.batch.job_list import Group, Item
 from t2i.jobs.batch.shard_index import Line, Shards
-from t2i.zoo import read_json
+from t2i.metadata import recipe
+from t2i.model_files.registry import read_json
 
 
 class Ledger:
@@ -52,7 +53,7 @@ class Ledger:
         options = json.loads(json.dumps(options))
         if not path.exists():
             with suppress(UsageError):  # another run on this folder was first: then it is read
-                files.write(json.dumps({"seeds": seeds, "options": options}, indent=1).encode(), path)
+                atomic.write(json.dumps({"seeds": seeds, "options": options}, indent=1).encode(), path)
         found = read_json(path)
         told, began = found.get("options", {}), self.seeds()
         changes = [
@@ -68,7 +69,7 @@ class Ledger:
             (self.state / name).mkdir(exist_ok=True)
         for old in (self.state / "progress").iterdir():
             old.unlink(missing_ok=True)
-        files.write(secrets.token_hex(8).encode(), self.state / "begun", overwrite=True)
+        atomic.write(secrets.token_hex(8).encode(), self.state / "begun", overwrite=True)
         return began
 
     def join(self) -> tuple[int, ...]:
@@ -132,7 +133,7 @@ class Ledger:
     def finish(self, group: Group, lines: dict[int, Line]) -> None:
         """Write down what has become of a group."""
         text = "".join(json.dumps(lines[item.index]) + "\n" for item in group.items if item.index in lines)
-        files.write(text.encode(), self._path(group), overwrite=True)
+        atomic.write(text.encode(), self._path(group), overwrite=True)
 
     def is_finished(self, group: Group) -> bool:
         """Whether a group has a record of its own: where images go into shards, until its shard holds it."""
@@ -217,7 +218,7 @@ class Ledger:
         except ImageError:
             return None
         if found is None or (found.prompt, found.seed) != (item.task.job.prompt, item.task.job.seed):
-            return self.line(item, "failed", error=files.already_exists(item.path).message)
+            return self.line(item, "failed", error=atomic.already_exists(item.path).message)
         return self.line(item, "done", found.image_hash)
 
 

@@ -11,11 +11,11 @@ from t2i.jobs.planning.assets import find_adapters, find_controls
 from t2i.jobs.planning.plan import Part, prepare
 from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
 from t2i.jobs.spec.tasks import Task
-from t2i.pipelines.editing import WORDS_ALONE, Edit
-from t2i.pipelines.settings import default_batch_size
+from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
+from t2i.pipelines.settings.settings import default_batch_size
 
 if TYPE_CHECKING:
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 FIRST = 1000  # prompts that are looked at, for words that will be cut off, before anything is drawn
 KINDS = 10_000  # settings that are judged before anything is drawn: more would not be constant memory

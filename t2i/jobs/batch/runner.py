@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from t2i.distributed import gather, processes
 from t2i.errors import UsageError
 from t2i.jobs.batch.job_list import make_listing
 from t2i.jobs.batch.ledger import Ledger
 from t2i.jobs.batch.worker import Drawn, Say, Worker
 from t2i.jobs.spec.request import Request
-from t2i.processes import gather, processes
 
 LAST_WORD_SECONDS = 10.0
 

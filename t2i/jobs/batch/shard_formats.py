@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from t2i import recipe
+from t2i.metadata import recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from t2i import files
+from t2i import atomic
 from t2i.errors import DataError, UsageError, one_line
 from t2i.jobs.batch.shard_formats import KINDS, Picture
 
@@ -69,7 +69,7 @@ class Shards:
         size, states = _size(self.path(number)), self._states(number)
         found = [state for state in states if state.bytes == size]
         if len(found) > 1 and size is not None:  # two of one size, after a kill at the very moment of renaming
-            digest = files.file_hash(self.path(number))
+            digest = atomic.file_hash(self.path(number))
             found = [state for state in found if state.sha256 == digest]
         return found[0] if found else None
 
@@ -117,14 +117,14 @@ class Shards:
                 self.kind.write(file, self._pictures(number, made, before))
                 file.flush()
                 os.fsync(file.fileno())
-            after = State(temporary.stat().st_size, files.file_hash(temporary), after.lines)
+            after = State(temporary.stat().st_size, atomic.file_hash(temporary), after.lines)
             new = not self._states(number)
             self._write_record(number, [after, *([before] if before else [])])
             _give_name(temporary, self.path(number), new)
         except FileExistsError:
-            raise files.already_exists(self.path(number)) from None
+            raise atomic.already_exists(self.path(number)) from None
         except OSError as e:
-            raise files.not_written(self.path(number), e) from None
+            raise atomic.not_written(self.path(number), e) from None
         finally:
             temporary.unlink(missing_ok=True)
         self._write_record(number, [after])
@@ -164,7 +164,7 @@ class Shards:
         return self._parse(self._record(number), found.st_mtime_ns, found.st_ino, found.st_size)
 
     def _write_record(self, number: int, states: Sequence[State]) -> None:
-        files.write(json.dumps([asdict(state) for state in states]).encode(), self._record(number), overwrite=True)
+        atomic.write(json.dumps([asdict(state) for state in states]).encode(), self._record(number), overwrite=True)
 
 
 def _parse(path: Path, *_: int) -> list[State]:
@@ -176,7 +176,7 @@ def _parse(path: Path, *_: int) -> list[State]:
 
 def _give_name(temporary: Path, path: Path, new: bool) -> None:
     """new: nothing of ours is at the place, and nothing of another's is overwritten."""
-    (files.publish if new else os.replace)(temporary, path)
+    (atomic.publish if new else os.replace)(temporary, path)
 
 
 def _unreadable(path: Path, what: str) -> DataError:

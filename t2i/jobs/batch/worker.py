@@ -15,10 +15,10 @@ from t2i.jobs.batch.model_slot import Held
 from t2i.jobs.batch.progress import Progress
 from t2i.jobs.batch.shard_index import Line
 from t2i.jobs.batch.shard_packer import Packed, pack
-from t2i.recipe import Recipe
+from t2i.metadata.recipe import Recipe
 
 if TYPE_CHECKING:
-    from t2i.pipelines.results import Result
+    from t2i.pipelines.text_to_image.results import Result
 
 Say = Callable[[str], None]
 Drawn = tuple[Path, Recipe | Packed]
@@ -129,7 +129,7 @@ class Worker:
 
     def _draw(self, group: Group) -> Iterator[Drawn]:
         """Draw a group that is ours, whole, and save what is missing of it."""
-        from t2i.images import save
+        from t2i.imaging.images import save
 
         lines, settled = self.ledger.look(group)
         if settled:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from t2i.pipelines.adapter_files import find_all
-from t2i.pipelines.adapters import Adapters
-from t2i.pipelines.embeddings import Word, read_word
+from t2i.pipelines.adapters.files import find_all
+from t2i.pipelines.adapters.specs import Adapters
+from t2i.pipelines.adapters.textual_inversion import Word, read_word
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading import ModelFiles
-    from t2i.pipelines.machine import Plan
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.pipelines.loading.plan import Plan
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
@@ -40,7 +40,7 @@ def load_or_wear(
 
     plan: makes the plan of the machine, where the model is still to be loaded.  how: to load it.
     """
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
     if painter is None:
         return TextToImage.load(files, adapters=adapters, plan=plan(), **how)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.jobs.spec.resolve import ModelWish
 from t2i.jobs.spec.tasks import Task
-from t2i.pipelines.adapter_files import Found, find, find_all
-from t2i.pipelines.adapters import Adapters
-from t2i.pipelines.editing import Edit
+from t2i.pipelines.adapters.files import Found, find, find_all
+from t2i.pipelines.adapters.specs import Adapters
+from t2i.pipelines.settings.edit import Edit
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading import ModelFiles
+    from t2i.pipelines.loading.load import ModelFiles
 
 Facts = dict[str, Any]
 ELSEWHERE = "put its folder here, or say where it is: --control FOLDER:IMAGE"
@@ -25,8 +25,8 @@ def find_controls(files: ModelFiles, edits: Iterable[tuple[Task, Edit]], offline
 
     Raises as `locate_control` does, naming the row.
     """
-    from t2i.pipelines.control import locate_control
-    from t2i.pipelines.editor import family_named
+    from t2i.pipelines.text_to_image.controlnet import locate_control
+    from t2i.pipelines.text_to_image.passes import family_named
 
     found: dict[str, Path] = {}
     for task, edit in edits:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import UsageError
 from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.resolve import ModelWish
-from t2i.pipelines.loading import ModelFiles, choose_device
-from t2i.pipelines.machine import Wishes
+from t2i.pipelines.loading.load import ModelFiles, choose_device
+from t2i.pipelines.loading.plan import Wishes
 
 if TYPE_CHECKING:
-    from t2i.pipelines.machine import Plan
+    from t2i.pipelines.loading.plan import Plan
 
 
 def machine_plan(
     files: ModelFiles, wish: ModelWish, request: Request, asked: Sequence[dict[str, Any]], images: int, steady: bool
 ) -> Plan:
     """What a model is drawn with here.  asked: the settings that its pictures ask for.  steady: see `make_plan`."""
-    from t2i.pipelines.loaded import make_plan
-    from t2i.pipelines.step_cache import check_compiled, parse_cache
+    from t2i.pipelines.loading.retry import make_plan
+    from t2i.pipelines.text_to_image.step_cache import check_compiled, parse_cache
 
     check_compiled(parse_cache(wish.cache) if wish.cache else None, request.compile)
     wishes = Wishes(

@@ -18,15 +18,15 @@ from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
 from t2i.jobs.spec.tasks import Task, Wish
 from t2i.model_files.gc_pause import uncollected
-from t2i.pipelines.loading import ModelFiles, locate
-from t2i.pipelines.reading import Reader
-from t2i.pipelines.settings import Job, Settings
+from t2i.pipelines.loading.load import ModelFiles, locate
+from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.settings.settings import Job, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from t2i.pipelines.embeddings import Word
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.adapters.textual_inversion import Word
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 Told = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
 
@@ -100,8 +100,8 @@ def prepare(
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
     from t2i.jobs.planning.adapter_swap import load_or_wear, read_words
-    from t2i.pipelines.embeddings import with_words
-    from t2i.pipelines.tokens import load_tokenizers
+    from t2i.pipelines.adapters.textual_inversion import with_words
+    from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
     words = read_words(part.wish.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)

@@ -7,9 +7,9 @@ from typing import Any
 
 from t2i.errors import UsageError
 from t2i.jobs.spec.tasks import Task
-from t2i.pipelines.reading import Reader
-from t2i.pipelines.tokens import cut_words
-from t2i.pipelines.weighting import speaks
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.prompts.tokenizers import cut_words
 
 
 def warn_of_prompts(

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from t2i.errors import UsageError
-from t2i.pipelines import limits
-from t2i.pipelines.editing import Edit, check_strength, read_upscale
-from t2i.pipelines.schedulers import scheduler_name
-from t2i.pipelines.weighting import with_numbers
+from t2i.pipelines.prompts.attention_weights import with_numbers
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.edit import Edit, check_strength, read_upscale
+from t2i.pipelines.settings.schedulers import scheduler_name
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
 CHECKPOINTS = {"6ce0161689": "sd15", "cc6cb27103": "sd15", "31e35c80fc": "sdxl"}

@@ -11,8 +11,8 @@ from typing import Any
 
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError
 from t2i.jobs.replay.search_paths import places
-from t2i.pipelines.adapter_files import HUB, find
-from t2i.pipelines.stills import Still
+from t2i.pipelines.adapters.files import HUB, find
+from t2i.pipelines.settings.image_input import Still
 
 FIELDS = {"lora": "loras", "embedding": "embeddings", "ip-adapter": "ip_adapters"}
 OPTIONS = {"lora": "--lora", "embedding": "--embedding", "ip-adapter": "--ip-adapter"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from t2i.errors import ImageError, UsageError
 from t2i.jobs.replay.search_paths import last_part, places
-from t2i.pipelines.editing import Control, Edit, Upscale
-from t2i.pipelines.stills import Still
+from t2i.pipelines.settings.edit import Control, Edit, Upscale
+from t2i.pipelines.settings.image_input import Still
 
 
 def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) -> Edit:

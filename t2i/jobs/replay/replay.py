@@ -9,16 +9,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from t2i import recipe as records
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
 from t2i.jobs.replay.a1111_import import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
 from t2i.jobs.replay.find_adapters import find_recorded
 from t2i.jobs.replay.find_images import first_size, restore_edit
 from t2i.jobs.spec.tasks import Original, Prompt, Wish
-from t2i.pipelines.schedulers import scheduler_name
-from t2i.pipelines.weighting import speaks
-from t2i.recipe import Recipe
-from t2i.zoo import NAMES, resolve
+from t2i.metadata import recipe as records
+from t2i.metadata.recipe import Recipe
+from t2i.model_files.registry import NAMES, resolve
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.settings.schedulers import scheduler_name
 
 _NAMES = tuple(field.name for field in fields(Wish) if field.name != "edit")
 MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
@@ -166,7 +166,7 @@ def _name(model: str) -> str | None:
 
 
 def _weights(model: str) -> str | None:
-    from t2i.pipelines.loading import locate
+    from t2i.pipelines.loading.load import locate
 
     try:
         return locate(model, offline=True).hash()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ImageError
 from t2i.jobs.spec.tasks import Original
-from t2i.pipelines.editing import essence
-from t2i.recipe import Recipe
+from t2i.metadata.recipe import Recipe
+from t2i.pipelines.settings.edit import essence
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,7 +103,7 @@ def _distance(path: Path, told: Recipe, image: Image) -> str:
     """How far the new picture is from the file's, where the file still holds the pixels that were drawn."""
     import numpy as np
 
-    from t2i import images
+    from t2i.imaging import images
 
     try:
         old = images.decode(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from t2i.errors import UsageError
 from t2i.jobs.spec.tasks import Prompt
-from t2i.pipelines.adapters import Adapters
+from t2i.pipelines.adapters.specs import Adapters
 
 NETWORK = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?(?::([^<>]*))?>")
 CHOICE = re.compile(r"\{[^{}]*<lora:")

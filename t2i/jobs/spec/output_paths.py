@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from t2i.atomic import already_exists
 from t2i.errors import UsageError
-from t2i.files import already_exists
 
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 FIELDS = ("date", "index", "seed", "model", "prompt", "job")

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from t2i.errors import UsageError
 from t2i.jobs.spec.prompt_rows import read_rows
 from t2i.jobs.spec.tasks import Prompt
-from t2i.pipelines.limits import check_prompt
+from t2i.pipelines.settings.limits import check_prompt
 
 MAX_FILE_BYTES = 100_000_000  # of what is held in memory
 MAX_LINE_BYTES = 8_000_000  # a prompt of 1 MB, every character of it escaped

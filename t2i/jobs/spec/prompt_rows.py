@@ -15,12 +15,12 @@ from typing import Any
 
 from t2i.errors import ImageError, UsageError
 from t2i.jobs.spec.tasks import Prompt, Wish, choose_seeds, read_size
-from t2i.pipelines import limits
-from t2i.pipelines.adapters import read_embedding, read_ip_adapter, read_lora
-from t2i.pipelines.editing import WORDS_ALONE, check_strength, make_edit
-from t2i.pipelines.loading import DTYPES
-from t2i.pipelines.schedulers import scheduler_name
-from t2i.pipelines.step_cache import parse_cache
+from t2i.pipelines.adapters.specs import read_embedding, read_ip_adapter, read_lora
+from t2i.pipelines.loading.load import DTYPES
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.edit import WORDS_ALONE, check_strength, make_edit
+from t2i.pipelines.settings.schedulers import scheduler_name
+from t2i.pipelines.text_to_image.step_cache import parse_cache
 
 
 def read_rows(lines: Iterable[str], suffix: str, where: str) -> Iterator[Prompt]:

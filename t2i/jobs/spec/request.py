@@ -9,9 +9,9 @@ from pathlib import Path
 from t2i.errors import UsageError
 from t2i.jobs.spec.lora_tags import put_on_networks
 from t2i.jobs.spec.tasks import Prompt, Task, make_tasks
-from t2i.pipelines import limits
-from t2i.pipelines.adapters import Adapters
-from t2i.pipelines.editing import WORDS_ALONE, Edit, check_edit
+from t2i.pipelines.adapters.specs import Adapters
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.edit import WORDS_ALONE, Edit, check_edit
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Request:
         if self.cache is not None:
             self._check_cache()
         if self.scheduler is not None:
-            from t2i.pipelines.schedulers import scheduler_name
+            from t2i.pipelines.settings.schedulers import scheduler_name
 
             scheduler_name(self.scheduler)
         for edit in dict.fromkeys(prompt.wish.edit.over(self.edit) for prompt in self.prompts):
@@ -100,7 +100,7 @@ class Request:
 
     def _check_cache(self) -> None:
         """One way of writing it, since it names jobs; and one picture at a time where the method needs that."""
-        from t2i.pipelines.step_cache import parse_cache
+        from t2i.pipelines.text_to_image.step_cache import parse_cache
 
         cache = parse_cache(self.cache or "none")
         object.__setattr__(self, "cache", str(cache or "none"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from t2i.jobs.spec.request import Request
 from t2i.jobs.spec.tasks import Wish
-from t2i.pipelines.adapters import NO_ADAPTERS, Adapters
+from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 
 
 class ModelWish(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
-from t2i.pipelines.editing import WORDS_ALONE, Edit
-from t2i.pipelines.language import Wildcards, is_template, resolve, resolve_negative
-from t2i.pipelines.limits import check_seeds
-from t2i.pipelines.settings import Job
+from t2i.pipelines.prompts.dynamic_prompts import Wildcards, is_template, resolve, resolve_negative
+from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
+from t2i.pipelines.settings.limits import check_seeds
+from t2i.pipelines.settings.settings import Job
 
 if TYPE_CHECKING:
-    from t2i.recipe import Recipe
+    from t2i.metadata.recipe import Recipe
 
 
 @dataclass(frozen=True)
