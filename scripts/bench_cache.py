@@ -27,7 +27,7 @@ def measure_cache(options: Namespace) -> list[Row]:
 
 
 def on_a_model(options: Namespace) -> list[Row]:
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
     plain = TextToImage.load(str(options.model))
     rows: list[Row] = []
@@ -66,7 +66,7 @@ def psnr(gap: Any) -> float:
 def on_a_transformer(options: Namespace) -> list[Row]:
     import torch
 
-    from t2i.pipelines.step_cache import StepCache, parse_cache
+    from t2i.pipelines.text_to_image.step_cache import StepCache, parse_cache
 
     rows: list[Row] = []
     for name in ("reuse:2", "taylor:2", "first-block:0.1"):

@@ -21,19 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i import images
 from t2i.config import load_config
 from t2i.data.tables import load_table
+from t2i.imaging import images
 from t2i.training.adversarial import GAMES, NUMBERS, diff_augment
 from t2i.training.augment import erase, translate
 from t2i.training.batch import class_names, class_numbers, pictures
-from t2i.training.classifier import build_resnet, train_classifier
-from t2i.training.dcgan import Players, train_dcgan
 from t2i.training.device import choose_precision
 from t2i.training.elbo import dequantise, kl_nats, reconstruction_nats
 from t2i.training.engine import Step
-from t2i.training.run import Launch
-from t2i.training.vae import build_vae, train_vae
+from t2i.training.families.classifier import build_resnet, train_classifier
+from t2i.training.families.dcgan import Players, train_dcgan
+from t2i.training.families.vae import build_vae, train_vae
+from t2i.training.runs.run_folder import Launch
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, S, S) in [-1, 1], and their classes (B,)
 TRAINERS: dict[str, Callable[..., Path]] = {"dcgan": train_dcgan, "vae": train_vae, "classifier": train_classifier}

@@ -43,8 +43,8 @@ def overhead(options: Namespace) -> list[Row]:
     """One picture drawn and saved, beyond start-up: the same pipeline object called by diffusers' rules and by t2i."""
     import torch
 
-    from t2i.images import save
-    from t2i.pipelines.text_to_image import TextToImage
+    from t2i.imaging.images import save
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
     painter = TextToImage.load(str(options.model))
     with tempfile.TemporaryDirectory() as out:
@@ -140,7 +140,7 @@ def sd15_unet(dtype: Any) -> Any:
     """860M parameters, filled without the slow initialisation of each layer."""
     import torch
 
-    from t2i.pipelines.quiet import prepare_libraries, quiet
+    from t2i.model_files.library_logging import prepare_libraries, quiet
 
     prepare_libraries()  # before diffusers is imported
     from diffusers import UNet2DConditionModel
@@ -175,7 +175,7 @@ def lap(name, last=[0.0]):
     print(name, round(now - last[0], 3))
     last[0] = now
 folder, steps, guidance = sys.argv[1:]
-import t2i.cli.main, t2i.cli.generate, t2i.cli.drawing
+import t2i.cli.main, t2i.cli.generate, t2i.jobs.run
 lap("Python and t2i's own modules")
 import torch
 lap("import torch")
@@ -183,8 +183,8 @@ import diffusers
 lap("import diffusers (torch's compiler with it)")
 import transformers, transformers.modeling_utils
 lap("import transformers")
-from t2i.pipelines.loading import load_pipeline, locate
-from t2i.pipelines.text_to_image import TextToImage
+from t2i.pipelines.loading.load import load_pipeline, locate
+from t2i.pipelines.text_to_image.pipeline import TextToImage
 files = locate(folder)
 files.hash()
 lap("find, check and hash the weights")

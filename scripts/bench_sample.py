@@ -15,9 +15,9 @@ import torch
 from bench_train import MODELS, OPTIMIZER, SIZE, quotients
 
 from t2i.config import Data, DDPMConfig, Source
-from t2i.pipelines.ddpm import DDPM
-from t2i.pipelines.ddpm_scheduler import make_scheduler
-from t2i.training.ddpm import build_unet
+from t2i.pipelines.class_conditional.ddpm import DDPM
+from t2i.pipelines.class_conditional.diffusers_scheduler import make_scheduler
+from t2i.training.families.ddpm import build_unet
 
 WALKS = {"ddpm": 1000, "dpm++2m": 20}  # sampler -> steps
 

@@ -26,14 +26,14 @@ from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2i import images
 from t2i.config import Data, DDPMConfig, Optimizer, Source
 from t2i.data.tables import load_table
 from t2i.diffusion.objective import add_noise
 from t2i.diffusion.schedule import linear, timestep
+from t2i.imaging import images
 from t2i.nn.unet import UNet2DModel
-from t2i.training.ddpm import build_unet
 from t2i.training.ema import Ema
+from t2i.training.families.ddpm import build_unet
 from t2i.training.memory import keep_freed_memory
 from t2i.training.optimizer import adamw
 

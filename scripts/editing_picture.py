@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 import t2i
-from t2i import images
-from t2i.recipe import Mark
+from t2i.imaging import images
+from t2i.metadata.recipe import Mark
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "pictures" / "editing.png"
 SIDE = 160  # pixels of each picture in the strip

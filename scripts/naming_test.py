@@ -16,8 +16,8 @@ import click
 from package_mini import OBJECTS, STYLES
 from PIL import Image
 
-from t2i import images
-from t2i.recipe import Mark
+from t2i.imaging import images
+from t2i.metadata.recipe import Mark
 
 GRID = Path(__file__).parents[1] / "t2i" / "mini" / "grid.png"
 SIDE, GAP, SHOWN = 64, 2, 192  # pixels of a picture and between two of the grid; of one on the sheet

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from t2i import config
+from t2i.evaluation.extraction import look
 from t2i.evaluation.features import JUDGE_FILE, JUDGES, Extractor, load_resnet
-from t2i.evaluation.looking import look
-from t2i.evaluation.opening import open_stored
+from t2i.evaluation.image_sources import open_stored
 from t2i.nn.resnet import ResNet
 
 LIMIT = 8_000_000  # bytes of the folder

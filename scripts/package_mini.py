@@ -19,12 +19,13 @@ import click
 import torch
 from PIL.Image import Image
 
-from t2i import config, images
-from t2i.data.memory import ImageTable, load_memory
+from t2i import config
+from t2i.data.memory_table import ImageTable, load_memory
 from t2i.data.sources import open_source
-from t2i.pipelines.text_to_image import Job, TextToImage
-from t2i.pipelines.weights import check_pipeline_folder, weights_hash
-from t2i.recipe import Mark
+from t2i.imaging import images
+from t2i.metadata.recipe import Mark
+from t2i.model_files.weight_files import check_pipeline_folder, weights_hash
+from t2i.pipelines.text_to_image.pipeline import Job, TextToImage
 
 LIMIT = 40_000_000  # bytes of the folder
 PROMPTS = Path(__file__).parents[1] / "configs" / "mini-grid.txt"  # objects across, styles down

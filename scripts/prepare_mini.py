@@ -34,10 +34,10 @@ from stylise import stylise, to_oklab
 from tqdm import tqdm
 from typical import typical
 
-from t2i import images
 from t2i.config import Source
 from t2i.data.sources import open_source
 from t2i.errors import DataError
+from t2i.imaging import images
 from t2i.randomness import derive_seed, generator
 
 STYLES = {"photo": "photo", "art_painting": "painting", "cartoon": "cartoon", "sketch": "sketch"}

@@ -26,7 +26,7 @@ from prepare_mini import STYLES, lossless, read, square
 from prepare_vangogh import WORK, vangogh
 from tqdm import tqdm
 
-from t2i import images
+from t2i.imaging import images
 from t2i.randomness import derive_seed
 
 FEATURES = datasets.Features(

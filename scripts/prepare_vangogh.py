@@ -24,7 +24,7 @@ from PIL import Image
 from prepare_mini import chroma, lossless, read, rounds, square
 from tqdm import tqdm
 
-from t2i import images
+from t2i.imaging import images
 from t2i.randomness import derive_seed
 
 BY = ("other", "Van Gogh")

@@ -15,8 +15,8 @@ from typing import Any
 import click
 import yaml
 
-from t2i.report.facts import duration, number
 from t2i.report.runs import Run, read_run
+from t2i.report.summary_rows import duration, number
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -22,32 +22,28 @@ LAYOUT = """
     t2i
     t2i.errors
     t2i.randomness
-    t2i.files
+    t2i.atomic
+    t2i.distributed
     t2i.config.*
-    t2i.decoding
-    t2i.images
-    t2i.infotext
-    t2i.metadata
-    t2i.plain_json
-    t2i.recipe
-    t2i.zoo
-    t2i.processes
+    t2i.imaging.*
+    t2i.metadata.*
     t2i.diffusion.*  t2i.nn.*
     t2i.model_files.*
     t2i.pipelines.*
     t2i.data.*
+    t2i.jobs.*
     t2i.evaluation.*
     t2i.training.*
     t2i.report.*
-    t2i.doctor
+    t2i.diagnostics.*
     t2i.cli.*
     t2i.__main__
 """
 
 # Who alone may import a library (as prefixes of module names).
 DOORS = {
-    "accelerate": ("t2i.training", "t2i.processes"),
-    "click": ("t2i.cli",),
+    "accelerate": ("t2i.training", "t2i.distributed"),
+    "click": ("t2i.cli", "t2i.jobs.batch.progress"),
     "pickle": (),  # nothing is ever unpickled
     "dill": (),
     "cloudpickle": (),
@@ -179,7 +175,7 @@ def order(source: Source) -> Iterator[str]:
 
 
 def doors(source: Source) -> Iterator[str]:
-    """Accelerate only in training/ and processes.py, Click only in cli/, pickle nowhere."""
+    """Accelerate only in training/ and distributed.py, Click only in cli/, pickle nowhere."""
     for name in imports(source):
         for library, places in DOORS.items():
             if within(name, library) and not any(within(source.name, p) for p in places):
@@ -284,48 +280,48 @@ def test_no_circles() -> None:
 
 BAD = [
     (order, "t2i.errors", "from t2i.config import load_config"),
-    (order, "t2i.errors", "def f():\n    import t2i.images"),
-    (order, "t2i.recipe", "from . import zoo"),
-    (order, "t2i.zoo", "from .pipelines import text_to_image"),
-    (order, "t2i.images", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from t2i.recipe import Recipe"),
-    (order, "t2i.data.sources", "import importlib\nimportlib.import_module('t2i.training.run')"),
+    (order, "t2i.errors", "def f():\n    import t2i.imaging.images"),
+    (order, "t2i.metadata.recipe", "from ..model_files import registry"),
+    (order, "t2i.model_files.registry", "from ..pipelines import text_to_image"),
+    (order, "t2i.imaging.images", "if TYPE_CHECKING:\n    from t2i.metadata.recipe import Recipe"),
+    (order, "t2i.data.sources", "import importlib\nimportlib.import_module('t2i.training.runs.run_folder')"),
     (order, "t2i.diffusion.schedule", "from t2i.nn.unet import UNet"),
     (order, "t2i.nn.unet", "from t2i.diffusion import schedule"),
     (order, "t2i.errors", "from t2i import load"),
     (order, "t2i.evaluation.score", "from t2i.cli.main import main"),
     (order, "t2i.somewhere", "x = 1"),
-    (doors, "t2i.pipelines.ddpm", "from accelerate import Accelerator"),
-    (doors, "t2i.training.run", "import click"),
+    (doors, "t2i.pipelines.class_conditional.ddpm", "from accelerate import Accelerator"),
+    (doors, "t2i.training.runs.run_folder", "import click"),
     (doors, "t2i.data.sources", "import pickle"),
     (doors, "t2i.data.batches", "from random import shuffle"),
     (allowed, "t2i.diffusion.schedule", "import numpy as np"),
     (allowed, "t2i.diffusion.samplers", "from t2i.errors import UsageError"),
     (allowed, "t2i.nn.unet", "def f():\n    import transformers"),
-    (forbidden, "t2i.pipelines.text_to_image", "from t2i.training import run"),
-    (forbidden, "t2i.pipelines.text_to_image", "import t2i.data.sources"),
-    (forbidden, "t2i.report.page", "from ..training.run import load"),
-    (forbidden, "t2i.images", "import torchvision.transforms"),
-    (forbidden, "t2i.zoo", "from scripts import bench"),
-    (calls, "t2i.training.run", "import torch\ntorch.load('x')"),
-    (calls, "t2i.pipelines.ddpm", "import torch\ntorch.manual_seed(0)"),
+    (forbidden, "t2i.pipelines.text_to_image.pipeline", "from t2i.training import run"),
+    (forbidden, "t2i.pipelines.text_to_image.pipeline", "import t2i.data.sources"),
+    (forbidden, "t2i.report.page", "from ..training.runs.run_folder import load"),
+    (forbidden, "t2i.imaging.images", "import torchvision.transforms"),
+    (forbidden, "t2i.model_files.registry", "from scripts import bench"),
+    (calls, "t2i.training.runs.run_folder", "import torch\ntorch.load('x')"),
+    (calls, "t2i.pipelines.class_conditional.ddpm", "import torch\ntorch.manual_seed(0)"),
     (calls, "t2i.data.batches", "import numpy as np\nx = np.random.permutation(9)"),
-    (side_effects, "t2i.images", "import warnings\nwarnings.simplefilter('ignore')"),
-    (side_effects, "t2i.images", "import os\nos.environ['X'] = '1'"),
-    (side_effects, "t2i.images", "from PIL import Image\nImage.MAX_IMAGE_PIXELS = 1"),
+    (side_effects, "t2i.imaging.images", "import warnings\nwarnings.simplefilter('ignore')"),
+    (side_effects, "t2i.imaging.images", "import os\nos.environ['X'] = '1'"),
+    (side_effects, "t2i.imaging.images", "from PIL import Image\nImage.MAX_IMAGE_PIXELS = 1"),
     (side_effects, "t2i.nn.unet", "from t2i.errors import REGISTRY\nREGISTRY['unet'] = 1"),
-    (side_effects, "t2i.nn.unet", "from t2i.zoo import register\nfor name in 'ab':\n    register(name)"),
+    (side_effects, "t2i.nn.unet", "from t2i.model_files import register\nfor name in 'ab':\n    register(name)"),
 ]
 GOOD = [
     (order, "t2i.training.engine", "from .ema import EMA\nfrom t2i.errors import NonFinite\nimport t2i"),
-    (order, "t2i.recipe", "from t2i import __version__\nfrom t2i.errors import ImageError"),
+    (order, "t2i.metadata.recipe", "from t2i import __version__\nfrom t2i.errors import ImageError"),
     (order, "t2i.diffusion.samplers", "from .schedule import Schedule"),
     (doors, "t2i.training.engine", "from accelerate import Accelerator"),
     (doors, "t2i.cli.train", "import click"),
     (allowed, "t2i.diffusion.schedule", "import math, torch\nfrom torch import nn\nfrom .objective import add_noise"),
     (allowed, "t2i.nn.unet", "from diffusers import ModelMixin"),
     (forbidden, "t2i.report.page", "from t2i.evaluation import score"),
-    (calls, "t2i.training.text2image", "import torch\ntorch.manual_seed(0)"),
-    (side_effects, "t2i.images", '"""Doc."""\nX: int = 1\nY = {"a": 1}\n\ndef f() -> None:\n    print()'),
+    (calls, "t2i.training.families.text2image", "import torch\ntorch.manual_seed(0)"),
+    (side_effects, "t2i.imaging.images", '"""Doc."""\nX: int = 1\nY = {"a": 1}\n\ndef f() -> None:\n    print()'),
     (side_effects, "t2i.cli.train", "def train(): ...\nfor name in 'ab':\n    train.add_command(name)"),
 ]
 
@@ -341,6 +337,6 @@ def test_each_rule_lets_pass(rule, name: str, code: str) -> None:  # type: ignor
 
 
 def test_a_relative_import_in_an_init_counts_from_its_own_package() -> None:
-    source = Source("t2i.training", ast.parse("from .run import x\nfrom ..cli import main"), package=True)
-    assert list(imports(source)) == ["t2i.training.run.x", "t2i.cli.main"]
+    source = Source("t2i.training", ast.parse("from .runs.run_folder import x\nfrom ..cli import main"), package=True)
+    assert list(imports(source)) == ["t2i.training.runs.run_folder.x", "t2i.cli.main"]
     assert list(order(source)) == ["t2i.training imports t2i.cli.main, which is not above it"]

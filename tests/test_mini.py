@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.pipelines.text_to_image import TextToImage
-from t2i.zoo import MINI
+from t2i.model_files.registry import MINI
+from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 PROMPT = "a horse in Van Gogh style"
 PLAIN = """

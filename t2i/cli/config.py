@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from t2i.cli import defaults
-from t2i.cli.columns import aligned
+from t2i.cli import user_config
+from t2i.cli.tables import aligned
 from t2i.errors import UsageError
 
 EXAMPLES = """\b
@@ -34,21 +34,21 @@ def config() -> None:
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
     """Show all defaults that are set, and check them."""
-    values = defaults.read()
-    defaults.default_map(_root(ctx))
+    values = user_config.read()
+    user_config.default_map(_root(ctx))
     rows = _flat(values)
     if as_json:
-        click.echo(json.dumps({"path": str(defaults.config_path()), "values": dict(rows)}))
+        click.echo(json.dumps({"path": str(user_config.config_path()), "values": dict(rows)}))
     elif rows:
-        click.echo(aligned(str(defaults.config_path()), [(key, _text(value)) for key, value in rows]))
+        click.echo(aligned(str(user_config.config_path()), [(key, _text(value)) for key, value in rows]))
     else:
-        click.echo(f"nothing is set in {defaults.config_path()}", err=True)
+        click.echo(f"nothing is set in {user_config.config_path()}", err=True)
 
 
 @config.command()
 def path() -> None:
     """Print where the file is, or would be."""
-    click.echo(str(defaults.config_path()))
+    click.echo(str(user_config.config_path()))
 
 
 @config.command("set")
@@ -61,28 +61,28 @@ def set_default(ctx: click.Context, key: str, words: tuple[str, ...]) -> None:
     An option that may be repeated takes several values. Put -- before a value that begins with a hyphen. Comments in
     the file stay.
     """
-    from t2i.cli import yaml_text
+    from t2i.config import yaml_edit
 
     *parents, last = keys = _keys(key)
     root = _root(ctx)
-    option = defaults.find_option(root, keys)
-    value = defaults.convert(root, option, keys, list(words))
-    values = defaults.read()
+    option = user_config.find_option(root, keys)
+    value = user_config.convert(root, option, keys, list(words))
+    values = user_config.read()
     section = values
     for parent in parents:
         if section.get(parent) is None:  # missing, or a section with nothing in it
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise UsageError(f"{parent!r} is a value in {defaults.config_path()}, not a section", "mend the file")
+            raise UsageError(f"{parent!r} is a value in {user_config.config_path()}, not a section", "mend the file")
 
     def same(name: str) -> bool:
-        return name.replace("_", "-") in defaults.spellings(option)
+        return name.replace("_", "-") in user_config.spellings(option)
 
     for name in [name for name in section if same(str(name))]:
         del section[name]
     section[last] = value
-    defaults.write(yaml_text.put(defaults.read_text(), keys, value, same), values)
+    user_config.write(yaml_edit.put(user_config.read_text(), keys, value, same), values)
     click.echo(f"{key}: {_text(value)}", err=True)
 
 
@@ -90,13 +90,13 @@ def set_default(ctx: click.Context, key: str, words: tuple[str, ...]) -> None:
 @click.argument("key", metavar="COMMAND[.OPTION]")
 def unset(key: str) -> None:
     """Remove a default, or all those of a command. Comments in the file stay."""
-    from t2i.cli import yaml_text
+    from t2i.config import yaml_edit
 
-    values = defaults.read()
+    values = user_config.read()
     removed = _remove(values, _keys(key))
     if not removed:
-        raise UsageError(f"{key} is not set in {defaults.config_path()}", "`t2i config show` lists what is")
-    defaults.write(yaml_text.remove(defaults.read_text(), removed), values)
+        raise UsageError(f"{key} is not set in {user_config.config_path()}", "`t2i config show` lists what is")
+    user_config.write(yaml_edit.remove(user_config.read_text(), removed), values)
 
 
 def _root(ctx: click.Context) -> click.Context:

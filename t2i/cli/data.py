@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from t2i.cli.columns import aligned
+from t2i.cli.tables import aligned
 from t2i.errors import UsageError
 
 EXAMPLES = """\b
@@ -41,10 +41,10 @@ def info(path: str, split: str, image: str, output: Path | None, overwrite: bool
     PATH is an image folder, a parquet file or a glob of them in quotes, or hub:owner/name. Every image is decoded once;
     memory does not grow with the set.
     """
-    from t2i import images
+    from t2i.atomic import already_exists
     from t2i.config import Source
     from t2i.data.summary import lines, summarize
-    from t2i.files import already_exists
+    from t2i.imaging import images
 
     if output is not None and not overwrite and os.path.lexists(output):
         raise already_exists(output)

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from t2i.cli.columns import aligned
-from t2i.cli.defaults import config_path, default_map
+from t2i.cli.tables import aligned
+from t2i.cli.user_config import config_path, default_map
 from t2i.errors import ConfigError, T2IError
 
 
@@ -20,7 +20,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     Versions, device and precision, free memory and disk, cache and network, extras, your config file, and whether the
     models in the package are intact. Uses no network and changes nothing. Exit code 1: something is broken.
     """
-    from t2i.doctor import Finding, examine
+    from t2i.diagnostics.doctor import Finding, examine
 
     findings = [*examine()]
     path, problem, hint = config_path(), None, None

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from t2i.cli.compare import compare
-from t2i.cli.looking import progress, prompts_of
+from t2i.cli.evaluate_compare import compare
+from t2i.cli.progress_bar import progress, prompts_of
 
 EXAMPLES = """\b
 Examples:
@@ -77,12 +77,12 @@ def _reference(
 ) -> Path | None:
     import os
 
+    from t2i.atomic import already_exists
     from t2i.config import Source
+    from t2i.distributed import is_main
     from t2i.evaluation.features import load_extractor
     from t2i.evaluation.reference import make_reference, save_reference, with_floor
-    from t2i.files import already_exists
-    from t2i.pipelines.quiet import prepare_libraries
-    from t2i.processes import is_main
+    from t2i.model_files.library_logging import prepare_libraries
 
     if not overwrite and os.path.lexists(output):
         raise already_exists(output)
@@ -156,11 +156,11 @@ def _score(
 ) -> dict[str, Any] | None:
     from t2i.evaluation.cas import classification_accuracy_score
     from t2i.evaluation.features import load_extractor
-    from t2i.evaluation.opening import open_pictures
+    from t2i.evaluation.image_sources import open_pictures
     from t2i.evaluation.reference import extractor_spec, load_reference
     from t2i.evaluation.score import choose, score
-    from t2i.evaluation.sheets import save_score
-    from t2i.pipelines.quiet import prepare_libraries
+    from t2i.evaluation.score_files import save_score
+    from t2i.model_files.library_logging import prepare_libraries
 
     prepare_libraries()
     found = load_reference(ref)

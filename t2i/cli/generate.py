@@ -12,8 +12,8 @@ from click.core import ParameterSource
 from t2i.cli.options import SectionedCommand, adapters, editing, machine, model, output, picture, prompts, speed
 
 if TYPE_CHECKING:
-    from t2i.cli.packing import Packed
-    from t2i.recipe import Recipe
+    from t2i.jobs.batch.shard_packer import Packed
+    from t2i.metadata.recipe import Recipe
 
 EXAMPLES = """\b
 Examples:
@@ -49,10 +49,10 @@ def generate(**given: Any) -> None:
     With --prompts and a folder images are named by place and content, and listed in its manifest.jsonl. The same
     command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
-    from t2i.cli.asking import understand
-    from t2i.cli.batch import draw_batch
-    from t2i.cli.drawing import draw, to_json
-    from t2i.cli.dryrun import survey, survey_batch
+    from t2i.cli.dry_run import survey, survey_batch
+    from t2i.jobs.batch.runner import draw_batch
+    from t2i.jobs.from_options import understand
+    from t2i.jobs.run import draw, to_json
 
     def say(line: str) -> None:
         if not quiet:

@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from t2i import images, recipe
-from t2i.cli.columns import aligned, printable
-from t2i.cli.difference import difference, difference_table
-from t2i.cli.recorded import adapter_rows
-from t2i.cli.restoring import edit_rows
-from t2i.cli.verdict import machine_words
+from t2i.cli.tables import aligned, printable
 from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
-from t2i.infotext import NEGATIVE
-from t2i.zoo import MINI
+from t2i.imaging import images
+from t2i.jobs.replay.find_adapters import adapter_rows
+from t2i.jobs.replay.find_images import edit_rows
+from t2i.jobs.replay.verify import machine_words
+from t2i.metadata import recipe
+from t2i.metadata.a1111 import NEGATIVE
+from t2i.metadata.diff import difference, difference_table
+from t2i.model_files.registry import MINI
 
 MAX_INDEX_BYTES = 1_000_000
 
@@ -175,19 +176,19 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _describe_run(folder: Path) -> dict[str, Any]:
     """How far a training run is, how it does, its config, and the model that it has exported."""
-    from t2i.report import facts
+    from t2i.report import summary_rows
     from t2i.report.runs import read_run
 
     run = read_run(folder)
-    rows = [*facts.summary_rows([run]), *facts.metric_rows([run])]
+    rows = [*summary_rows.summary_rows([run]), *summary_rows.metric_rows([run])]
     return {
         "path": str(folder),
         "kind": "run",
         "family": run.family,
         "images_seen": run.images_seen,
         "images": run.total or None,
-        "summary": {name: value for name, (value,) in rows if value != facts.NONE},
-        "config": facts.shareable(run.config),
+        "summary": {name: value for name, (value,) in rows if value != summary_rows.NONE},
+        "config": summary_rows.shareable(run.config),
         "model": _describe_model(folder / "export") if (folder / "export" / "model_index.json").is_file() else None,
     }
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from t2i.cli import complete
-from t2i.cli.columns import aligned
+from t2i.cli.options import completion_values
+from t2i.cli.tables import aligned
 
 
 @click.group()
@@ -25,8 +25,8 @@ def info(location: str, offline: bool, as_json: bool) -> None:
 
     FILE is a .safetensors file, a folder that holds one, or a Hub id owner/name[/file]. No tensor is loaded.
     """
-    from t2i.pipelines.adapter_files import find
-    from t2i.pipelines.lora_files import facts
+    from t2i.pipelines.adapters.files import find
+    from t2i.pipelines.adapters.lora_inspect import facts
 
     file = find(location, "FILE", offline)
     known = facts(file.path)
@@ -55,7 +55,7 @@ def info(location: str, offline: bool, as_json: bool) -> None:
 
 
 @lora.command()
-@click.argument("model", shell_complete=complete.models)
+@click.argument("model", shell_complete=completion_values.models)
 @click.argument("loras", metavar="LORA[:SCALE]...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
@@ -66,9 +66,9 @@ def merge(model: str, loras: tuple[str, ...], output: Path, revision: str | None
 
     It draws what MODEL draws with --lora, to rounding. FOLDER must not exist.
     """
-    from t2i.pipelines.adapters import Adapters
-    from t2i.pipelines.loading import locate
-    from t2i.pipelines.lora_merge import merge as merge_into
+    from t2i.pipelines.adapters.specs import Adapters
+    from t2i.pipelines.loading.load import locate
+    from t2i.pipelines.text_to_image.lora_merge import merge as merge_into
 
     adapters = Adapters.read(loras)
     fitted = merge_into(locate(model, revision=revision, offline=offline), adapters, output, offline)

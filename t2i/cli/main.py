@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from t2i.cli.defaults import UNTOUCHED, config_path, default_map
+from t2i.cli.user_config import UNTOUCHED, config_path, default_map
 from t2i.errors import ConfigError, OutOfMemory, T2IError, UsageError, one_line
 
 # name: ("module:attribute", one line of help), in the order of a user's first day
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
             return None
         from importlib import import_module
 
-        from t2i.pipelines.quiet import prepare_libraries
+        from t2i.model_files.library_logging import prepare_libraries
 
         prepare_libraries()  # whichever command imports diffusers, and wherever
         module, _, attribute = COMMANDS[name][0].partition(":")
@@ -176,7 +176,7 @@ def _explain(e: Exception, session: Session) -> int:
         return 0
     if isinstance(e, click.ClickException):
         return _say(*_usage(e), e.exit_code)
-    from t2i.pipelines.memory import is_out_of_memory
+    from t2i.pipelines.loading.device import is_out_of_memory
 
     if not isinstance(e, T2IError) and is_out_of_memory(e):
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from t2i.cli.columns import aligned
-from t2i.cli.complete import model_names
+from t2i.cli.options.completion_values import model_names
+from t2i.cli.tables import aligned
 from t2i.errors import ModelUnavailable, T2IError, UsageError
-from t2i.zoo import MINI, NAMES, ZOO, ResolvedModel, hub_model, resolve
+from t2i.model_files.registry import MINI, NAMES, ZOO, ResolvedModel, hub_model, resolve
 
 if TYPE_CHECKING:
-    from t2i.pipelines.cache import CachedModel
+    from t2i.model_files.hub_cache import CachedModel
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object per model.")
 _name = click.argument("name", shell_complete=model_names)
@@ -37,7 +37,7 @@ def list_models(as_json: bool) -> None:
 
     Uses no network. A licence that is not shown is not known here: `t2i models info NAME --online` asks the Hub.
     """
-    from t2i.pipelines.cache import cache_folder, cached_models, unfinished_bytes
+    from t2i.model_files.hub_cache import cache_folder, cached_models, unfinished_bytes
 
     cached = cached_models()
     known = {entry.id for entry in ZOO.values()}
@@ -62,8 +62,8 @@ def info(name: str, online: bool, as_json: bool) -> None:
 
     NAME is a name of `t2i models list`, a Hub id owner/name, or a pipeline folder.
     """
-    from t2i.pipelines.cache import cached_models
-    from t2i.pipelines.hub_facts import describe, not_cached
+    from t2i.model_files.hub_api import describe, not_cached
+    from t2i.model_files.hub_cache import cached_models
 
     cached = cached_models()
     model = _find(name, cached)
@@ -85,7 +85,7 @@ def pull(name: str, revision: str | None, quiet: bool, as_json: bool) -> None:
 
     Only safetensors weights, configs and tokenizers: what `t2i generate` would fetch. What broke off goes on.
     """
-    from t2i.pipelines.loading import locate
+    from t2i.pipelines.loading.load import locate
 
     model = resolve(name)
     if model.kind != "hub" and name != "mini":
@@ -109,7 +109,7 @@ def rm(name: str, revision: str | None, yes: bool, as_json: bool) -> None:
 
     Other programs that use the same cache would download it again.
     """
-    from t2i.pipelines.cache import cached_models, freed_bytes, remove
+    from t2i.model_files.hub_cache import cached_models, freed_bytes, remove
 
     models = cached_models()
     model = _find(name, models)

@@ -33,7 +33,7 @@ def report(runs: tuple[Path, ...], output: Path | None, plots: Path | None, over
 
     The same command again replaces its page and its plots, since it loses nothing: they are made of the run folders.
     """
-    from t2i.report.save import save_page, save_plots
+    from t2i.report.writers import save_page, save_plots
 
     if plots is not None:
         for path in save_plots(runs, plots, overwrite):

@@ -73,10 +73,10 @@ def _sample(
 ) -> Any:
     from tqdm import tqdm
 
+    from t2i.distributed import is_main, processes
     from t2i.errors import UsageError
-    from t2i.pipelines.quiet import prepare_libraries
-    from t2i.pipelines.sampling import Request, load_model, sample_folder
-    from t2i.processes import is_main, processes
+    from t2i.model_files.library_logging import prepare_libraries
+    from t2i.pipelines.class_conditional.sample_folder import Request, load_model, sample_folder
 
     prepare_libraries()
     if trajectory and interpolate:
@@ -91,7 +91,7 @@ def _sample(
         yield from _trajectory(model, run, wanted, folder, photo, animation, settings)
         return
     if ends:
-        from t2i.pipelines.interpolation import save_interpolation
+        from t2i.pipelines.class_conditional.interpolation import save_interpolation
 
         label = labels[0] if labels else None
         yield from save_interpolation(model, ends, count or 10, label, folder, animation, **settings)
@@ -110,7 +110,7 @@ def _sample(
 def _ends(text: str) -> tuple[int, int]:
     """Two seeds.  Raises UsageError."""
     from t2i.errors import UsageError
-    from t2i.pipelines.limits import check_ends
+    from t2i.pipelines.settings.limits import check_ends
 
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
@@ -122,9 +122,9 @@ def _trajectory(
     model: Any, run: str, wanted: Any, folder: Path, photo: Path | None, animation: str, settings: dict[str, Any]
 ) -> list[Path]:
     from t2i.errors import UsageError
-    from t2i.images import decode
-    from t2i.pipelines.ddpm import DDPM
-    from t2i.pipelines.trajectory import save_trajectory, trajectory
+    from t2i.imaging.images import decode
+    from t2i.pipelines.class_conditional.ddpm import DDPM
+    from t2i.pipelines.class_conditional.trajectory import save_trajectory, trajectory
 
     if not isinstance(model, DDPM):
         raise UsageError(
@@ -147,7 +147,7 @@ def _training_image(run: Path, class_name: str | None) -> Any:
     from contextlib import suppress
 
     from t2i.config import DDPMConfig, load_config
-    from t2i.data.example import example
+    from t2i.data.sample_image import example
     from t2i.errors import T2IError
 
     with suppress(T2IError):
@@ -158,7 +158,7 @@ def _training_image(run: Path, class_name: str | None) -> Any:
 
 
 def _grid(paths: list[Path], path: Path) -> Path:
-    from t2i import images
-    from t2i.recipe import Mark
+    from t2i.imaging import images
+    from t2i.metadata.recipe import Mark
 
     return images.save(images.grid([images.decode(p) for p in paths]), path, recipe=Mark(), overwrite=True)

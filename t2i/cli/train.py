@@ -40,7 +40,7 @@ def _family(name: str, summary: str) -> click.Command:
     """The command of one family; all families take the same options."""
 
     def body(**options: Any) -> None:
-        from t2i.processes import is_main
+        from t2i.distributed import is_main
 
         result = _train(name, **options)
         if is_main():
@@ -83,8 +83,8 @@ def _train(
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
     from t2i.config import find_config, load_config
-    from t2i.pipelines.quiet import prepare_libraries
-    from t2i.pipelines.quiet import quiet as silence
+    from t2i.model_files.library_logging import prepare_libraries
+    from t2i.model_files.library_logging import quiet as silence
 
     prepare_libraries()
     path = find_config(config or DEFAULTS[family])
@@ -98,9 +98,9 @@ def _train(
     from t2i.training import verify
 
     loop = getattr(training, training.TRAINERS[family])
+    from t2i.training.dry_run import describe
     from t2i.training.memory import advice
-    from t2i.training.plan import describe
-    from t2i.training.run import Launch
+    from t2i.training.runs.run_folder import Launch
 
     launch = Launch("resume" if resume else "fresh" if fresh else "auto", force, progress=not quiet)
     with silence(), advice(settings):

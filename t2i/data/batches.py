@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2i.data.order import permute
+from t2i.data.permutation import permute
 from t2i.randomness import generator
 
 BLOCK = 4096  # per-image draws are made for this many indices at once; part of the contract, changing it changes runs

@@ -163,6 +163,6 @@ def _suffixes() -> frozenset[str]:
     """File name endings of the formats that `images.decode` accepts."""
     from PIL import Image
 
-    from t2i.images import FORMATS
+    from t2i.imaging.images import FORMATS
 
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)

@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from t2i import config, files, images
-from t2i.data.memory import THREADS, chunks, spread
+from t2i import atomic, config
+from t2i.data.memory_table import THREADS, chunks, spread
 from t2i.data.rows import Row, Rows, picture
 from t2i.data.sources import is_folder, is_hub, open_source
 from t2i.data.writing import Cell, Columns, parquet_writer
 from t2i.errors import DataError, ImageError, UsageError, one_line
+from t2i.imaging import images
 
 AHEAD = 16  # pictures decoded and encoded at once
 NAMED = 100  # bad pictures named; all are counted
@@ -146,7 +147,7 @@ def _check_paths(source: config.Source, paths: dict[str, Path], overwrite: bool)
     given = {Path(path).resolve() for path in glob.glob(config.shipped_data(source.path), recursive=True) if local}
     for path in paths.values():
         if not overwrite and os.path.lexists(path):
-            raise files.already_exists(path)
+            raise atomic.already_exists(path)
         if path.resolve() in given:
             raise UsageError(f"{path} is part of what is to be read, {source.path}", "choose another name")
 

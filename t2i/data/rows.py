@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from t2i import images
 from t2i.errors import DataError, ImageError
+from t2i.imaging import images
 
 if TYPE_CHECKING:
     import datasets

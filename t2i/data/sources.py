@@ -1,7 +1,8 @@
 """Folder, parquet, Hub id -> rows; what is wrong is said per file.
 
 Every kind of source is a `Rows`: a count and an iterator of undecoded rows, which never holds more than a few of them.
-What becomes of the rows is decided by who reads them: `memory.py`, `mapped.py`, `stream.py`, `summary.py`.
+What becomes of the rows is decided by who reads them: `memory_table.py`, `arrow_store.py`,
+`shard_store.py`, `summary.py`.
 """
 
 from __future__ import annotations

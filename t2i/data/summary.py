@@ -15,11 +15,12 @@ from typing import Any
 
 from PIL.Image import Image
 
-from t2i import config, images
-from t2i.data.memory import THREADS, chunks, spread
+from t2i import config
+from t2i.data.memory_table import THREADS, chunks, spread
 from t2i.data.rows import Row
 from t2i.data.sources import open_source
 from t2i.errors import ImageError
+from t2i.imaging import images
 
 NAMED = 100  # broken and duplicate images named; all are counted
 EXAMPLES = 10  # of these, in what a human reads

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from t2i import config
-from t2i.data.lazy import LazyTable
-from t2i.data.mapped import ArrowStore
-from t2i.data.memory import load_memory
+from t2i.data.arrow_store import ArrowStore
+from t2i.data.lazy_table import LazyTable
+from t2i.data.memory_table import load_memory
 from t2i.data.rows import Classes
+from t2i.data.shard_store import ShardStore
 from t2i.data.sources import open_source
-from t2i.data.stream import ShardStore
 
 MEMORY_BYTES = 4 * 2**30  # of decoded pixels, up to which `storage: auto` holds them in memory; on every machine
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t2i import files
+from t2i import atomic
 from t2i.data.rows import Row, Rows
 from t2i.errors import DataError
 
@@ -98,7 +98,7 @@ class Writer:
 @contextmanager
 def parquet_writer(path: Path, columns: Columns, overwrite: bool = False) -> Iterator[Writer]:
     """A parquet file that takes its name when the block ends well.  Raises as `files.whole` does."""
-    with files.whole(path, overwrite=overwrite) as file:
+    with atomic.whole(path, overwrite=overwrite) as file:
         writer = Writer(file, columns)
         try:
             yield writer

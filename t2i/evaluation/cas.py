@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i import config, images
+from t2i import config
 from t2i.data.batches import flips, visit_order
 from t2i.data.tables import Table
 from t2i.errors import DataError
-from t2i.evaluation.looking import sample
-from t2i.evaluation.opening import open_stored
-from t2i.evaluation.pictures import Pictures, class_indices
+from t2i.evaluation.extraction import sample
+from t2i.evaluation.image_sets import Pictures, class_indices
+from t2i.evaluation.image_sources import open_stored
+from t2i.imaging import images
 from t2i.nn.resnet import ResNet
 from t2i.randomness import derive_seed
 

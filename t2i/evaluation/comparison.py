@@ -20,17 +20,17 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from t2i import files
+from t2i import atomic
+from t2i.distributed import is_main, processes
 from t2i.errors import UsageError
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.opening import draws_from_text, open_pictures
-from t2i.evaluation.pictures import Drawn, Pictures
-from t2i.evaluation.prompted import Prompted
+from t2i.evaluation.image_sets import Drawn, Pictures
+from t2i.evaluation.image_sources import draws_from_text, open_pictures
+from t2i.evaluation.prompted_samples import Prompted
 from t2i.evaluation.reference import VERSION, Reference
 from t2i.evaluation.score import score
-from t2i.evaluation.sheets import save_score
-from t2i.pipelines.ddpm import DDPM
-from t2i.processes import is_main, processes
+from t2i.evaluation.score_files import save_score
+from t2i.pipelines.class_conditional.ddpm import DDPM
 
 FILE = "compare.json"
 STEPS = (2, 4, 8, 16, 32, 64, 250, 1000)
@@ -116,7 +116,7 @@ def compare(
     if not is_main():
         return None
     result = {"n": plan.n, "seed": plan.seed, "curve_n": plan.curve_n, "subjects": found}
-    files.write(json.dumps(result, indent=1).encode(), folder / FILE, overwrite=True)
+    atomic.write(json.dumps(result, indent=1).encode(), folder / FILE, overwrite=True)
     return result
 
 
@@ -187,7 +187,7 @@ def _judged(
         result["images_per_second"] = timed.drawn * processes().num_processes / timed.seconds if drawn else None
         for name in SHEETS if path.name == SCORE else ():
             (path.parent / name).unlink(missing_ok=True)  # of another score
-        files.write(json.dumps(result, indent=1).encode(), path, overwrite=True)
+        atomic.write(json.dumps(result, indent=1).encode(), path, overwrite=True)
     sheets = [path.parent / name for name in (SHEETS if data else SHEETS[:1])]
     if path.name == SCORE and is_main() and not all(sheet.is_file() for sheet in sheets):
         save_score(result, pictures, reference, data, path.parent, overwrite=True)

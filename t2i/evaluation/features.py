@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i import config, images
+from t2i import config
 from t2i.errors import ConfigError, ModelError, UsageError, one_line
-from t2i.evaluation.networks import clip, dinov2, inception
+from t2i.evaluation.external_extractors import clip, dinov2, inception
+from t2i.imaging import images
+from t2i.model_files.library_logging import quiet
+from t2i.model_files.registry import read_json
+from t2i.model_files.weight_files import check_safetensors, weights_hash
 from t2i.nn.resnet import ResNet
-from t2i.pipelines.loading import choose_device
-from t2i.pipelines.quiet import quiet
-from t2i.pipelines.weights import check_safetensors, weights_hash
-from t2i.zoo import read_json
+from t2i.pipelines.loading.load import choose_device
 
 BATCH = 100
 JUDGES = {name: Path(__file__).parents[1] / name for name in ("judge", "judge64")}

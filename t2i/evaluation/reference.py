@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from t2i import __version__, config, files
+from t2i import __version__, atomic, config
 from t2i.errors import DataError, UsageError
+from t2i.evaluation.extraction import KEPT, Seen, look
 from t2i.evaluation.features import Extractor, Questions
-from t2i.evaluation.looking import KEPT, Seen, look
-from t2i.evaluation.measures import FEWEST, Floor, floor, floor_size
+from t2i.evaluation.image_sets import Stored
+from t2i.evaluation.image_sources import open_stored
+from t2i.evaluation.metric_table import FEWEST, Floor, floor, floor_size
 from t2i.evaluation.metrics import Moments
-from t2i.evaluation.opening import open_stored
-from t2i.evaluation.pictures import Stored
-from t2i.pipelines.weights import check_safetensors
+from t2i.model_files.weight_files import check_safetensors
 
 VERSION = 2  # of the format, and of how what is in it is computed: changing either changes it
 FLOOR_AT = 10_000  # pictures at which the floor is measured in advance, where there are enough
@@ -150,7 +150,7 @@ def save_reference(reference: Reference, path: Path, overwrite: bool = False) ->
         tensors["logits"] = seen.logits
     record = asdict(reference.facts) | {"floors": [asdict(one) for one in reference.floors]}
     data = save({name: t.contiguous() for name, t in tensors.items()}, {"t2i": json.dumps(record)})
-    files.write(data, path, overwrite=overwrite)
+    atomic.write(data, path, overwrite=overwrite)
     return path
 
 

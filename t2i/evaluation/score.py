@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from t2i import __version__
+from t2i.distributed import is_main
 from t2i.errors import DataError
+from t2i.evaluation.extraction import Seen, look, sample
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.looking import Seen, look, sample
-from t2i.evaluation.measures import FEWEST, MEASURES, PAIRS, Floor, Side, by_class, is_balanced, measure
+from t2i.evaluation.image_sets import Pictures
+from t2i.evaluation.metric_table import FEWEST, MEASURES, PAIRS, Floor, Side, by_class, is_balanced, measure
 from t2i.evaluation.metrics import nearest
-from t2i.evaluation.pictures import Pictures
-from t2i.evaluation.prompts import clip_score, prompt_accuracy
+from t2i.evaluation.prompt_fidelity import clip_score, prompt_accuracy
 from t2i.evaluation.reference import VERSION, Reference, check_extractor
-from t2i.processes import is_main
 
 CLOSEST = 8  # pairs of a picture and its nearest real one that are named
 LOSSY = {"JPEG", "WEBP"}

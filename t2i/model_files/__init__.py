@@ -1,1 +1,1 @@
-"""Where weights come from: their names, finding and checking them."""
+"""Model names; finding, checking, hashing and fetching weights."""

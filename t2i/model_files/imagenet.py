@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i import files
+from t2i import atomic
 from t2i.errors import ModelError, ModelUnavailable
 from t2i.nn.efficientnet import EfficientNetLite0, fold_norms
 
@@ -56,7 +56,7 @@ def load_efficientnet(path: Path | None = None, folded: bool = True) -> Efficien
     Raises ModelUnavailable: not installed.  ModelError: another file than the one known by its sha256.
     """
     path = path or imagenet_file()
-    found = files.file_hash(path)
+    found = atomic.file_hash(path)
     if found != SHA256:
         raise ModelError(f"{path.name}: sha256 is {found[:16]}..., expected {SHA256[:16]}...", f"{INSTALL} anew")
     net = EfficientNetLite0()

@@ -11,19 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t2i.pipelines.dcgan import DCGAN
-    from t2i.pipelines.ddpm import DDPM
-    from t2i.pipelines.text_to_image import TextToImage
-    from t2i.pipelines.vae import VAE
+    from t2i.pipelines.class_conditional.dcgan import DCGAN
+    from t2i.pipelines.class_conditional.ddpm import DDPM
+    from t2i.pipelines.class_conditional.vae import VAE
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 __all__ = ["DCGAN", "DDPM", "VAE", "TextToImage"]
 
-_MODULES = {"DCGAN": "dcgan", "DDPM": "ddpm", "VAE": "vae", "TextToImage": "text_to_image"}  # name -> its module
+_MODULES = {  # name -> its module
+    "DCGAN": "class_conditional.dcgan",
+    "DDPM": "class_conditional.ddpm",
+    "VAE": "class_conditional.vae",
+    "TextToImage": "text_to_image.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        from t2i.pipelines.quiet import prepare_libraries
+        from t2i.model_files.library_logging import prepare_libraries
 
         prepare_libraries()
         return getattr(import_module(f"t2i.pipelines.{_MODULES[name]}"), name)

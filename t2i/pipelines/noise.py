@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from t2i.pipelines.settings import Settings
+    from t2i.pipelines.settings.settings import Settings
 
 
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:

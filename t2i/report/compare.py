@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from t2i import __version__, files, images
+from t2i import __version__, atomic
 from t2i.errors import T2IError
+from t2i.imaging import images
 from t2i.report.compare_table import full, heads, markdown, protocol, warnings
-from t2i.report.curves import Scale
-from t2i.report.figures import figures, json_data, table
-from t2i.report.lines import Line, Plot
+from t2i.report.curve_specs import Scale
+from t2i.report.html_parts import figures, json_data, table
 from t2i.report.page import frame_script, frame_style
+from t2i.report.series import Line, Plot
 
 QUALITY = 92  # of WebP
 CURVES = {"steps": "sampling steps", "guidance": "guidance"}
@@ -40,7 +41,7 @@ def save(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write a comparison's table and page into its own folder, over those of an earlier call."""
     written = {"compare.md": markdown(result), "index.html": page(result, folder, datetime.now(UTC))}
     for name, text in written.items():
-        files.write(text.encode(), folder / name, overwrite=True)
+        atomic.write(text.encode(), folder / name, overwrite=True)
     return [folder / name for name in written]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import T2IError
-from t2i.evaluation.measures import MEASURES
-from t2i.report.facts import NONE, Rows, amount, duration, number
+from t2i.evaluation.metric_table import MEASURES
 from t2i.report.runs import Run, part, read_run
+from t2i.report.summary_rows import NONE, Rows, amount, duration, number
 
 
 def rows(result: dict[str, Any]) -> Rows:

@@ -15,7 +15,13 @@ from html import escape
 from pathlib import Path
 
 from t2i import __version__
-from t2i.report.facts import (
+from t2i.report.html_parts import Numbers, figures, json_data, swatch, table
+from t2i.report.plots import DARK, LIGHT, Theme
+from t2i.report.runs import Run
+from t2i.report.samples import Picture, pictures
+from t2i.report.scores import along_training, score_tables
+from t2i.report.series import HALF_LIFE, plots
+from t2i.report.summary_rows import (
     Rows,
     config_rows,
     config_text,
@@ -24,12 +30,6 @@ from t2i.report.facts import (
     summary_rows,
     warning_lines,
 )
-from t2i.report.figures import Numbers, figures, json_data, swatch, table
-from t2i.report.lines import HALF_LIFE, plots
-from t2i.report.plots import DARK, LIGHT, Theme
-from t2i.report.runs import Run
-from t2i.report.samples import Picture, pictures
-from t2i.report.scores import along_training, score_tables
 
 
 def build(runs: Sequence[Run], now: datetime) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from t2i.report.lines import Plot
+from t2i.report.series import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import base64
 import io
 from dataclasses import dataclass
 
-from t2i import images
 from t2i.errors import T2IError
+from t2i.imaging import images
 from t2i.report.runs import Run
 
 MOST = 40  # sheets of a run; of more, so many are taken evenly, the first and the last among them

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from t2i.report.curves import FLOOR, SCORES
-from t2i.report.facts import NONE, Rows, number
-from t2i.report.figures import Numbers, figures, table
-from t2i.report.lines import Plot, score_plots
+from t2i.report.curve_specs import FLOOR, SCORES
+from t2i.report.html_parts import Numbers, figures, table
 from t2i.report.runs import Run
+from t2i.report.series import Plot, score_plots
+from t2i.report.summary_rows import NONE, Rows, number
 
 # What a number is called in a sentence; `generated` is a label that says no more than the curve's title.
 TITLES = {

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t2i.training.autoencoder import train_autoencoder
-    from t2i.training.classifier import train_classifier
-    from t2i.training.dcgan import train_dcgan
-    from t2i.training.ddpm import train_ddpm
-    from t2i.training.text2image import train_text2image
-    from t2i.training.vae import train_vae
+    from t2i.training.families.autoencoder import train_autoencoder
+    from t2i.training.families.classifier import train_classifier
+    from t2i.training.families.dcgan import train_dcgan
+    from t2i.training.families.ddpm import train_ddpm
+    from t2i.training.families.text2image import train_text2image
+    from t2i.training.families.vae import train_vae
 
 __all__ = [
     "TRAINERS",
@@ -33,5 +33,5 @@ TRAINERS = {name: f"train_{name}" for name in ("autoencoder", "classifier", "dcg
 
 def __getattr__(name: str) -> Any:
     if name in TRAINERS.values():
-        return getattr(import_module(f"t2i.training.{name.removeprefix('train_')}"), name)
+        return getattr(import_module(f"t2i.training.families.{name.removeprefix('train_')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i import images
 from t2i.data.batches import flips
 from t2i.data.tables import Table, share_of
 from t2i.errors import DataError
+from t2i.imaging import images
 from t2i.training.engine import Step
 
 

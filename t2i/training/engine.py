@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i.config import Run
+from t2i.distributed import processes
 from t2i.errors import CheckpointError, NonFinite, T2IError, Terminated
-from t2i.processes import processes
 from t2i.randomness import derive_seed
-from t2i.training.checkpoint import Checkpoint, check_fit
 from t2i.training.device import attention, choose_precision, memory_format
 from t2i.training.ema import Ema
-from t2i.training.entries import add_entry
-from t2i.training.environment import environment, idle_cores
 from t2i.training.memory import keep_freed_memory
-from t2i.training.meter import Meter
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
-from t2i.training.run import Launch, RunFolder, say
+from t2i.training.runs.change_log import add_entry
+from t2i.training.runs.checkpoint import Checkpoint, check_fit
+from t2i.training.runs.environment import environment, idle_cores
+from t2i.training.runs.meter import Meter
+from t2i.training.runs.run_folder import Launch, RunFolder, say
+from t2i.training.runs.signals import Signals
+from t2i.training.runs.trackers import close_trackers, make_accelerator
 from t2i.training.sharding import average_gradients, like, whole
-from t2i.training.signals import Signals
-from t2i.training.trackers import close_trackers, make_accelerator
 
 SKIPS = 10  # updates in a row that an fp16 scaler may skip while it looks for its scale
 
@@ -164,7 +164,7 @@ class Engine:
             self.descend(step)
             self.advance(step)
 
-    def backward(self, step: Step, loss: Tensor, name: str = "loss", **terms: Tensor) -> None:
+    def backward(self, step: Step, loss: Tensor, name: str = "loss", /, **terms: Tensor) -> None:
         """The first third of an update, for loops that make it of several losses: gradients, and what to log."""
         self.accelerator.backward(loss / self.config.accumulate)
         self._losses.append((step.share, loss.detach()))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from t2i import files, images
-from t2i.data.memory import ImageTable
+from t2i import atomic
+from t2i.data.memory_table import ImageTable
 from t2i.data.tables import Table
 from t2i.errors import DataError
-from t2i.training.checkpoint import tensors_hash
+from t2i.imaging import images
+from t2i.training.runs.checkpoint import tensors_hash
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -52,8 +53,8 @@ def cached_latents(vae: AutoencoderKL, table: Table, folder: Path, precision: st
         except (OSError, SafetensorError, KeyError) as e:
             raise DataError(f"cannot read {file}: {e}", "remove its folder to encode again") from None
     latents = encode(vae, table, precision, progress)
-    files.write(save({"latents": latents}), file, overwrite=True)
-    files.write(json.dumps(wanted, indent=1).encode(), manifest, overwrite=True)
+    atomic.write(save({"latents": latents}), file, overwrite=True)
+    atomic.write(json.dumps(wanted, indent=1).encode(), manifest, overwrite=True)
     return latents
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import t2i.training as training
 from t2i.config import Run
+from t2i.distributed import processes
 from t2i.errors import CheckpointError
-from t2i.processes import processes
-from t2i.training.checkpoint import PARTS, load_checkpoint
-from t2i.training.run import Launch, RunFolder
+from t2i.training.runs.checkpoint import PARTS, load_checkpoint
+from t2i.training.runs.run_folder import Launch, RunFolder
 
 STEPS = 4  # before the interruption, and as many after it
 NEVER = 2**62

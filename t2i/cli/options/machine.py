@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import click
 
-from t2i.cli import complete
-from t2i.cli.options import section, together
+from t2i.cli.options import completion_values, section, together
 
 option = section("Machine")
 options = together(
     option(
         "--device",
         metavar="NAME",
-        shell_complete=complete.devices,
+        shell_complete=completion_values.devices,
         help="cpu, cuda, cuda:1, xpu, mps. Default: the fastest there is.",
     ),
     option(
         "--dtype",
         metavar="NAME",
-        shell_complete=complete.dtypes,
+        shell_complete=completion_values.dtypes,
         help="float32, float16 or bfloat16. Default: float32 for small models; for others bfloat16 where the hardware"
         " computes in it.",
     ),

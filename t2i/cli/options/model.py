@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from t2i.cli import complete
-from t2i.cli.options import section, together
+from t2i.cli.options import completion_values, section, together
 
 option = section("Model")
 options = together(
@@ -16,7 +15,7 @@ options = together(
         default="mini",
         envvar="T2I_MODEL",
         show_envvar=True,
-        shell_complete=complete.models,
+        shell_complete=completion_values.models,
         help="A name (mini, sd15, sdxl, ...), a pipeline or run folder, a Hub id owner/name, or one .safetensors file."
         " Default: mini, which is built in and needs no network.",
     ),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from t2i.cli import complete
-from t2i.cli.options import section, together
+from t2i.cli.options import completion_values, section, together
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
@@ -34,7 +33,7 @@ options = together(
         "--scheduler",
         "--sampler",
         metavar="NAME",
-        shell_complete=complete.schedulers,
+        shell_complete=completion_values.schedulers,
         help=f"{SCHEDULER_NAMES} or A1111's names. Default: the model's own.",
     ),
 )

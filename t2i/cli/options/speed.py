@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import click
 
-from t2i.cli import complete
-from t2i.cli.options import section, together
+from t2i.cli.options import completion_values, section, together
 
 option = section("Speed and preview")
 options = together(
     option(
         "--cache",
         metavar="NAME[:VALUE]",
-        shell_complete=complete.caches,
+        shell_complete=completion_values.caches,
         help="Take over part of a step from earlier ones: faster, and not quite the same picture. reuse[:N] and"
         " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a quarter less time, and 2 of"
         " 255 off in the mean; taylor is closer, but for its worst); first-block[:CHANGE]"

@@ -1,0 +1,1 @@
+"""What this installation, an image, a run or a model is."""

@@ -1,0 +1,1 @@
+"""The service layer: from options to a request, to a plan, to pictures; batches and replay. No Click, no HTTP."""

@@ -1,0 +1,1 @@
+"""Long batches: claimed, drawn, recorded and packed by any number of processes."""

@@ -1,0 +1,212 @@
+"""A long batch as a list that is never held: from the lines of a file to images with names, and what is drawn at once.
+
+Where an image stands in the list decides its group, and nothing else does: neither how many processes there are nor
+what is drawn already. So an image made again is drawn beside the same others, and is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache, partial
+from itertools import chain, groupby, islice
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import UsageError
+from t2i.jobs.batch.shard_index import Shards
+from t2i.jobs.spec.output_paths import Outputs, safe_name
+from t2i.jobs.spec.prompt_files import stream_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task, each_task
+from t2i.metadata.jsonable import public_name
+from t2i.pipelines.adapters.files import find_all
+from t2i.pipelines.adapters.specs import Adapters, IPAdapter
+from t2i.pipelines.loading.load import ModelFiles, locate
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.settings.image_input import Still
+
+# Of a request: another value, another batch
+OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
+OPTIONS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shard_size")
+SHARD_SIZE = 1000
+ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
+MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
+Locate = Callable[[ModelWish], ModelFiles]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the list.  index: its place, from 0.  job: what is drawn, as 16 hex digits.  path: its file."""
+
+    index: int
+    task: Task
+    job: str
+    path: Path
+    model: ModelWish
+    settings: tuple[tuple[str, Any], ...]  # what is asked for, as `TextToImage.settings` takes it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that follow one another and are drawn at once."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """Its place in the list, as a piece of a file name."""
+        return f"{self.items[0].index:09d}"
+
+
+class Listing:
+    """The images of a prompt file.  Each pass reads the file anew and holds one group of it.
+
+    request: with its seeds fixed and without prompts.  output: a pattern with {job}.  shards: that images end in.
+    """
+
+    def __init__(self, file: Path, request: Request, output: str, locate: Locate, shards: Shards | None = None) -> None:
+        self.file = file
+        self.request = request
+        self.output = output
+        self.shards = shards
+        self.folder = shards.folder if shards else Outputs(output, format=request.format).root
+        self.locate = locate
+        self._facts = lru_cache(maxsize=64)(self._find)
+        self._outputs = lru_cache(maxsize=64)(self._make_outputs)
+
+    def tasks(self) -> Iterator[Task]:
+        """All images, without names.  Raises UsageError for a row that is wrong."""
+        request = self.request
+        prompts = map(request.understand, stream_prompts(self.file))
+        return each_task(prompts, request.seeds, request.count, request.wildcards, request.template)
+
+    def items(self) -> Iterator[Item]:
+        """All images with their names, which are a function of the list and the request alone."""
+        last, number = None, 0
+        for index, task in enumerate(self.tasks()):
+            last, number = task.prompt, number + 1 if task.prompt is last else 1
+            wish = task.prompt.wish
+            model, settings = model_wish(self.request, wish), complete(self.request, wish)
+            facts = self._facts(model)
+            job = job_id(task, settings, facts)
+            one = wish.count or self.request.count
+            outputs = self._outputs(wish.output, one if wish.seed is not None else one * len(self.request.seeds))
+            path = outputs.place(
+                prompt=task.job.prompt,
+                seed=str(task.job.seed),
+                model=facts["model"],
+                index=f"{index + 1:06d}",
+                number=str(number),
+                job=job,
+            )
+            yield Item(index, task, job, path, model, tuple(settings.items()))
+
+    def groups(self, size: Callable[[Item], int]) -> Iterator[Group]:
+        """All images in groups of one model, one setting and one shard.
+
+        size: how many such images are drawn at once.
+        """
+        for _, items in groupby(self.items(), lambda item: (item.model, item.settings, self._shard(item))):
+            run = iter(items)
+            first = next(run)
+            rest, at_once = chain([first], run), size(first)
+            while group := tuple(islice(rest, at_once)):
+                yield Group(group)
+
+    def shares(self, size: Callable[[Item], int]) -> Iterator[list[Group]]:
+        """The groups that are finished together: those of one shard; without shards each for itself."""
+        groups = self.groups(size)
+        if self.shards is None:
+            yield from ([group] for group in groups)
+            return
+        for _, share in groupby(groups, lambda group: self._shard(group.items[0])):
+            yield list(share)
+
+    def _shard(self, item: Item) -> int:
+        return self.shards.number(item.index) if self.shards else 0
+
+    def _find(self, model: ModelWish) -> dict[str, Any]:
+        """What tells one model from another."""
+        files = self.locate(model)
+        said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
+        return said | {
+            "model": files.model.name,
+            "revision": files.revision,
+            "weights": files.hash(),
+            "dtype": model.dtype,
+            **({"adapters": self._adapters(model.adapters)} if model.adapters else {}),
+            **({"cache": model.cache} if model.cache else {}),
+        }
+
+    def _adapters(self, adapters: Adapters) -> list[Any]:
+        """What tells adapters from others, wherever their files lie."""
+        found = find_all(adapters, self.request.offline)
+        files = {field.name: getattr(found, field.name) for field in fields(found)}
+        return [
+            [kind, file.sha256, getattr(one, "scale", None), getattr(one, "token", None), _picture(one)]
+            for kind, several in files.items()
+            for one, file in zip(getattr(adapters, kind), several, strict=True)
+        ]
+
+    def _make_outputs(self, name: str | None, count: int) -> Outputs:
+        """name: what a row calls its file, below the folder of all."""
+        target = self.output if name is None else str(self.folder / name)
+        return Outputs(target, format=self.request.format, count=count)
+
+
+def _picture(adapter: object) -> str | None:
+    """The hash of the picture that an IP-Adapter sees."""
+    return Still.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
+
+
+def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
+    """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
+    usual = {name: value for name, value in settings.items() if name != "weights"}
+    content = {"prompt": task.job.prompt, "seed": task.job.seed, **usual, **facts}
+    if task.job.negative is not None:
+        content["negative"] = task.job.negative
+    # A job has kept its name since before there were weights in prompts: they count where there are any.
+    if settings.get("weights", True) and any(map(speaks, (content["prompt"], content["negative"]))):
+        content["weighted"] = True
+    if "edit" in content:
+        content["edit"] = content["edit"].identity()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
+    """The list of a batch, and where its images go.  Raises UsageError."""
+    found = cache(partial(locate, offline=request.offline, config=request.config))
+
+    def find(wish: ModelWish) -> ModelFiles:
+        return found(wish.model, revision=wish.revision)
+
+    if request.shards is not None:
+        folder = Path(os.path.expanduser(request.output or ""))
+        shards = Shards(folder, request.shards, request.shard_size or SHARD_SIZE)
+        request = replace(request, shard_size=shards.size)
+        return Listing(file, request, str(shards.spool / "{index}-{job}"), find, shards)
+    target, name = request.output, "{index}-{job}"
+    if target is None:
+        options = options_of(file, request) | ({"seeds": request.seeds} if chosen else {})
+        one = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:6]  # other options: another folder
+        target = os.path.join("outputs", f"{safe_name(file.stem)}-{one}", name)
+    elif "{job}" not in target:
+        target = os.path.join(target, name)
+    elif "{date}" in target:
+        raise UsageError("--output: {date} in a batch would make all anew tomorrow", "leave it out")
+    return Listing(file, request, target, find)
+
+
+def options_of(file: Path, request: Request) -> dict[str, Any]:
+    """What makes one batch another than the next, but for the seeds."""
+    said = {name: getattr(request, name) for name in OPTIONS}
+    said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
+    said |= {name: getattr(request, name) for name in MACHINE if getattr(request, name) not in (None, False)}
+    said |= {} if request.chunks is None else {"chunks": request.chunks}
+    edit = {"edit": request.edit.identity()} if request.edit else {}
+    return {"prompts": file.name, "model": public_name(request.model)} | said | edit

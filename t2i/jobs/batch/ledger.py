@@ -1,0 +1,249 @@
+"""What a long batch knows of itself, in `.t2i-batch` beside its images, and its manifest.
+
+batch.json            what is drawn, and the seed; a folder is of one batch
+groups/000000008.jsonl    one line per image of a finished group, written whole when its images are there
+claims/, progress/    who draws which group now, and how many images each process has drawn
+spool/, shards/    where images go into shards: see `shards.py`; the records of groups that a shard holds are taken away
+
+manifest.jsonl, among the images, is all groups' lines in the order of the list, written at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from t2i import atomic
+from t2i.errors import ImageError, UsageError
+from t2i.imaging.decoding import decode
+from t2i.jobs.batch.file_locks import claim
+from t2i.jobs.batch.job_list import Group, Item
+from t2i.jobs.batch.shard_index import Line, Shards
+from t2i.metadata import recipe
+from t2i.model_files.registry import read_json
+
+
+class Ledger:
+    """The records of one batch folder.  shards: what its images go into; None: they are files."""
+
+    def __init__(self, folder: Path, rank: int = 0, shards: Shards | None = None) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.state = folder / ".t2i-batch"
+        self.rank = rank
+        self._begun = 0
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that the folder began with; none where it has not begun."""
+        path = self.state / "batch.json"
+        return tuple(read_json(path).get("seeds", ())) if path.exists() else ()
+
+    def open(self, options: dict[str, Any], seeds: tuple[int, ...], *, chosen: bool) -> tuple[int, ...]:
+        """Begin a batch or go on with it, as its main process; returns its seeds.
+
+        chosen: the user named the seeds; else those that the folder began with hold.
+        Raises UsageError where the folder holds another batch.
+        """
+        path = self.state / "batch.json"
+        options = json.loads(json.dumps(options))
+        if not path.exists():
+            with suppress(UsageError):  # another run on this folder was first: then it is read
+                atomic.write(json.dumps({"seeds": seeds, "options": options}, indent=1).encode(), path)
+        found = read_json(path)
+        told, began = found.get("options", {}), self.seeds()
+        changes = [
+            f"{name} was {told.get(name)!r}, now {value!r}"
+            for name, value in options.items()
+            if told.get(name) != value
+        ]
+        if chosen and began != seeds:
+            changes.append(f"seed was {_list(began)}, now {_list(seeds)}")
+        if changes:
+            raise UsageError(f"{self.folder} holds another batch: {'; '.join(changes)}", "-o another folder/")
+        for name in ("groups", "claims", "progress", *(["shards", "spool"] if self.shards else [])):
+            (self.state / name).mkdir(exist_ok=True)
+        for old in (self.state / "progress").iterdir():
+            old.unlink(missing_ok=True)
+        atomic.write(secrets.token_hex(8).encode(), self.state / "begun", overwrite=True)
+        return began
+
+    def join(self) -> tuple[int, ...]:
+        """See when this run began; returns the seeds of the batch."""
+        self._begun = (self.state / "begun").stat().st_mtime_ns
+        return self.seeds()
+
+    def claim(self, group: Group) -> AbstractContextManager[bool]:
+        """Hold a group, so that no other process draws it; yields whether it is ours."""
+        return claim(self.state / "claims" / group.name)
+
+    def claim_shard(self, number: int) -> AbstractContextManager[bool]:
+        """The same of a shard that is to be packed."""
+        return claim(self.state / "claims" / f"shard-{number:06d}")
+
+    def look(self, group: Group) -> tuple[dict[int, Line], bool]:
+        """(what is known of its images by index, whether the group's record says just that).
+
+        Images that are not there whole are not in it, nor are those that an earlier run failed to draw.
+        """
+        known, fresh = self._read(group)
+        lines: dict[int, Line] = {}
+        for item in group.items:
+            line = known.get(item.index)
+            if line and line["status"] == "failed" and not fresh:
+                line = None
+            if line and line["status"] == "done" and _size(item.path) != line["bytes"] and not self.in_shard(item):
+                line = None
+            line = line or self._seen(item)
+            if line:
+                lines[item.index] = line
+        return lines, list(lines.values()) == list(known.values()) and len(lines) == len(group.items)
+
+    def in_shard(self, item: Item) -> bool:
+        """Whether an image is in its shard, of which nothing is read but the record."""
+        state = self.shards and self.shards.state(self.shards.number(item.index))
+        held = state.line(item.index) if state else None
+        return held is not None and held["status"] == "done" and held["job"] == item.job
+
+    def is_earlier(self, group: Group) -> bool:
+        """Whether a group was finished before this run began."""
+        return not self._read(group)[1]
+
+    def line(self, item: Item, status: str, image_hash: str | None = None, error: str | None = None) -> Line:
+        """What the manifest says of one image."""
+        shards = self.shards
+        file = shards.path(shards.number(item.index)) if shards else item.path
+        line = {
+            "index": item.index,
+            "job": item.job,
+            "file": file.relative_to(self.folder).as_posix(),
+            **({"key": item.path.stem} if shards else {}),
+            "prompt": item.task.job.prompt,
+            "seed": item.task.job.seed,
+            "hash": image_hash,
+            "bytes": _size(item.path),
+            "status": status,
+        }
+        return line if error is None else line | {"error": error}
+
+    def finish(self, group: Group, lines: dict[int, Line]) -> None:
+        """Write down what has become of a group."""
+        text = "".join(json.dumps(lines[item.index]) + "\n" for item in group.items if item.index in lines)
+        atomic.write(text.encode(), self._path(group), overwrite=True)
+
+    def is_finished(self, group: Group) -> bool:
+        """Whether a group has a record of its own: where images go into shards, until its shard holds it."""
+        return self._path(group).exists()
+
+    def clear(self, group: Group) -> None:
+        """Take away what is kept of a group that its shard holds."""
+        for item in group.items:
+            item.path.unlink(missing_ok=True)
+        self._path(group).unlink(missing_ok=True)  # last: what a kill leaves of the images is then found again
+
+    def count(self, drawn: int) -> None:
+        """Tell the others how many images this process has drawn."""
+        (self.state / "progress" / str(self.rank)).write_text(str(drawn))
+
+    def drawn(self) -> int:
+        """How many images all processes of this run have drawn."""
+        total = 0
+        for path in (self.state / "progress").iterdir():
+            with suppress(OSError, ValueError):  # being written at this moment: counted next time
+                total += int(path.read_text())
+        return total
+
+    def sweep(self, folders: Iterable[Path]) -> None:
+        """Take away what killed runs had half written, in these folders and our own.  All must be settled.
+
+        While something is not, another process may be writing; and what is younger than this run is not ours to judge.
+        """
+        own = (self.state / name for name in ("groups", "shards", "spool"))
+        for folder in {self.folder, self.state, *own, *folders}:
+            for path in folder.glob(".t2i-*.tmp"):
+                with suppress(OSError):
+                    if path.stat().st_mtime_ns < self._begun:
+                        path.unlink()
+
+    @contextmanager
+    def manifest(self) -> Iterator[Callable[[Line], None]]:
+        """Yields what takes the manifest's lines, one at a time; it is there when all are, and not before."""
+        temporary = self.folder / f".t2i-{secrets.token_hex(8)}.tmp"
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                yield lambda line: _write_line(file, line)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / "manifest.jsonl")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _path(self, group: Group) -> Path:
+        return self.state / "groups" / f"{group.name}.jsonl"
+
+    def _read(self, group: Group) -> tuple[dict[int, Line], bool]:
+        """(the recorded lines of these very images, whether they were written in this run)."""
+        try:
+            path = self._path(group)
+            text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
+        except OSError:
+            return self._packed(group)
+        found = dict(_lines(text))
+        kept = {item.index: found[item.index] for item in group.items if _fits(found.get(item.index), item)}
+        return kept, written >= self._begun
+
+    def _packed(self, group: Group) -> tuple[dict[int, Line], bool]:
+        """The same for a group without a record of its own, from that of its shard."""
+        number = self.shards.number(group.items[0].index) if self.shards else 0
+        if self.shards is None or (state := self.shards.state(number)) is None:
+            return {}, False
+        lines = ((item, state.line(item.index)) for item in group.items)
+        kept = {item.index: line for item, line in lines if line is not None and _fits(line, item)}
+        return kept, self.shards.written(number) >= self._begun
+
+    def _seen(self, item: Item) -> Line | None:
+        """What an image that no record tells of says of itself; None where it is not there, or not whole.
+
+        Where the file is another picture it fails: nothing is overwritten.
+        """
+        if not os.path.lexists(item.path):
+            return None
+        try:
+            decode(item.path)
+            found = recipe.read(item.path).recipe
+        except ImageError:
+            return None
+        if found is None or (found.prompt, found.seed) != (item.task.job.prompt, item.task.job.seed):
+            return self.line(item, "failed", error=atomic.already_exists(item.path).message)
+        return self.line(item, "done", found.image_hash)
+
+
+def _lines(text: str) -> Iterator[tuple[int, Line]]:
+    """Whole lines by index: what a failing disk has torn is as if it were not there."""
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            record = json.loads(line)
+            yield record["index"], record
+
+
+def _write_line(file: TextIO, line: Line) -> None:
+    file.write(json.dumps(line) + "\n")
+
+
+def _fits(line: Line | None, item: Item) -> bool:
+    return line is not None and line.get("job") == item.job and {"status", "bytes", "file"} <= line.keys()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _list(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,1 @@
+"""What a request will do, and with what, before anything is drawn."""

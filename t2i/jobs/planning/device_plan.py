@@ -1,0 +1,60 @@
+"""From what is wished of a model to the plan of the machine that draws with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import UsageError
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish
+from t2i.pipelines.loading.load import ModelFiles, choose_device
+from t2i.pipelines.loading.plan import Wishes
+
+if TYPE_CHECKING:
+    from t2i.pipelines.loading.plan import Plan
+
+
+def machine_plan(
+    files: ModelFiles, wish: ModelWish, request: Request, asked: Sequence[dict[str, Any]], images: int, steady: bool
+) -> Plan:
+    """What a model is drawn with here.  asked: the settings that its pictures ask for.  steady: see `make_plan`."""
+    from t2i.pipelines.loading.retry import make_plan
+    from t2i.pipelines.text_to_image.step_cache import check_compiled, parse_cache
+
+    check_compiled(parse_cache(wish.cache) if wish.cache else None, request.compile)
+    wishes = Wishes(
+        dtype=wish.dtype,
+        offload=None if request.offload == "auto" else request.offload,
+        bits=None if wish.quantize is None else int(wish.quantize.replace("none", "0")),
+        tiling=wish.tiling,
+        compile=request.compile,
+        deterministic=wish.deterministic,
+        safety=not wish.no_safety,
+        auto_retry=request.auto_retry,
+    )
+    return make_plan(
+        files,
+        device=request.device or _device_here(wish.device),
+        wishes=wishes,
+        asked=[{name: one[name] for name in ("width", "height", "edit") if name in one} for one in asked],
+        batch_size=request.batch_size,
+        images=images,
+        steady=steady,
+    )
+
+
+def say_safety(files: ModelFiles, wish: ModelWish, say: Callable[[str], None]) -> None:
+    """Say where the pictures of a model that has a safety checker will not be looked at by it."""
+    if files.safety == "missing":
+        say(f"note: {files.model.name} names a safety checker and comes without it: pictures are not checked")
+    elif files.safety == "there" and wish.no_safety:
+        say("note: --no-safety: pictures are not checked")
+
+
+def _device_here(wish: str | None) -> str | None:
+    """The device an image was made on, if this machine has such a one."""
+    try:
+        return wish and choose_device(wish)
+    except UsageError:
+        return None

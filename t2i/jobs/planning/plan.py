@@ -1,0 +1,232 @@
+"""From what is asked of each image to what is drawn at once: models, settings, groups; and what is said before.
+
+Images that follow one another with the same model and settings are drawn together. The order is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import UsageError
+from t2i.jobs.planning.assets import find_adapters, find_controls
+from t2i.jobs.planning.device_plan import machine_plan, say_safety
+from t2i.jobs.planning.prompt_checks import warn_of_prompts
+from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.tasks import Task, Wish
+from t2i.model_files.gc_pause import uncollected
+from t2i.pipelines.loading.load import ModelFiles, locate
+from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.settings.settings import Job, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from t2i.pipelines.adapters.textual_inversion import Word
+    from t2i.pipelines.text_to_image.pipeline import TextToImage
+
+Told = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that one loaded model draws."""
+
+    files: ModelFiles
+    wish: ModelWish
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are drawn with the same settings.
+
+    batch_size: how many at once, where that is not free.  Then the one task is image `index` of so many copies.
+    """
+
+    tasks: Sequence[Task]
+    settings: Settings
+    batch_size: int | None = None
+    index: int = 0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is drawn."""
+        return [task.job for task in self.tasks] if self.batch_size is None else [self.tasks[0].job] * self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all images together."""
+        return self.settings.steps * (self.batch_size or len(self.tasks))
+
+    def wanted(self, k: int) -> Task | None:
+        """The task that image k of `jobs` belongs to; None for a copy."""
+        if self.batch_size is None:
+            return self.tasks[k]
+        return self.tasks[0] if k == self.index else None
+
+
+def plan(request: Request) -> list[Part]:
+    """The parts of a run, their models found (and downloaded, where that is needed).  Raises as `locate` does."""
+    found: dict[tuple[str, str | None], ModelFiles] = {}
+    parts = []
+    for wish, tasks in groupby(request.tasks, lambda task: model_wish(request, task.prompt.wish)):
+        key = wish.model, wish.revision
+        if key not in found:
+            found[key] = locate(wish.model, revision=wish.revision, offline=request.offline, config=request.config)
+        parts.append(Part(found[key], wish, list(tasks)))
+    for part in parts:  # all of them, before the first one is drawn
+        edits = [(task, task.prompt.wish.edit.over(request.edit)) for task in part.tasks]
+        find_controls(part.files, edits, request.offline or part.files.offline)
+        find_adapters(part.wish.adapters, part.tasks[0], request.offline or part.files.offline)
+    return parts
+
+
+@uncollected()
+def prepare(
+    part: Part,
+    request: Request,
+    say: Callable[[str], None],
+    painter: TextToImage | None = None,
+    steady: bool = False,
+) -> tuple[TextToImage, list[Group]]:
+    """Warn of what will be cut from the prompts, then load the weights and say what will be done.
+
+    painter: the same base model, loaded before; it then wears the adapters of this part.
+    steady: as `make_plan` has it.
+    Raises UsageError for settings that the model cannot take, naming the row they stand in.
+    """
+    from t2i.jobs.planning.adapter_swap import load_or_wear, read_words
+    from t2i.pipelines.adapters.textual_inversion import with_words
+    from t2i.pipelines.prompts.tokenizers import load_tokenizers
+
+    words = read_words(part.wish.adapters, request.offline)
+    tokenizers = load_tokenizers(part.files)
+    wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
+    _forewarn(part, wishes, Reader.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say)
+    images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
+    painter = load_or_wear(
+        painter,
+        part.files,
+        part.wish.adapters,
+        offline=request.offline,
+        scheduler=request.scheduler,
+        components=tokenizers,
+        plan=lambda: machine_plan(part.files, part.wish, request, list(wishes.values()), images, steady),
+        say=say,
+        cache=part.wish.cache,
+    )
+    for line in (*painter.fitted.lines, *painter.fitted.warnings):
+        say(line)
+    groups = list(_groups(part, painter, wishes))
+    _announce(painter, groups, say)
+    return painter, groups
+
+
+def _groups(part: Part, painter: TextToImage, wishes: Told) -> Iterator[Group]:
+    def together(task: Task) -> tuple[Any, ...]:
+        wish = wishes[task.prompt.wish]
+        alone = task if task.prompt.original and task.job.seed == task.prompt.wish.seed else None
+        return tuple(wish.values()), alone and (alone.prompt.original, alone.prompt.copies)
+
+    for (_, alone), run in groupby(part.tasks, together):
+        tasks = list(run)
+        prompt = tasks[0].prompt
+        try:
+            settings = painter.settings(**wishes[prompt.wish])
+        except UsageError as e:
+            if not prompt.where:
+                raise
+            raise UsageError(f"{prompt.where}: {e.message}", e.hint) from None
+        if alone is None:
+            yield Group(tasks, settings)
+            continue
+        settings = _same_scheduler(painter, settings, tasks[0])
+        yield from (Group([task], settings, *prompt.copies) for task in tasks)
+
+
+def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Settings:
+    """The model's own scheduler where the record shows that one: a name stands for what is usual with it."""
+    told = task.prompt.original and task.prompt.original.recipe
+    if (
+        not told
+        or settings.scheduler != told.scheduler
+        or painter.rig.scheduler_config(settings) == told.scheduler_config
+    ):
+        return settings
+    own = replace(settings, scheduler=None)
+    return own if painter.rig.scheduler_config(own) == told.scheduler_config else settings
+
+
+def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
+    """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
+    from t2i.jobs.planning.adapter_swap import hints
+
+    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
+    if any(not task.job.prompt.strip() for task in part.tasks):
+        say("note: an empty prompt: drawing unconditionally")
+    negatives = [wish["negative"] for wish in wishes.values()]
+    for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
+        say(hint)
+    _check_originals(part, say)
+    say_safety(part.files, part.wish, say)
+
+
+def _announce(painter: TextToImage, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+    """Say what will be drawn and how."""
+    idle = [
+        group for group in groups if group.settings.negative and not painter.rig.uses_negative(group.settings.guidance)
+    ]
+    if idle:
+        guidance = idle[0].settings.guidance
+        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {painter.name})")
+    for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
+        say(line)
+    say(_headline(painter, groups))
+    if painter.plan and (chosen := painter.plan.summary()):
+        say(f"machine: {chosen}")
+
+
+def _check_originals(part: Part, say: Callable[[str], None]) -> None:
+    """Warn where the model of a record is here with other weights."""
+    originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
+    if originals:
+        from t2i.jobs.replay.verify import check_weights
+
+        for original in originals.values():
+            if warning := check_weights(original, part.files.model.name, part.files.hash()):
+                say(warning)
+
+
+def _scaled(settings: Settings) -> str | None:
+    """What is said of a picture that is not drawn from at its own size."""
+    image, size = settings.edit.image, (settings.width, settings.height)
+    if image is None or image.size == size:
+        return None
+    return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cut to {size[0]}x{size[1]}"
+
+
+def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
+    """One line that says what is done and with what, so that nothing was chosen in silence."""
+    seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
+    runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
+    parts = [
+        painter.name,
+        painter.device,
+        painter.dtype,
+        *([f"cache {painter.rig.cache}"] if painter.rig.cache else []),
+    ]
+    for several, words in (
+        ("sizes", lambda s: f"{s.width}x{s.height}"),
+        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.rig.scheduler_name(s)}"),
+        ("ways to start", lambda s: s.edit.words(s.steps)),
+        ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
+    ):
+        values = dict.fromkeys(words(group.settings) for group in groups)
+        if any(values):
+            parts.append(next(iter(values)) if len(values) == 1 else f"{len(values)} {several}")
+    return " · ".join([*parts, f"seed {shown}" + (", ..." if not runs and len(seeds) > 4 else "")])

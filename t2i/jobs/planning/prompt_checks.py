@@ -1,0 +1,50 @@
+"""What is said of prompts before a model's weights are loaded: how its text encoders will read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from t2i.errors import UsageError
+from t2i.jobs.spec.tasks import Task
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.prompts.tokenizers import cut_words
+
+
+def warn_of_prompts(
+    model: str, reader: Reader, tasks: Iterable[tuple[Task, Mapping[str, Any]]], say: Callable[[str], None]
+) -> None:
+    """Say which words are cut off, which prompts are read in chunks, and where weights do nothing.
+
+    tasks: each with its settings, as `TextToImage.settings` takes them.  say: takes a line for the user.
+    Raises UsageError for a weight out of range and for more chunks than are read, naming the row.
+    """
+    texts: dict[tuple[str, bool, bool | None], str] = {}
+    for task, settings in tasks:
+        negative = settings["negative"] if task.job.negative is None else task.job.negative
+        for text in (task.job.prompt, negative):
+            texts.setdefault((text, settings.get("weights", True), settings.get("chunks")), task.prompt.where)
+    most, idle = 1, ""
+    for (text, weights, chunks), where in texts.items():
+        try:
+            fragments = reader.fragments(text, weights)
+            if reader.chunked(weights, chunks):
+                most = max(most, reader.chunks(fragments))
+                continue
+        except UsageError as e:
+            raise UsageError(f"{where}: {e.message}", e.hint) if where else e from None
+        if cut := cut_words("".join(fragment.text for fragment in fragments), reader.tokenizers):
+            say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
+        if weights and not reader.weighs and speaks(text):
+            idle = idle or text
+    if most > 1:
+        say(f"note: longer than the text encoder reads at once: {most} chunks of {reader.chunk} tokens")
+    if idle:
+        say(f"note: {model} takes no weights: of {shorten(idle, 60)} it reads the words alone")
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """The text on one line in quotes, cut to `limit` characters."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

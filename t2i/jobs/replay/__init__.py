@@ -1,0 +1,1 @@
+"""Images again from their records, and whether they came out the same."""

@@ -1,0 +1,85 @@
+"""`--from IMAGE` where the image was drawn from other pictures: they are looked for, and known by their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ImageError, UsageError
+from t2i.jobs.replay.search_paths import last_part, places
+from t2i.pipelines.settings.edit import Control, Edit, Upscale
+from t2i.pipelines.settings.image_input import Still
+
+
+def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) -> Edit:
+    """What a recipe's `edit` says, its pictures found near the image.
+
+    path: the image that is made again.  given: the options on the command line, which hold instead.
+    Raises UsageError for a picture that is not there, naming it and its hash; ImageError for a damaged record.
+    """
+    try:
+        parts: dict[str, Any] = {
+            name: _find(record[name], path, f"--{name}")
+            for name in ("image", "mask")
+            if name in record
+            if name not in given
+        }
+        if "strength" in record and "strength" not in given:
+            parts["strength"] = float(record["strength"])
+        if "controls" in record and "controls" not in given:
+            parts["controls"] = tuple(
+                Control(str(one["net"]), _find(one, path, f"--control {one['net']}:"), float(one["scale"]))
+                for one in record["controls"]
+            )
+        if "upscale" in record and "upscale" not in given:
+            second = record["upscale"]
+            parts["upscale"] = Upscale(float(second["factor"]), float(second["strength"]))
+        return Edit(**parts)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ImageError(f"--from {path}: its record of the pictures it was drawn from is damaged") from None
+
+
+def first_size(record: Mapping[str, Any], otherwise: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the first pass."""
+    size = record.get("size")
+    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
+        return size[0], size[1]
+    return otherwise
+
+
+def edit_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a recipe's `edit` says, as rows for a human."""
+    controls = record.get("controls")
+    pictures = [("from", record.get("image")), ("mask", record.get("mask"))]
+    pictures += [("guided by", one) for one in (controls if isinstance(controls, list) else [])]
+    rows = [(title, _told(about)) for title, about in pictures if isinstance(about, Mapping)]
+    if "strength" in record:
+        rows.append(("strength", str(record["strength"])))
+    if isinstance(second := record.get("upscale"), Mapping):
+        rows.append(("second pass", f"{second.get('factor')} times, strength {second.get('strength')}"))
+    return rows
+
+
+def _told(about: Mapping[str, Any]) -> str:
+    net = f"{about['net']} x {about.get('scale')}: " if "net" in about else ""
+    return f"{net}{about.get('name') or 'a picture without a name'} (pixels {str(about.get('hash'))[:10]})"
+
+
+def _find(about: Mapping[str, str], path: Path, option: str) -> Still:
+    """The picture with this hash, by its name near the image."""
+    name, hash = last_part(about["name"]), about["hash"]
+    other = ""
+    for candidate in places(path, name):
+        try:
+            found = Still.of(candidate)
+        except ImageError:
+            continue
+        if found.hash == hash:
+            return found
+        other = f"; the {name} there is another picture (pixels {found.hash[:16]})"
+    raise UsageError(
+        f"--from {path}: it was drawn from {name or 'a picture without a name'} (pixels {hash[:16]}), which is neither"
+        f" beside it nor here{other}",
+        f"say where it is: {option}{'' if option.endswith(':') else ' '}FILE",
+    )

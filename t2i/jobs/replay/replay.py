@@ -1,0 +1,174 @@
+"""`--from IMAGE`: from what an image says of itself to a prompt with settings.
+
+Our own record restores everything. Another tool's text restores what has an equal here, and the rest is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
+from t2i.jobs.replay.a1111_import import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
+from t2i.jobs.replay.find_adapters import find_recorded
+from t2i.jobs.replay.find_images import first_size, restore_edit
+from t2i.jobs.spec.tasks import Original, Prompt, Wish
+from t2i.metadata import recipe as records
+from t2i.metadata.recipe import Recipe
+from t2i.model_files.registry import NAMES, resolve
+from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.settings.schedulers import scheduler_name
+
+_NAMES = tuple(field.name for field in fields(Wish) if field.name != "edit")
+MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
+
+
+def read_originals(
+    paths: Sequence[Path], prompts: Sequence[Prompt], given: Collection[str], default: str, say: Callable[[str], None]
+) -> list[Prompt]:
+    """A prompt with all its settings for each image; with `prompts`, each of them with each image's settings.
+
+    given: the fields of `Wish` that the command line sets, which then hold.  default: the model where none is named.
+    say: takes a line for the user: what could not be restored.
+    Raises UsageError (no such file), ImageError (no image, no record, a damaged one), ModelUnavailable.
+    """
+    found = []
+    unsaid = {name: None for name in given if name in _NAMES}
+    for path in paths:
+        restored = _restore(path, given, default, say)
+        kept = replace(restored.wish, **unsaid)  # type: ignore[arg-type]  # fields that may be None
+        copies = restored.copies if "batch_size" not in given else (1, 0)
+        free = replace(kept, raw=None, chunks=None)  # how the old prompt was read says nothing of a new one
+        new = [replace(prompt, wish=free, original=restored.original) for prompt in prompts]
+        found += new or [replace(restored, wish=kept, copies=copies)]
+    return found
+
+
+def _restore(path: Path, given: Collection[str], default: str, say: Callable[[str], None]) -> Prompt:
+    if not path.exists():
+        raise UsageError(f"--from {path}: no such file")
+    record = records.read(path)
+    damage = "".join(f"; {problem}" for problem in record.problems)
+    if record.recipe is not None:
+        return _from_ours(path, record.recipe, given, default)
+    if record.parameters is None:
+        hint = "tools that save an image again often drop what was written into it; say it with options instead"
+        raise ImageError(f"--from {path}: the image does not say how it was made{damage}", hint)
+    settings = records.parse_parameters(record.parameters)
+    if len(settings) < 3:  # the prompts alone: the text is not A1111's
+        raise ImageError(f"--from {path}: its text names no settings that can be read{damage}", "t2i info shows it")
+    text = understand(settings, from_picture="image" in given)
+    text.lost += [f"our own record ({problem})" for problem in record.problems]
+    wish = Wish(**text.values)
+    if "model" not in given:
+        wish = replace(wish, model=_find_foreign(text, default))
+    known = {"negative": "negative prompt", "seed": "seed"}
+    missing = [known.get(name, name) for name in ("steps", "guidance", "seed", "width", "height", "scheduler")]
+    missing = [name for name in missing if text.values.get(name) is None and name not in given]
+    if missing:
+        text.lost.append(f"{', '.join(missing)}: not said, so the default")
+    for line in text.lost:
+        say(f"note: {path}: not restored: {line}")
+    return Prompt(text.prompt, wish=wish, original=Original(path, None), literal=True, where=f"--from {path}")
+
+
+def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -> Prompt:
+    width, height = first_size(made.edit, (made.width, made.height))
+    wish = Wish(
+        negative=made.negative_prompt,
+        steps=made.steps,
+        guidance=made.guidance,
+        width=width,
+        height=height,
+        scheduler=_scheduler(made.scheduler),
+        dtype=made.dtype,
+        cache=str(made.machine.get("cache", "none")),
+        device=made.device,
+        seed=made.seed,
+        edit=restore_edit(made.edit, path, given),
+        quantize=str(bits) if (bits := made.machine.get("quantize")) in (4, 8) else "none" if made.safety else None,
+        tiling=bool(made.machine.get("tiling")) if made.safety else None,
+        deterministic=True if made.machine.get("deterministic") else None,
+        no_safety=True if made.safety == "off" else None,
+        raw=_raw(made),
+        chunks="chunks" in made.reading,
+    )
+    wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
+    if "model" not in given:
+        model = _find_ours(path, made, default)
+        wish = replace(wish, model=model, revision=made.revision if resolve(model).kind == "hub" else None)
+    exact = 0 <= made.batch_index < made.batch_size <= MOST_COPIES
+    return Prompt(
+        made.prompt,
+        template=made.template,
+        wish=wish,
+        original=Original(path, made),
+        copies=(made.batch_size, made.batch_index) if exact else (1, 0),
+        literal=True,
+        where=f"--from {path}",
+    )
+
+
+def _scheduler(name: str) -> str | None:
+    """What to say to --scheduler; None: the model's own, which stands in a record by its class where it has no name."""
+    try:
+        return scheduler_name(name)
+    except UsageError:
+        return None
+
+
+def _raw(made: Recipe) -> bool | None:
+    """Whether the prompts of a record were read without weights; None: they hold none, so that new ones may."""
+    if "weights" in made.reading:
+        return False
+    return any(map(speaks, (made.prompt, made.negative_prompt))) or None
+
+
+def _find_ours(path: Path, made: Recipe, default: str) -> str:
+    """What to say to `-m` for the model of a record, which names a folder by its last part only."""
+    run = f"runs/{made.model}"
+    candidates = [made.model, *([run] if Path(run).is_dir() else [])]
+    if made.model not in NAMES and _name(default) == made.model:
+        candidates.insert(0, default)
+    for candidate in candidates:
+        if _name(candidate) is not None:
+            return candidate
+    weights = f" (weights {made.weights_hash[:10]})" if made.weights_hash else ""
+    message = f"--from {path}: its model {made.model!r}{weights} is not here"
+    raise ModelUnavailable(message, "say where it is: -m FOLDER; another model draws another picture")
+
+
+def _find_foreign(text: Foreign, default: str) -> str | None:
+    """What to say to `-m` for the checkpoint that another tool names; None: the default, and that is said."""
+    named = CHECKPOINTS.get(text.model_hash) or CHECKPOINT_NAMES.get(text.model.removesuffix(".safetensors"))
+    if named:
+        return named
+    candidates = [text.model, f"{text.model}.safetensors"] if text.model else []
+    for candidate in candidates:
+        # Elsewhere a name with a slash is a file in a folder: nothing is asked of the Hub for it.
+        if _name(candidate) is not None and (text.ours or candidate in NAMES or resolve(candidate).kind != "hub"):
+            return candidate
+    for candidate in dict.fromkeys((default, "mini")):
+        if len(text.model_hash) >= 8 and (_weights(candidate) or "").startswith(text.model_hash):
+            return candidate
+    about = f"{text.model or 'unnamed'}, hash {text.model_hash or 'not said'}"
+    text.lost.append(f"the model ({about}): drawn with {_name(default) or default}; -m names another")
+    return None
+
+
+def _name(model: str) -> str | None:
+    """The name under which a model is recorded; None where there is no such model."""
+    try:
+        return resolve(model).name
+    except (ModelUnavailable, ModelError):
+        return None
+
+
+def _weights(model: str) -> str | None:
+    from t2i.pipelines.loading.load import locate
+
+    try:
+        return locate(model, offline=True).hash()
+    except T2IError:
+        return None

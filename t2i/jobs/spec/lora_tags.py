@@ -1,0 +1,55 @@
+"""`<lora:name:0.8>` in a prompt, as A1111's users write it: taken out of the text, and put on as `--lora` would.
+
+NAME.safetensors is looked for in the folder of LoRAs, then in the working folder. `--raw` leaves prompts alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from t2i.errors import UsageError
+from t2i.jobs.spec.tasks import Prompt
+from t2i.pipelines.adapters.specs import Adapters
+
+NETWORK = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?(?::([^<>]*))?>")
+CHOICE = re.compile(r"\{[^{}]*<lora:")
+
+
+def put_on_networks(prompt: Prompt, folder: Path | None, loras: Sequence[str]) -> Prompt:
+    """The prompt without its `<lora:...>`, wishing for their files beside the LoRAs that it has anyway.
+
+    folder: that of LoRAs.  loras: the command line's.
+    Raises UsageError: no such file, no number, one inside of {a|b}, which would need another model for each seed.
+    """
+    if prompt.literal or "<lora:" not in prompt.text:
+        return prompt
+    where = f"{prompt.where}: " if prompt.where else ""
+    if CHOICE.search(prompt.text):
+        raise UsageError(f"{where}<lora:...> inside of {{ }} in a prompt", "write it outside, or a prompt for each")
+    found = list(_specs(prompt.text, folder, where))
+    own = tuple(loras) if prompt.wish.loras is None else prompt.wish.loras
+    wish = replace(prompt.wish, loras=own + tuple(found))
+    Adapters.read(wish.loras or ())
+    text = re.sub(r"[ \t]{2,}", " ", NETWORK.sub("", prompt.text)).strip()
+    return replace(prompt, text=text, wish=wish, template=prompt.template or prompt.text)
+
+
+def _specs(text: str, folder: Path | None, where: str) -> Iterator[str]:
+    for match in NETWORK.finditer(text):
+        name, scale, second = match[1].strip(), match[2] or "1", match[3]
+        if second is not None:
+            raise UsageError(f"{where}{match[0][:80]}: one strength is for all parts of a model here", "leave one out")
+        if Path(name).name != name or "\\" in name:  # prompts may come from someone else
+            raise UsageError(
+                f"{where}{match[0][:80]}: a name without folders is expected", "--lora PATH takes any path"
+            )
+        places = [place / f"{name}.safetensors" for place in (folder, Path()) if place is not None]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            looked = " or ".join(str(place) for place in places)
+            hint = "--lora-folder FOLDER says where they are; --raw takes prompts as they are"
+            raise UsageError(f"{where}{match[0][:80]} in a prompt: there is no {looked}", hint)
+        yield f"{path}:{scale}"

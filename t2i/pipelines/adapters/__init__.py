@@ -1,0 +1,1 @@
+"""LoRAs, textual inversion and IP-Adapters: found, checked, attached."""

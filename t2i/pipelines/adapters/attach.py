@@ -1,0 +1,70 @@
+"""Adapters put into a loaded pipeline and taken out of it again, so that one base model serves many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from t2i.pipelines.adapters import ip_adapter, lora, textual_inversion
+from t2i.pipelines.adapters.files import Found
+from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a pipeline wears.  records: for recipes.  options: what it is told at each call.
+
+    words, parts: what it had before, to take all off again.
+    """
+
+    adapters: Adapters = NO_ADAPTERS
+    records: tuple[dict[str, Any], ...] = ()
+    lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    words: textual_inversion.Before | None = None
+    parts: Mapping[str, Any] | None = None
+
+
+def fit(pipe: Any, model: str, adapters: Adapters, found: Found) -> Fitted:
+    """Put all of these into a pipeline that wears nothing yet.  model: its name, for messages.
+
+    found: their files.  On an error the pipeline is as it was.  Raises UsageError, ModelError, ImageError.
+    """
+    words = textual_inversion.remember(pipe) if adapters.embeddings else None
+    parts = ip_adapter.parts_before(pipe) if adapters.ip_adapters else None
+    try:
+        # IP-Adapters replace the layers that attend, so they come before what is hung into those.
+        pictures, options = ip_adapter.attach(pipe, model, _pairs(adapters.ip_adapters, found.ip_adapters))
+        attached = [
+            *lora.attach(pipe, model, _pairs(adapters.loras, found.loras)),
+            *textual_inversion.attach(pipe, model, _pairs(adapters.embeddings, found.embeddings)),
+            *pictures,
+        ]
+    except BaseException:
+        unfit(pipe, Fitted(adapters, words=words, parts=parts))
+        raise
+    return Fitted(
+        adapters,
+        tuple(dict(one.record) for one in attached),
+        tuple(one.line for one in attached),
+        tuple(one.warning for one in attached if one.warning),
+        options,
+        words,
+        parts,
+    )
+
+
+def unfit(pipe: Any, fitted: Fitted) -> None:
+    """Take everything off: the pipeline draws what it drew before, bit for bit."""
+    if fitted.adapters.loras and hasattr(pipe, "unload_lora_weights"):
+        lora.detach(pipe)
+    if fitted.words is not None:
+        textual_inversion.restore(pipe, fitted.words)
+    if fitted.parts and hasattr(pipe, "unload_ip_adapter"):
+        ip_adapter.detach(pipe, dict(fitted.parts))
+
+
+def _pairs(wanted: tuple[Any, ...], files: tuple[Any, ...]) -> list[Any]:
+    return list(zip(wanted, files, strict=True))

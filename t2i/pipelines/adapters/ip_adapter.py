@@ -1,0 +1,154 @@
+"""IP-Adapters: a picture beside the prompt, read by a CLIP image encoder that lies near the adapter's file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ModelError, UsageError, one_line
+from t2i.model_files.library_logging import quiet
+from t2i.model_files.registry import read_json
+from t2i.model_files.weight_files import check_component, tensor_shapes
+from t2i.pipelines.adapters.files import AdapterFile
+from t2i.pipelines.adapters.specs import Attached, IPAdapter
+from t2i.pipelines.settings.image_input import Still
+
+ENCODER = "CLIPVisionModelWithProjection"
+# The names of a Stable Diffusion adapter, and of FLUX.1's; the first of each tells what width of picture code it reads.
+PROJECTIONS = ("image_proj.proj.weight", "ip_adapter_proj_model.proj.weight")
+OURS = re.compile(r"(image_proj|ip_adapter|ip_adapter_proj_model|double_blocks)\.")
+FACE = re.compile(r"image_proj\.proj\.0\.|ip_adapter\.\d+\.to_\w+_lora")
+KEYS = re.compile(r"(to_k_ip|ip_adapter_double_stream_k_proj)\.weight$")
+
+
+def attach(
+    pipe: Any, model: str, wanted: Sequence[tuple[IPAdapter, AdapterFile]]
+) -> tuple[list[Attached], dict[str, Any]]:
+    """Load these adapters; returns them, and what the pipeline is told at every call: one picture for each.
+
+    model: its name, for messages.
+    Raises UsageError (the pipeline takes none), ModelError (another base model's), ImageError (no picture).
+    """
+    if not wanted:
+        return [], {}
+    _check_pipeline(pipe, model)
+    if hasattr(pipe, "unet") and getattr(pipe.unet, "hf_quantizer", None) is not None:
+        message = f"--ip-adapter with quantised weights: the U-Net of {model} cannot take one"
+        raise UsageError(message, "--quantize none; --offload and --tiling save memory too")
+    stills = [Still.of(adapter.image) for adapter, _ in wanted]
+    for _, file in wanted:
+        _check_file(pipe, model, file)
+    folders = {_encoder_folder(file) for _, file in wanted}
+    if len(folders) > 1:
+        names = ", ".join(sorted(str(folder.parent.name) for folder in folders))
+        raise UsageError(f"--ip-adapter: several image encoders ({names}); a pipeline has one", "use one of the two")
+    _load_encoder(pipe, model, folders.pop(), wanted[0][1])
+    files = [file.path for _, file in wanted]
+    options: dict[str, Any] = {
+        "pretrained_model_name_or_path_or_dict": [str(path.parent) for path in files],
+        "subfolder": "",
+        "weight_name": [path.name for path in files],
+        "local_files_only": True,
+    }
+    with quiet():
+        try:
+            pipe.load_ip_adapter(**options)
+        except Exception as e:  # whatever diffusers finds wrong with a file
+            reason = one_line(e)
+            message = f"{', '.join(path.name for path in files)} does not fit {model}: {reason}"
+            raise ModelError(message, "an IP-Adapter belongs to one family of models") from e
+        pipe.set_ip_adapter_scale([adapter.scale for adapter, _ in wanted])
+    done = [_attached(adapter, file, still) for (adapter, file), still in zip(wanted, stills, strict=True)]
+    pictures = [still.open() for still in stills]
+    return done, {"ip_adapter_image": pictures if len(pictures) > 1 else pictures[0]}
+
+
+def detach(pipe: Any, before: dict[str, Any]) -> None:
+    """Take them out.  before: the image encoder and the feature extractor that the pipeline had."""
+    with quiet():
+        pipe.unload_ip_adapter()
+        pipe.register_modules(**before)
+
+
+def parts_before(pipe: Any) -> dict[str, Any]:
+    """What `detach` puts back."""
+    return {name: pipe.components[name] for name in ("image_encoder", "feature_extractor") if name in pipe.components}
+
+
+def _attached(adapter: IPAdapter, file: AdapterFile, still: Still) -> Attached:
+    record = {"kind": "ip-adapter", "name": file.name, "scale": adapter.scale, "sha256": file.sha256}
+    line = f"ip-adapter {file.name}: sees {still.name}, scale {adapter.scale:g}"
+    return Attached(record | {"image": still.name, "image_hash": still.hash}, line)
+
+
+def _check_pipeline(pipe: Any, model: str) -> None:
+    kind = type(pipe).__name__
+    if not hasattr(pipe, "load_ip_adapter") or "image_encoder" not in pipe.components:
+        raise UsageError(f"--ip-adapter: {model} (a {kind}) takes none", "Stable Diffusion 1, XL and FLUX.1 do")
+    if kind.startswith("StableDiffusion3"):
+        raise UsageError("--ip-adapter: not for Stable Diffusion 3 yet", "Stable Diffusion 1, XL and FLUX.1 take one")
+
+
+def _check_file(pipe: Any, model: str, file: AdapterFile) -> None:
+    """Raises ModelError: no IP-Adapter, one for faces alone, or one for other widths than the model's."""
+    shapes = tensor_shapes(file.path)
+    if not any(KEYS.search(name) for name in shapes) or not all(OURS.match(name) for name in shapes):
+        strange = next((name for name in shapes if not OURS.match(name)), "")
+        raise ModelError(
+            f"{file.name} is no IP-Adapter (it holds {strange[:60] or 'no keys'})", "a LoRA goes to --lora"
+        )
+    if any(FACE.match(name) for name in shapes):
+        message = f"{file.name} is made for faces (FaceID): it needs a face recogniser, which is not part of t2i"
+        raise ModelError(message, "use an IP-Adapter that sees whole pictures")
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    config = network.config
+    wide = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+    theirs = next(shape[1] for name, shape in shapes.items() if KEYS.search(name))
+    flux = any(name.startswith("double_blocks.") for name in shapes)
+    if theirs != wide or flux == hasattr(pipe, "unet"):
+        message = f"{file.name} does not fit {model}: it reads text {theirs} wide, the model {wide}"
+        hint = {768: "Stable Diffusion 1", 2048: "Stable Diffusion XL", 4096: "FLUX.1"}.get(theirs, "another model")
+        raise ModelError(message, f"it was made for {hint}")
+
+
+def _encoder_folder(file: AdapterFile) -> Path:
+    """The image encoder that belongs to an adapter: beside its file, or where the Hub's collections keep it."""
+    near = file.path.parent
+    wide = next((shape[1] for name, shape in tensor_shapes(file.path).items() if name in PROJECTIONS), None)
+    candidates = [near / "image_encoder", near.parent / "image_encoder", near.parent / "models" / "image_encoder"]
+    there = [folder for folder in candidates if (folder / "config.json").is_file()]
+    for folder in there:
+        config = read_json(folder / "config.json")
+        if wide is None or config.get("projection_dim", 512) == wide:
+            return folder
+    if there:
+        widths = ", ".join(str(read_json(folder / "config.json").get("projection_dim", 512)) for folder in there)
+        message = f"{file.name} reads pictures as {wide} numbers, the image encoder beside it gives {widths}"
+        raise ModelError(message, "put the image encoder that it was made with into image_encoder/ beside it")
+    hint = "put its folder image_encoder (config.json, model.safetensors) beside it"
+    raise ModelError(f"{file.name}: no image encoder in {near.name or '.'}", hint)
+
+
+def _load_encoder(pipe: Any, model: str, folder: Path, file: AdapterFile) -> None:
+    """Put the encoder, and what prepares pictures for it, into the pipeline."""
+    import transformers
+    from diffusers.loaders.ip_adapter import CLIPImageProcessor
+
+    check_component(folder, ENCODER)
+    with quiet() as said:
+        try:
+            encoder = transformers.CLIPVisionModelWithProjection.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=pipe.dtype
+            )
+        except Exception as e:  # transformers' own
+            reason = one_line(e)
+            raise ModelError(f"cannot load the image encoder of {file.name}: {reason}", "get it again") from e
+        if any("newly initialized" in line for line in said):
+            raise ModelError(f"the image encoder of {file.name} lacks weights", "get it again")
+        size = encoder.config.image_size
+        pipe.register_modules(
+            image_encoder=encoder.to(pipe.device).eval(),
+            feature_extractor=pipe.components.get("feature_extractor") or CLIPImageProcessor(size=size, crop_size=size),
+        )

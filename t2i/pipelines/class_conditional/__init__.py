@@ -1,0 +1,1 @@
+"""The pipelines of this toolkit's own unconditional and class-conditional models."""

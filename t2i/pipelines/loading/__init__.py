@@ -1,0 +1,1 @@
+"""Loading a model: memory, device, precision, offloading."""

@@ -1,0 +1,114 @@
+"""A plan, carried out on a diffusers pipeline by diffusers' own means; and what surrounds the drawing itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ModelError, OutOfMemory, T2IError, one_line
+from t2i.pipelines.loading.device import is_out_of_memory
+from t2i.pipelines.loading.memory_estimate import DENOISERS
+from t2i.pipelines.loading.plan import SMALLER, Plan
+
+
+def put_in_place(pipe: Any, plan: Plan) -> Any:
+    """The pipeline on its device as the plan says: offloaded or whole, decoding in tiles, compiled."""
+    import torch
+
+    rung, device = plan.rung, torch.device(plan.device)
+    if rung.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif rung.offload == "group":
+        streams = device.type in ("cuda", "xpu")  # the next layer comes while this one computes
+        pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
+    else:
+        pipe = pipe.to(device)
+    vae = getattr(pipe, "vae", None)
+    for name in ("enable_tiling", "enable_slicing") if rung.tiling else ():
+        if hasattr(vae, name):
+            getattr(vae, name)()
+    if plan.wishes.compile:
+        compile_denoiser(pipe)
+    return pipe
+
+
+def compile_denoiser(pipe: Any) -> None:
+    """Compile the network that denoises, at its first call; what is compiled is kept for the next process.
+
+    It is compiled in place: its class, its config and its weights stay what they are.
+    """
+    keep_compiled()
+    for name in DENOISERS:
+        network = getattr(pipe, name, None)
+        if network is not None:
+            network.compile()
+
+
+def keep_compiled() -> None:
+    """Where torch keeps compiled code: below XDG_CACHE_HOME/t2i, unless the user has chosen a place.
+
+    torch's own default is a folder for temporary files, which a restart empties.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(name, default_cache_dir()) == default_cache_dir():  # torch itself sets it, when it is first asked
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i" / "compiled"
+        os.environ[name] = str(cache)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within this block torch computes the same bits at every run of the same work; its settings are put back after.
+
+    Raises ModelError where an operation of the model has no such way of computing.
+    """
+    if not wanted:
+        yield
+        return
+    import torch
+
+    cudnn = torch.backends.cudnn
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrix product is planned
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    found = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as e:
+        if "deterministic" not in str(e):
+            raise
+        reason = one_line(e)
+        raise ModelError(f"the model cannot draw deterministically: {reason}", "leave --deterministic out") from e
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = found
+
+
+@contextmanager
+def advice(doing: str, plan: Plan | None) -> Iterator[None]:
+    """Turn memory that has run out inside into OutOfMemory that names the next rung.  doing: "drawing 4 at once"."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, T2IError) or not is_out_of_memory(e):
+            raise
+        reason = one_line(e) or type(e).__name__
+        way_out = plan.way_out() if plan is not None else f"less at once: {SMALLER}"
+        raise OutOfMemory(f"out of memory while {doing}: {reason}", way_out) from e
+
+
+def give_memory_back() -> None:
+    """What nothing refers to any more, to the device and the system."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    for device in (torch.cuda, torch.xpu, torch.mps):
+        if device.is_available() if device is not torch.mps else torch.backends.mps.is_available():
+            device.empty_cache()

@@ -1,0 +1,244 @@
+"""From a model's name to a loaded pipeline: find the files, check them, then let diffusers build it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from t2i.errors import ModelError, T2IError, UsageError, one_line
+from t2i.model_files import hub, single_file
+from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.registry import Defaults, ResolvedModel, model_defaults, read_json, resolve
+from t2i.model_files.weight_files import SAFETY, check_pipeline_folder, safety_state, weights_hash
+from t2i.pipelines.loading import quantize
+from t2i.pipelines.loading.apply import put_in_place
+from t2i.pipelines.loading.device import Machine, is_out_of_memory
+from t2i.pipelines.loading.memory_estimate import is_quantized
+from t2i.pipelines.loading.plan import Plan
+
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its pictures equal the CPU's
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine, its files checked and nothing loaded yet.
+
+    path: the pipeline's folder, or the one file.  kind: the pipeline class by name.  revision: the Hub's commit.
+    config: of one file, the folder of its configs, where that is known.
+    safety: whether the model's safety checker is "there", "missing" though the model names one, or there is "none".
+    """
+
+    model: ResolvedModel
+    path: Path
+    kind: str
+    weights: tuple[Path, ...]
+    revision: str | None = None
+    offline: bool = False
+    config: Path | None = None
+    safety: str = "none"
+
+    @property
+    def defaults(self) -> Defaults:
+        """What the model draws best with, as far as it is known."""
+        return self.model.defaults
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk."""
+        return sum(file.stat().st_size for file in self.weights)
+
+    def hash(self) -> str | None:
+        """sha256 of the weights, or None where they are too big for that (see `weights.weights_hash`)."""
+        return weights_hash(self.weights, self.path if self.path.is_dir() else self.path.parent)
+
+
+def locate(model: str, *, revision: str | None = None, offline: bool = False, config: str | None = None) -> ModelFiles:
+    """Find a model's files, downloading them where that is needed and allowed, and check them.  Loads nothing.
+
+    config: a folder with the configs of a single file.
+    Raises UsageError (a revision of something local, configs of a folder), ModelUnavailable and ModelError.
+    """
+    resolved = resolve(model)
+    if revision is not None and resolved.kind != "hub":
+        raise UsageError(f"revision {revision!r}: {resolved.name!r} is on this machine and has no revisions")
+    if config is not None and resolved.kind != "file":
+        raise UsageError(f"--config {config!r}: {resolved.name!r} has its own; only a single file needs them")
+    if resolved.kind == "file":
+        path = Path(resolved.location)
+        kind, configs = single_file.identify(path, Path(os.path.abspath(config)) if config is not None else None)
+        return ModelFiles(resolved, path, kind, (path,), None, offline, configs)
+    folder = Path(resolved.location)
+    commit = None
+    if resolved.kind == "hub":
+        revision = revision or resolved.revision
+        folder = hub.fetch(resolved, revision, offline)
+        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+        resolved = replace(resolved, defaults=model_defaults(folder, resolved.defaults))
+    try:
+        kind, weights = check_pipeline_folder(folder)
+    except ModelError as e:
+        name = resolved.location if resolved.kind == "hub" else folder.name
+        raise ModelError(e.message.replace(f"{folder.name}", name, 1), e.hint) from None
+    return ModelFiles(resolved, folder, kind, weights, commit, offline, safety=safety_state(folder))
+
+
+def choose_device(device: str | None) -> str:
+    """The device to draw on; None: CUDA, else Intel's XPU, else Apple's MPS, else the CPU.
+
+    Raises UsageError for one that does not exist here.
+    """
+    import torch
+
+    available = []
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if torch.xpu.is_available():
+        available += ["xpu", *(f"xpu:{k}" for k in range(torch.xpu.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    available.append("cpu")
+    if device is None:
+        return available[0]
+    if device.lower() not in available:
+        raise UsageError(f"device: got {device[:40]!r}, this machine has {', '.join(available)}")
+    return device.lower()
+
+
+def choose_dtype(dtype: str | None, machine: Machine, files: ModelFiles) -> str:
+    """The dtype to draw in.  None: float32 for small models, so that their pictures are equal everywhere.
+
+    Large ones: on a CPU bfloat16 where it computes in it, else float32; on a GPU the model's own, float16 where that
+    is bfloat16 and the GPU does not compute in it.
+    Raises UsageError for an unknown name.
+    """
+    if dtype is not None:
+        if dtype.lower() not in DTYPES:
+            raise UsageError(f"dtype: got {dtype[:40]!r}, allowed float32, float16, bfloat16 (fp32, fp16, bf16)")
+        return DTYPES[dtype.lower()]
+    cpu = machine.kind == "cpu"
+    if files.bytes < SMALL_BYTES and (cpu or files.defaults.dtype is None):
+        return "float32"
+    if cpu:
+        return "bfloat16" if machine.bfloat16 else "float32"
+    own = DTYPES.get(str(files.defaults.dtype), "bfloat16")
+    return "float16" if own == "bfloat16" and not machine.bfloat16 else own
+
+
+def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
+    """Why `choose_dtype` took it, in words."""
+    if files.bytes < SMALL_BYTES and dtype == "float32":
+        return "a small model: its pictures are equal on every machine"
+    if machine.kind == "cpu" or (dtype == "float16" and not machine.bfloat16):
+        return machine.why
+    return "the model's own" if files.defaults.dtype == dtype else f"half the memory; {machine.why}"
+
+
+def load_pipeline(
+    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: Plan | None = None
+) -> Any:
+    """The diffusers pipeline, on the device, in the dtype.
+
+    components: parts that are loaded already (tokenizers).  plan: offloading and all the rest; None: plain.
+    Raises ModelError: not text-to-image, weights missing or of the wrong shape, anything diffusers cannot build.
+    """
+    prepare_libraries()
+    import torch
+
+    kind = pipeline_class(files.kind)
+    options = {"torch_dtype": getattr(torch, dtype), "local_files_only": True}
+    name, components = files.model.name, dict(components or {})
+    if files.safety == "missing" or (plan is not None and not plan.wishes.safety):
+        components |= _without_safety(files)
+    with quiet() as said:
+        try:
+            if files.path.is_dir():
+                if plan is not None and plan.rung.bits:
+                    options["quantization_config"] = _quantization(files, plan)
+                pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **components)
+            else:
+                pipe = single_file.load(kind, files.path, files.config, components, options, files.offline)
+            pipe = pipe.to(device) if plan is None else put_in_place(pipe, plan)
+        except (T2IError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            if is_out_of_memory(e):
+                raise
+            refuse_missing_weights(name, said)
+            if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
+                raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
+            reason = one_line(e, 300)
+            hint = "get the model again"
+            if not files.path.is_dir():
+                hint += "; if it has other sizes than usual, give the folder of its configs: --config FOLDER"
+            raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", hint) from e
+    refuse_missing_weights(name, said)
+    return pipe
+
+
+def _without_safety(files: ModelFiles) -> dict[str, Any]:
+    """What to tell diffusers where a model's safety checker is not to be loaded, or is not there."""
+    index = read_json((files.path if files.path.is_dir() else files.config or files.path) / "model_index.json")
+    if SAFETY not in index:
+        return {}
+    # what cuts pictures to the checker's size goes with it, unless something else uses it
+    shared = None not in (index.get("image_encoder") or [None])
+    alone = {"feature_extractor": None} if "feature_extractor" in index and not shared else {}
+    return {SAFETY: None, **alone} | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
+
+
+def _quantization(files: ModelFiles, plan: Plan) -> Any:
+    """The config for those of a pipeline's components that quantisation reaches."""
+    index = read_json(files.path / "model_index.json")
+    parts = {name: str(value[0]) for name, value in index.items() if is_quantized(name) and isinstance(value, list)}
+    parts = {name: library for name, library in parts.items() if (files.path / name).is_dir()}
+    return quantize.pipeline_config(plan.rung.bits, plan.device, plan.rung.dtype, parts)
+
+
+def refuse_missing_weights(name: str, said: list[str]) -> None:
+    """What a file lacks, the libraries fill with random numbers, and only warn."""
+    for line in said:
+        if "newly initialized" in line:
+            words = re.sub(r"\x1b\[[0-9;]*m", "", line).split()
+            part = words[0] if "LOAD REPORT" in line else words[3]
+            raise ModelError(f"cannot load {name}: weights are missing from its {part}", "get the model again")
+
+
+def pipeline_class(name: str) -> Any:
+    """diffusers' text-to-image class for a model saved by the pipeline class of this name.
+
+    Importing every pipeline to find it (`AutoPipelineForText2Image`) takes a second, so it is asked last.
+    Raises ModelError where the model does not make images from text.
+    """
+    prepare_libraries()
+    import inspect
+
+    import diffusers
+
+    try:
+        kind = getattr(diffusers, name)
+        parameters = inspect.signature(kind.__call__).parameters
+        if not issubclass(kind, diffusers.DiffusionPipeline):
+            raise TypeError(name)
+    except (AttributeError, TypeError, ImportError):
+        version = diffusers.__version__
+        raise ModelError(f"diffusers {version} has no pipeline {name[:60]!r}", "pip install -U diffusers") from None
+    if "prompt" in parameters and not {"image", "num_frames", "video", "audio_length_in_s"} & set(parameters):
+        return kind
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING, _get_task_class
+
+    try:
+        return _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, name)
+    except ValueError:
+        raise ModelError(f"a {name} does not make images from text", "choose a text-to-image model") from None

@@ -1,0 +1,60 @@
+"""A pipeline before it is loaded: what its class and its configs say, enough to choose settings and judge memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from t2i.errors import UsageError
+from t2i.pipelines.loading.load import ModelFiles, pipeline_class
+from t2i.pipelines.loading.memory_estimate import Networks, networks
+from t2i.pipelines.loading.plan import Pictures
+from t2i.pipelines.settings.settings import Settings, batch_size_for, choose_settings
+
+OWN_SIZE = 128  # positions of a side, of the transformers whose configs name none (FLUX.1, Qwen-Image, Chroma)
+
+
+class Outline:
+    """What is known of a model's pipeline without its weights.  Raises ModelError as `pipeline_class` does."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self.networks: Networks = networks(files.weights, _folder(files), files.config)
+        kind = pipeline_class(files.kind)
+        parts: dict[str, Any] = {"vae_scale_factor": self.networks.vae_scale}
+        for name, config in self.networks.configs.items():
+            config = {"sample_size": OWN_SIZE if name == "transformer" else None} | dict(config)
+            parts[name] = SimpleNamespace(config=SimpleNamespace(**config))
+        # a stand-in that is called with the arguments of the real one, for `choose_settings` to look at
+        self.pipe = type(kind.__name__, (), {"__call__": kind.__call__, **parts})()
+
+    def settings(self, **chosen: Any) -> Settings:
+        """As `TextToImage.settings` has them, but for the scheduler, which is not made.  Raises UsageError."""
+        return choose_settings(self.pipe, self.files.defaults, **chosen)
+
+    def batch_size(self, width: int, height: int) -> int:
+        """How many images are drawn at once unless the user says."""
+        return batch_size_for(self.networks.elements, width, height)
+
+    def largest(
+        self, asked: Iterable[Mapping[str, Any]], batch_size: int | None, images: int | None = None
+    ) -> Pictures:
+        """The largest pictures that are asked for, as `settings` takes it; what is wrong is judged where it stands.
+
+        batch_size: how many at once; None: what the model's default is.  images: how many there are at most.
+        """
+        found = []
+        for chosen in asked:
+            try:
+                made = self.settings(**chosen)
+            except UsageError:
+                continue
+            at_once = batch_size or self.batch_size(*made.final)
+            found.append(Pictures(*made.final, min(at_once, images or at_once)))
+        return max(found, key=lambda p: p.width * p.height * p.batch, default=Pictures())
+
+
+def _folder(files: ModelFiles) -> Path:
+    return files.path if files.path.is_dir() else files.path.parent

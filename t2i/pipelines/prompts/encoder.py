@@ -1,0 +1,244 @@
+"""From prompts to what a pipeline draws by: each text encoded alone and once, with its weights, a long one in chunks.
+
+Encoded alone, a text gives the same numbers whatever stands beside it in a batch and whatever was drawn before: that it
+is remembered can change no picture. Plain text is encoded by the pipeline itself, the rest by compel, which scales a
+token's distance from the empty prompt by a weight above 1, and for one below 1 also blends with the embedding in which
+these words are hidden from the encoder (0: nothing else is left). The pooled embedding of SD XL is that of the plain
+words' first chunk.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from t2i.errors import ModelError
+from t2i.model_files.library_logging import quiet
+from t2i.pipelines.prompts.attention_weights import Fragment, speaks
+from t2i.pipelines.prompts.chunking import Reader, compel_provider, spelled
+from t2i.pipelines.settings.settings import Job, Settings, call_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+CACHE_BYTES = 64_000_000  # 400 prompts of SD 1, 100 of SD XL, 16 of FLUX.1 in half precision
+
+
+class Encoded(NamedTuple):
+    """One text as the pipeline takes it.  embeds: (1, tokens, width).  pooled: (1, width), where there is one."""
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
+
+
+class Conditioner:
+    """Encodes the prompts of one loaded pipeline.  Call `clear` whenever its text encoders change (adapters)."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.reader = reader_of(pipe)
+        self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
+        self._providers: dict[bool, list[Any]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What is remembered."""
+        return sum(known.bytes for known in self._cache.values())
+
+    def clear(self) -> None:
+        """Forget all that was encoded."""
+        self._cache.clear()
+        self._providers.clear()  # compel remembers the empty prompt
+
+    def runs(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> Iterator[list[Job]]:
+        """These jobs in runs that can be drawn at once, each image as it is alone: they are of one length in chunks.
+
+        Where a pipeline is told of no negative prompt at all if it is empty, those with and without are apart.
+        """
+        apart = guided and self.reader.family in (None, "flux")
+
+        def kind(job: Job) -> tuple[int, bool]:
+            return self.chunks(job, settings, guided), apart and bool(settings.negative_of(job))
+
+        for _, run in groupby(jobs, kind):
+            yield list(run)
+
+    def chunks(self, job: Job, settings: Settings, guided: bool) -> int:
+        """How many chunks this image's prompts are read in: as many as the longer of the two needs."""
+        if not settings.chunks:
+            return 1
+        texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
+        return max(self.reader.chunks(self._fragments(text, settings)) for text in texts)
+
+    def reading(self, job: Job, settings: Settings, guided: bool) -> dict[str, Any]:
+        """How this image's prompts are read, for its record; empty: as plain text, and what is too long is cut."""
+        texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
+        found: dict[str, Any] = {}
+        if settings.weights and any(map(speaks, texts)):
+            found["weights"] = "applied" if self.reader.weighs else "left out"
+        if (chunks := self.chunks(job, settings, guided)) > 1:
+            found["chunks"] = chunks
+        return found
+
+    def options(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> dict[str, Any]:
+        """The prompts of one batch as the pipeline's arguments: embeddings where it is known how it encodes.
+
+        guided: whether negative prompts do anything.
+        """
+        if self.reader.family is None:
+            return self._texts(jobs, settings, guided)
+        length = max(self.chunks(job, settings, guided) for job in jobs)
+        prompts = [self._encode(job.prompt, settings, length) for job in jobs]
+        options = _rows(prompts, "")
+        if guided and (self.reader.family != "flux" or any(settings.negative_of(job) for job in jobs)):
+            negatives = [
+                self._negative(settings.negative_of(job), settings, length, prompt)
+                for job, prompt in zip(jobs, prompts, strict=True)
+            ]
+            options |= _rows(negatives, "negative_")
+        return options
+
+    def _texts(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> dict[str, Any]:
+        """The prompts as texts, their weights taken out."""
+
+        def text(written: str) -> str:
+            return "".join(fragment.text for fragment in self._fragments(written, settings))
+
+        options = {"prompt": [text(job.prompt) for job in jobs]}
+        negatives = [text(settings.negative_of(job)) for job in jobs]
+        return options | ({"negative_prompt": negatives} if guided and any(negatives) else {})
+
+    def _fragments(self, text: str, settings: Settings) -> Sequence[Fragment]:
+        return self.reader.fragments(text, settings.weights)
+
+    def _negative(self, text: str, settings: Settings, length: int, prompt: Encoded) -> Encoded:
+        """SD XL is trained with zeros in place of an empty prompt, and says so in its config."""
+        if not text and self.reader.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
+            return Encoded(*(part if part is None else part.new_zeros(part.shape) for part in prompt))
+        return self._encode(text, settings, length)
+
+    def _encode(self, text: str, settings: Settings, length: int) -> Encoded:
+        """One text, as long as `length` chunks: chunks of the empty prompt stand behind its own."""
+        import torch
+
+        fragments = self._fragments(text, settings)
+        long = settings.chunks and self.reader.is_long(fragments)
+        known = self._remembered(fragments, long)
+        missing = length * (self.reader.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
+        if missing <= 0:
+            return known
+        empty = self._remembered([Fragment("")], False).embeds
+        return known._replace(embeds=torch.cat([known.embeds] + [empty] * (missing // empty.shape[1]), dim=1))
+
+    def _remembered(self, fragments: Sequence[Fragment], long: bool) -> Encoded:
+        key = (*fragments, long)
+        if key not in self._cache:
+            weighted = any(fragment.weight != 1 for fragment in fragments)
+            encode = partial(self._by_compel, long=long) if weighted or long else self._by_pipeline
+            self._cache[key] = encode(fragments)
+        self._cache.move_to_end(key)
+        found = self._cache[key]
+        while self.bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cache.popitem(last=False)
+        return found
+
+    def _by_pipeline(self, fragments: Sequence[Fragment]) -> Encoded:
+        """As diffusers does it: what is longer than the encoder reads is cut."""
+        import torch
+
+        pipe, text = self.pipe, "".join(fragment.text for fragment in fragments)
+        device = pipe._execution_device
+        with quiet(), torch.no_grad():
+            if self.reader.family == "sd":
+                return Encoded(pipe.encode_prompt(text, device, 1, False)[0])
+            if self.reader.family == "flux":
+                return Encoded(*pipe.encode_prompt(text, None, device=device)[:2])
+            others = {"prompt_3": None} if self.reader.family == "sd3" else {}
+            found = pipe.encode_prompt(text, None, **others, device=device, do_classifier_free_guidance=False)
+        return Encoded(found[0], found[2])
+
+    def _by_compel(self, fragments: Sequence[Fragment], long: bool) -> Encoded:
+        """Weighted, or long.  Raises ModelError where compel does not find the words among the tokens."""
+        import torch
+
+        if long not in self._providers:
+            self._providers[long] = self._make_providers(long)
+        providers = self._providers[long]
+        with quiet(), torch.no_grad():
+            parts = [self._weigh(fragments, provider) for provider in providers]
+            length = max(part.shape[1] for part in parts)  # two encoders may part a text in two ways
+            for k, part in enumerate(parts):
+                parts[k] = torch.cat([part] + [providers[k].empty_z] * (length // part.shape[1] - 1), dim=1)
+        plain = self._by_pipeline(fragments)
+        return Encoded(torch.cat(parts, dim=-1).to(plain.embeds), plain.pooled)
+
+    def _weigh(self, fragments: Sequence[Fragment], provider: Any) -> torch.Tensor:
+        """What one encoder makes of it: (1, tokens, width).  What is nothing to it, such as a blank, is left out."""
+        texts = [spelled(fragment.text, provider.tokenizer) for fragment in fragments]
+        tokens = provider.get_token_ids(texts, include_start_and_end_markers=False)
+        kept = [k for k, ids in enumerate(tokens) if ids]
+        weighted = [texts[k] for k in kept], [fragments[k].weight for k in kept]
+        try:
+            embeds: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
+                [weighted[0]], [weighted[1]], device=self.pipe._execution_device
+            )
+        except RuntimeError as e:
+            if "token sequence" not in str(e):
+                raise
+            raise ModelError(f"prompt: its weights cannot be told apart: {str(e)[:100]}", "try --raw") from None
+        return embeds
+
+    def _make_providers(self, long: bool) -> list[Any]:
+        """One per encoder of the pipeline, in its order."""
+        names = ("", "_2")
+        pairs = [
+            (getattr(self.pipe, f"tokenizer{n}", None), getattr(self.pipe, f"text_encoder{n}", None)) for n in names
+        ]
+        device, last = self.pipe._execution_device, self.reader.family == "sd"
+        return [
+            compel_provider(tokenizer, _Encoder(encoder, device), device=device, truncate=not long, last=last)
+            for tokenizer, encoder in pairs
+            if encoder is not None
+        ]
+
+
+class _Encoder:
+    """A text encoder as compel calls it: where it computes, though its weights may be elsewhere until then.
+
+    A mask that hides nothing is left out, as diffusers does, so that words of weight 1 are the same bit for bit.
+    """
+
+    def __init__(self, encoder: Any, device: Any) -> None:
+        self.encoder = encoder
+        self.device = device
+
+    @property
+    def dtype(self) -> Any:
+        return self.encoder.dtype
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> Any:
+        return self.encoder(ids, None if mask is None or bool(mask.all()) else mask, **options)
+
+
+def reader_of(pipe: Any) -> Reader:
+    """How a loaded pipeline reads; where its call takes no embeddings, nothing is known of it."""
+    takes = call_parameters(pipe)
+    name = type(pipe).__name__ if "prompt_embeds" in takes and hasattr(pipe, "encode_prompt") else ""
+    parts = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
+    return Reader.of(name, [part for part in parts if part is not None])
+
+
+def _rows(encoded: Sequence[Encoded], which: str) -> dict[str, torch.Tensor]:
+    """One row per image, as arguments of a pipeline.  which: "" or "negative_"."""
+    import torch
+
+    options = {f"{which}prompt_embeds": torch.cat([one.embeds for one in encoded])}
+    pooled = [one.pooled for one in encoded if one.pooled is not None]
+    return options | ({f"{which}pooled_prompt_embeds": torch.cat(pooled)} if pooled else {})

@@ -1,0 +1,1 @@
+"""Settings of a drawing: defaults, inputs, limits, schedulers."""

@@ -1,0 +1,241 @@
+"""What a drawing starts from, beside words: a picture, a mask, pictures that guide it, a second and larger pass.
+
+Strength s of N steps: the picture gets the noise of the step at which int(N s) are left, and those are run. That is how
+diffusers and A1111 count, so `steps` is the schedule's number of steps and not that of the steps that run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import UsageError
+from t2i.metadata.jsonable import public_name
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.spec_strings import split_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | Path | Image
+
+STRENGTH = 0.6  # of image-to-image: mini keeps the shape and takes another style; from 0.8 on little is left
+MASKED_STRENGTH = 1.0  # of inpainting: what is painted anew need not look like what was there
+UPSCALE_STRENGTH = 0.4
+MAX_FACTOR = 8.0
+MAX_SCALE = 10.0
+SHAPES = 0.02  # by how much the shapes of a picture and its mask may differ: a pixel or so of rounding
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that guides the drawing.  net: who reads it: a name of `control.CONTROLNETS`, a folder, a Hub id."""
+
+    net: str
+    still: Still
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Upscale:
+    """A second pass: the picture `factor` times as wide and high, drawn again at this strength."""
+
+    factor: float
+    strength: float = UPSCALE_STRENGTH
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is started from; nothing at all: words alone.  mask: white is painted anew.  strength: None: the usual."""
+
+    image: Still | None = None
+    mask: Still | None = None
+    strength: float | None = None
+    controls: tuple[Control, ...] = ()
+    upscale: Upscale | None = None
+
+    def __bool__(self) -> bool:
+        return self is not WORDS_ALONE and self != WORDS_ALONE  # asked of each of a million prompts
+
+    def over(self, other: Edit) -> Edit:
+        """This, and from the other what is not said here."""
+        if self is WORDS_ALONE:
+            return other
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
+        return replace(other, **said)
+
+    def known_strength(self) -> float:
+        """The strength that holds where an image is started from."""
+        if self.strength is not None:
+            return self.strength
+        return STRENGTH if self.mask is None else MASKED_STRENGTH
+
+    def record(self, size: tuple[int, int]) -> dict[str, Any]:
+        """As a recipe holds it: names without folders, hashes of pixels.  size: of the first pass."""
+        if not self:
+            return {}
+        parts: dict[str, Any] = {"size": list(size)}
+        if self.image is not None:
+            parts |= {"image": _about(self.image), "strength": self.known_strength()}
+        if self.mask is not None:
+            parts["mask"] = _about(self.mask)
+        if self.controls:
+            parts["controls"] = [
+                {"net": public_name(one.net), "scale": one.scale, **_about(one.still)} for one in self.controls
+            ]
+        if self.upscale is not None:
+            parts["upscale"] = {"factor": self.upscale.factor, "strength": self.upscale.strength}
+        return parts
+
+    def identity(self) -> dict[str, Any]:
+        """What makes one edit another than the next, as JSON holds it: the same pixels under another name do not."""
+        found: dict[str, Any] = essence(self.record((0, 0)))
+        return found
+
+    def words(self, steps: int) -> str:
+        """On one line, for the user."""
+        parts = []
+        if self.image is not None:
+            strength = self.known_strength()
+            parts.append(f"from {_name(self.image)}, strength {strength:g} ({_steps(steps, strength)} run)")
+        if self.mask is not None:
+            parts.append(f"mask {_name(self.mask)}")
+        parts += [f"guided by {one.net} {_name(one.still)} x {one.scale:g}" for one in self.controls]
+        if self.upscale is not None:
+            parts.append(f"then {self.upscale.factor:g} times larger, strength {self.upscale.strength:g}")
+        return ", ".join(parts)
+
+
+WORDS_ALONE = Edit()
+
+
+def make_edit(
+    image: Picture | None = None,
+    mask: Picture | None = None,
+    strength: float | None = None,
+    control: str | Control | Sequence[str | Control] = (),
+    upscale: float | str | Upscale | None = None,
+) -> Edit:
+    """From what a user gives, each by itself.
+
+    control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE".  upscale: 2, or "2:0.3" with its strength.
+    Raises UsageError for what is out of range, ImageError for a picture that cannot be read.
+    """
+    controls = [control] if isinstance(control, str | Control) else control
+    return Edit(
+        image=None if image is None else Still.of(image),
+        mask=None if mask is None else Still.of(mask),
+        strength=None if strength is None else check_strength("strength", float(strength)),
+        controls=tuple(one if isinstance(one, Control) else read_control(one) for one in controls),
+        upscale=upscale if isinstance(upscale, Upscale | None) else read_upscale(str(upscale)),
+    )
+
+
+def read_control(text: str) -> Control:
+    """`TYPE:IMAGE` or `TYPE:IMAGE:SCALE`; TYPE may be a folder or a Hub id.
+
+    Raises UsageError, ImageError.
+    """
+    net, image, scale = split_image(text, "control")
+    if not net or not image:
+        raise UsageError(f"control: got {text[:60]!r}, expected TYPE:IMAGE or TYPE:IMAGE:SCALE", "as canny:edges.png")
+    if not 0 <= scale <= MAX_SCALE:
+        raise UsageError(f"control scale: got {scale:g}, allowed 0 to {MAX_SCALE:g}")
+    return Control(net, Still.of(image), scale)
+
+
+def read_upscale(text: str) -> Upscale:
+    """`FACTOR` or `FACTOR:STRENGTH`.  Raises UsageError."""
+    factor, _, strength = text.partition(":")
+    chosen = check_strength("upscale strength", _number("upscale strength", strength)) if strength else UPSCALE_STRENGTH
+    times = _number("upscale", factor)
+    if not 1 < times <= MAX_FACTOR:
+        raise UsageError(f"upscale: got {times:g}, allowed above 1 to {MAX_FACTOR:g} times")
+    return Upscale(times, chosen)
+
+
+def check_strength(name: str, strength: float) -> float:
+    """Raises UsageError unless 0 < strength <= 1."""
+    if not 0 < strength <= 1:
+        raise UsageError(f"{name}: got {strength:g}, allowed above 0 (little noise) to 1 (ignore the image)")
+    return strength
+
+
+def check_edit(edit: Edit, steps: int | None = None) -> Edit:
+    """Raises UsageError for parts that do not go together, and where no step would be run.  steps: where known."""
+    if edit.image is None and edit.mask is not None:
+        raise UsageError(f"mask {_name(edit.mask)} without a picture to paint in", "give the picture: --image")
+    if edit.image is None and edit.strength is not None:
+        hint = "give the picture: --image" if edit.upscale is None else "of the second pass it is --upscale 2:0.4"
+        raise UsageError(f"strength {edit.strength:g} without a picture to start from", hint)
+    if edit.mask is not None and edit.upscale is not None:
+        raise UsageError(
+            "a second pass would redraw what the mask is to keep", "take the finished picture: --image and --upscale"
+        )
+    if edit.image is not None and edit.mask is not None:
+        (w, h), (mask_w, mask_h) = edit.image.size, edit.mask.size
+        if abs(math.log((w / h) / (mask_w / mask_h))) > SHAPES + 1 / min(w, h, mask_w, mask_h):
+            raise UsageError(
+                f"mask {_name(edit.mask)} is {mask_w}x{mask_h}, picture {_name(edit.image)} {w}x{h}: another shape",
+                "give a mask of the picture's size",
+            )
+    if steps is not None:
+        if edit.image is not None:
+            _check_running("strength", edit.known_strength(), steps)
+        if edit.upscale is not None:
+            _check_running("upscale strength", edit.upscale.strength, steps)
+    return edit
+
+
+def running(steps: int, strength: float) -> int:
+    """How many of the schedule's steps are run."""
+    return min(int(steps * strength), steps)
+
+
+def _steps(steps: int, strength: float) -> str:
+    count = running(steps, strength)
+    return f"{count} step{'s' * (count != 1)}"
+
+
+def enlarged(size: tuple[int, int], edit: Edit, multiple: int) -> tuple[int, int]:
+    """(width, height) of the finished picture; size: of the first pass.  Raises UsageError beyond 8192."""
+    if edit.upscale is None:
+        return size
+    factor = edit.upscale.factor
+    width, height = (round(side * factor / multiple) * multiple for side in size)
+    return limits.check_side("width of the second pass", width), limits.check_side("height of the second pass", height)
+
+
+def essence(record: Any) -> Any:
+    """A recipe's record of an edit without files' names and sizes: two that agree mean the same."""
+    if isinstance(record, Mapping):
+        return {key: essence(value) for key, value in record.items() if key not in ("name", "size")}
+    return [essence(one) for one in record] if isinstance(record, list) else record
+
+
+def _check_running(name: str, strength: float, steps: int) -> None:
+    if running(steps, strength) < 1:
+        least = math.ceil(100 / steps) / 100
+        raise UsageError(
+            f"{name}: {strength:g} of {steps} steps runs no step at all",
+            f"at least {least:g}, or at least {math.ceil(1 / strength)} steps",
+        )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name}: got {text[:40]!r}, expected a number") from None
+
+
+def _about(still: Still) -> dict[str, str]:
+    return {"name": still.name, "hash": still.hash}
+
+
+def _name(still: Still) -> str:
+    return still.name or "in memory"

@@ -1,0 +1,147 @@
+"""How images are to be drawn: what the user said, else what the model wants, else what its pipeline does by default."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from t2i.model_files.registry import Defaults
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.edit import WORDS_ALONE, Edit, check_edit, enlarged
+from t2i.pipelines.settings.image_input import drawn_size
+
+SMALL_PARAMETERS = 200_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn, every value chosen and checked.
+
+    width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
+    scheduler: our name; None: the model's own.
+    weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
+    """
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    final: tuple[int, int]
+    scheduler: str | None = None
+    negative: str = ""
+    edit: Edit = WORDS_ALONE
+    weights: bool = True
+    chunks: bool = False
+
+    def negative_of(self, job: Job) -> str:
+        """The negative prompt of one image."""
+        return self.negative if job.negative is None else job.negative
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw.  negative: its own; None: that of the settings.
+
+    template, negative_template: what a prompt was made from; empty: it was written as it is.
+    """
+
+    prompt: str
+    seed: int
+    template: str = ""
+    negative: str | None = None
+    negative_template: str = ""
+
+
+def choose_settings(
+    pipe: Any,
+    defaults: Defaults,
+    *,
+    negative: str = "",
+    steps: int | None = None,
+    guidance: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    scheduler: str | None = None,
+    edit: Edit = WORDS_ALONE,
+    weights: bool = True,
+    chunks: bool = False,
+) -> Settings:
+    """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
+
+    Raises UsageError.
+    """
+    own = call_parameters(pipe)
+    multiple = size_multiple(pipe)
+    default_width, default_height = defaults.size or native_size(pipe)
+    if steps is None:
+        steps = defaults.steps or own["num_inference_steps"].default
+    if guidance is None:
+        guidance = defaults.guidance
+    if guidance is None:
+        guidance = own[defaults.guidance_name].default if defaults.guidance_name in own else 1.0
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            limits.check_multiple(name, limits.check_side(name, side), multiple)
+    if edit.image is not None:
+        width, height = drawn_size(edit.image.size, default_width * default_height, multiple, width, height)
+        for name, side in (("width", width), ("height", height)):
+            limits.check_side(name, side)
+    size = width or height or default_width, height or width or default_height
+    return Settings(
+        steps=limits.check_steps(steps),
+        guidance=limits.check_guidance(float(guidance)),
+        width=size[0],
+        height=size[1],
+        final=enlarged(size, edit, multiple),
+        scheduler=scheduler,
+        negative=limits.check_prompt(negative, "negative prompt"),
+        edit=check_edit(edit, steps),
+        weights=weights,
+        chunks=chunks,
+    )
+
+
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments that drawing with this pipeline takes."""
+    kind: Any = type(pipe)
+    return parameters_of(kind)
+
+
+@lru_cache(maxsize=64)
+def parameters_of(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """The same of a class of pipelines.  Asked for with each row of a list, and slow to find."""
+    return inspect.signature(kind.__call__).parameters
+
+
+def size_multiple(pipe: Any) -> int:
+    """Width and height must be multiples of this."""
+    patches = 2 if getattr(pipe, "transformer", None) is not None else 1
+    return math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)) * patches)
+
+
+def native_size(pipe: Any) -> tuple[int, int]:
+    """(width, height) the network was trained at, as its config tells; 512 where it does not."""
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    config = getattr(network, "config", None)
+    size = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    scale = int(getattr(pipe, "vae_scale_factor", 8))
+    return (int(width) * scale, int(height) * scale) if width and height else (512, 512)
+
+
+def default_batch_size(pipe: Any, width: int, height: int) -> int:
+    """How many images are drawn at once unless the caller says: see `batch_size_for`."""
+    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    return batch_size_for(sum(weight.numel() for part in parts for weight in part.parameters()), width, height)
+
+
+def batch_size_for(parameters: int, width: int, height: int) -> int:
+    """What surely fits, not what is fastest; never a matter of free memory, since a batch's size shows in rounding.
+
+    Up to 200M parameters: as many as make half a million pixels, at most 8 (8 of 256x256, 2 of 512x512). Larger: 1.
+    """
+    return 1 if parameters > SMALL_PARAMETERS else max(1, min(8, 8 * 256 * 256 // (width * height)))

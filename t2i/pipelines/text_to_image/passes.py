@@ -1,0 +1,239 @@
+"""The same networks under diffusers' other pipelines: image-to-image, inpainting, each also guided by a ControlNet.
+
+A pipeline of another task shares the loaded networks and costs no memory. It is made when it is first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from t2i.errors import UsageError
+from t2i.imaging.images import from_tensor, to_tensor
+from t2i.pipelines.noise import draw_in_float32, make_generators
+from t2i.pipelines.settings.edit import Control, Edit
+from t2i.pipelines.settings.image_input import Still, cover
+from t2i.pipelines.settings.settings import Settings, call_parameters, parameters_of
+from t2i.pipelines.text_to_image.call import watch_steps
+from t2i.pipelines.text_to_image.controlnet import MeanEncoder, load_control
+
+if TYPE_CHECKING:
+    import torch
+
+Drawn = tuple["torch.Tensor", list[bool]]  # (B, 3, H, W) in [-1, 1]; which of them the safety checker has blanked
+
+Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], Drawn]  # (pipeline, (width, height), what it is told)
+
+# task: (diffusers' tables of pipelines, the class that makes them, what such a pipeline must be able to take)
+TASKS: dict[str, tuple[str, str, frozenset[str]]] = {
+    "text-to-image": ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AutoPipelineForText2Image", frozenset()),
+    "image-to-image": (
+        "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+        "AutoPipelineForImage2Image",
+        frozenset({"image", "strength"}),
+    ),
+    "inpainting": (
+        "AUTO_INPAINT_PIPELINES_MAPPING",
+        "AutoPipelineForInpainting",
+        frozenset({"image", "mask_image", "strength"}),
+    ),
+}
+LANCZOS = Image.Resampling.LANCZOS
+GUIDED = "-controlnet"  # what diffusers adds to a family's name
+OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # what a pipeline knows of its networks' hooks
+
+
+class Editor:
+    """Draws from pictures with the networks of a text-to-image pipeline.
+
+    pipe: whose scheduler, set anew before every drawing, is used.  offline: no network for ControlNets.
+    """
+
+    def __init__(self, pipe: Any, offline: bool = False) -> None:
+        self.pipe = pipe
+        self.offline = offline
+        self._nets: dict[str, Any] = {}
+        self._pipes: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def adopt(self, pipe: Any) -> None:
+        """Draw with the networks of this pipeline from now on, and let those before it go; None: with none for now."""
+        self.pipe = pipe
+        self._nets.clear()
+        self._pipes.clear()
+
+    def prepare(self, edit: Edit) -> None:
+        """Make what the edit needs.  Raises UsageError for what this model's family does not have; see `control`."""
+        if edit.mask is not None:
+            _mask(edit.mask, edit.mask.size)
+        for task in _passes(edit):
+            self._pipeline(task, edit.controls)
+
+    def draw(
+        self,
+        call: Call,
+        options: Mapping[str, Any],
+        settings: Settings,
+        report: Callable[[float], None],
+        way_out: str,
+    ) -> Drawn:
+        """One batch, in one or two passes.
+
+        call: draws one pass.  options: of the text-to-image pipeline.
+        report: takes the part that is done.  way_out: what NonFinite says.
+        """
+
+        def watch(start: float, end: float) -> Callable[..., Any]:
+            return watch_steps(lambda done: report(start + (end - start) * done), way_out)
+
+        edit, size = settings.edit, (settings.width, settings.height)
+        tasks = _passes(edit)
+        part = 1 / len(tasks)
+        pictures = [_cut(edit.image, size)] * len(options["generator"]) if edit.image else []
+        mask = _mask(edit.mask, size) if edit.mask else None
+        now = self._pass(tasks[0], edit, size, pictures, mask, edit.known_strength())
+        x, blanked = self._call(call, options, now | {"callback_on_step_end": watch(0.0, part)}, tasks[0], edit, size)
+        if mask is not None:
+            x = _paste(x, pictures[0], mask)
+        if edit.upscale is None:
+            return x, blanked
+        finite = x.isfinite().flatten(1).all(1)
+        pictures = [cover(image, settings.final, LANCZOS) for image in from_tensor(x.nan_to_num(0.0, 0.0, 0.0))]
+        now = self._pass(tasks[1], edit, settings.final, pictures, None, edit.upscale.strength)
+        x, black = self._call(
+            call, options, now | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit, settings.final
+        )
+        x[~finite] = float("nan")
+        return x, [first or second for first, second in zip(blanked, black, strict=True)]
+
+    def _pass(
+        self,
+        task: str,
+        edit: Edit,
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image],
+        mask: Image.Image | None,
+        strength: float,
+    ) -> dict[str, Any]:
+        """What one pass is told beside the words."""
+        options: dict[str, Any] = {"width": size[0], "height": size[1]}
+        if pictures:
+            options |= {"image": list(pictures), "strength": strength, "latents": None}
+        if mask is not None:
+            options["mask_image"] = [mask] * len(pictures)
+        if edit.controls:
+            maps = [_cut(one.still, size) for one in edit.controls]
+            scales = [one.scale for one in edit.controls]
+            known = call_parameters(self._pipeline(task, edit.controls))
+            options["control_image" if "control_image" in known else "image"] = maps if len(maps) > 1 else maps[0]
+            options["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
+        return options
+
+    def _call(
+        self,
+        call: Call,
+        options: Mapping[str, Any],
+        more: Mapping[str, Any],
+        task: str,
+        edit: Edit,
+        size: tuple[int, int],
+    ) -> Drawn:
+        chosen = {**options, **more}
+        if "strength" in more:  # noise for a text-to-image pipeline may have been drawn from them
+            chosen["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
+        pipe = self._pipeline(task, edit.controls)
+        return call(pipe, size, {key: value for key, value in chosen.items() if value is not None})
+
+    def _pipeline(self, task: str, controls: Sequence[Control]) -> Any:
+        """The pipeline of a task, guided by these ControlNets."""
+        if task == "text-to-image" and not controls:
+            return self.pipe
+        key = task, tuple(one.net for one in controls)
+        if key not in self._pipes:
+            self._pipes[key] = self._make(task, controls)
+        return self._pipes[key]
+
+    def _make(self, task: str, controls: Sequence[Control]) -> Any:
+        import diffusers
+
+        family = family_of(self.pipe)
+        check_task(family, task, guided=bool(controls))
+        extra: dict[str, Any] = {}
+        if controls:
+            for one in controls:
+                if one.net not in self._nets:
+                    self._nets[one.net] = load_control(one.net, family, self.pipe, self.offline)
+            nets = [self._nets[one.net] for one in controls]
+            extra["controlnet"] = nets if len(nets) > 1 else nets[0]
+        pipe = getattr(diffusers, TASKS[task][1]).from_pipe(self.pipe, **extra)
+        pipe.set_progress_bar_config(disable=True)
+        for name in OFFLOADING:
+            if hasattr(self.pipe, name):
+                setattr(pipe, name, getattr(self.pipe, name))
+        if controls and family == "stable-diffusion-3":
+            pipe.vae = MeanEncoder(pipe.vae)
+        for name in ("prepare_latents", "prepare_mask_latents"):
+            if hasattr(pipe, name):
+                setattr(pipe, name, draw_in_float32(getattr(pipe, name)))
+        return pipe
+
+
+def family_of(pipe: Any) -> str:
+    """diffusers' own name of the family that a text-to-image pipeline is of; empty where it has none."""
+    return family_named(type(pipe).__name__)
+
+
+def family_named(kind: str) -> str:
+    """The same by the name of the pipeline's class."""
+    from diffusers.pipelines import auto_pipeline
+
+    table = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+    return next((key for key, one in table.items() if one.__name__ == kind), "")
+
+
+def check_task(family: str, task: str, guided: bool) -> None:
+    """Raises UsageError, naming what there is, where diffusers has no pipeline for this."""
+    if not _has(family, task, guided):
+        there = [words for one in TASKS for words in (one, f"{one} with --control") if _has(family, one, words != one)]
+        wanted = f"{task} with --control" if guided else task
+        raise UsageError(f"this model ({family or 'of no family'}) has no {wanted}", f"it has {', '.join(there)}")
+
+
+def _has(family: str, task: str, guided: bool) -> bool:
+    from diffusers.pipelines import auto_pipeline
+
+    table, _, needed = TASKS[task]
+    kind = getattr(auto_pipeline, table).get(family + GUIDED if guided else family)
+    if kind is None:
+        return False
+    takes = set(parameters_of(kind))
+    return needed <= takes and (not guided or task == "text-to-image" or "control_image" in takes)
+
+
+def _passes(edit: Edit) -> list[str]:
+    """The tasks of an edit, one after the other."""
+    first = "inpainting" if edit.mask else "image-to-image" if edit.image else "text-to-image"
+    return [first] if edit.upscale is None else [first, "image-to-image"]
+
+
+def _cut(still: Still, size: tuple[int, int]) -> Image.Image:
+    return cover(still.open(), size, LANCZOS)
+
+
+def _mask(still: Still, size: tuple[int, int]) -> Image.Image:
+    """Black and white: white, from the middle grey on, is painted anew.  Raises UsageError where nothing is white."""
+    grey = cover(still.open(), size, Image.Resampling.NEAREST).convert("L")
+    mask = grey.point(lambda value: 255 if value > 127 else 0)
+    if mask.getbbox() is None:
+        raise UsageError(f"mask {still.name}: black all over, so nothing would be painted", "white is painted anew")
+    return mask
+
+
+def _paste(x: torch.Tensor, picture: Image.Image, mask: Image.Image) -> torch.Tensor:
+    """What was drawn where the mask is white, and exactly the picture elsewhere.  x: (B, 3, H, W) in [-1, 1]."""
+    keep = to_tensor([mask])[:, :1] < 0
+    painted = x.cpu().where(~keep, to_tensor([picture]))
+    finite = x.cpu().isfinite().flatten(1).all(1)
+    painted[~finite] = float("nan")
+    return painted

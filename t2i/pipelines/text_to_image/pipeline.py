@@ -1,0 +1,259 @@
+"""Text to images, over any diffusers text-to-image pipeline.
+
+An image is a function of the model, the settings, the prompt and its own seed: it has one float32 CPU generator, from
+which its first noise and all later noise come, so that it is the same picture alone and in a batch, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import UsageError
+from t2i.model_files.registry import Defaults
+from t2i.model_files.weight_files import SAFETY
+from t2i.pipelines.adapters.attach import Fitted
+from t2i.pipelines.adapters.files import find_all
+from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
+from t2i.pipelines.environment import device_name, thread_count
+from t2i.pipelines.loading.load import ModelFiles, locate
+from t2i.pipelines.loading.plan import Pictures, Plan, Wishes
+from t2i.pipelines.loading.retry import Loaded, make_plan
+from t2i.pipelines.prompts.encoder import Conditioner
+from t2i.pipelines.settings import limits
+from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
+from t2i.pipelines.settings.schedulers import describe
+from t2i.pipelines.settings.settings import Job, Settings, choose_settings, default_batch_size
+from t2i.pipelines.text_to_image.passes import Drawn
+from t2i.pipelines.text_to_image.results import Result, make_results
+from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.step_cache import Cache, check_compiled, parse_cache
+
+if TYPE_CHECKING:
+    pass
+
+Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed over the images
+
+
+class TextToImage:
+    """Draws images from text.
+
+        draw = TextToImage.load("mini")
+        for result in draw("a horse in Van Gogh style", seeds=range(8)):
+            result.image.save(f"{result.recipe.seed}.png")
+
+    rig: the diffusers pipeline underneath, with all that hangs on it.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        name: str,
+        defaults: Defaults,
+        scheduler: str | None = None,
+        loaded: Loaded | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        """Use `load` for a saved model and `wrap` for a pipeline in memory."""
+        files = loaded.files if loaded else None
+        self._loaded = loaded
+        self.name = name
+        self.defaults = defaults
+        self.revision = files.revision if files else None
+        self.weights_hash = files.hash() if files else None
+        self.rig = Rig(name, defaults, scheduler or defaults.scheduler, cache, bool(files and files.offline))
+        self._adopt(pipe)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | ModelFiles = "mini",
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        offline: bool = False,
+        revision: str | None = None,
+        scheduler: str | None = None,
+        components: dict[str, Any] | None = None,
+        adapters: Adapters = NO_ADAPTERS,
+        wishes: Wishes | None = None,
+        plan: Plan | None = None,
+        cache: str | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> TextToImage:
+        """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
+
+        device, dtype: default: see `choose_device` and `choose_dtype`.
+        components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `fitted` tells of them.
+        cache: of steps, as `--cache` takes it.
+        wishes: of the machine.  plan: what `make_plan` made of all that, for the pictures that are to be drawn.
+        say: takes a line for the user where memory runs out and the next rung is taken.
+        Raises UsageError, ModelUnavailable, ModelError, OutOfMemory.
+        """
+        files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
+        caching = parse_cache(cache) if cache else None
+        found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
+        plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
+        check_compiled(caching, plan.wishes.compile)
+        loaded = Loaded(files, plan, components, say)
+        name, defaults = files.model.name, files.defaults
+        drawer = cls(loaded.pipe, name=name, defaults=defaults, scheduler=scheduler, loaded=loaded, cache=caching)
+        drawer.rig.dress(adapters, found)
+        return drawer
+
+    def wear(self, adapters: Adapters, offline: bool = False) -> None:
+        """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
+        if adapters != self.fitted.adapters:
+            self.rig.dress(adapters, find_all(adapters, offline))
+
+    @classmethod
+    def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
+        """Draw with a diffusers pipeline that is in memory already (its progress bar is switched off)."""
+        return cls(pipe, name=name, defaults=defaults or Defaults())
+
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline underneath."""
+        return self.rig.pipe
+
+    @property
+    def fitted(self) -> Fitted:
+        """The adapters that it wears."""
+        return self.rig.fitted
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """How it reads prompts, and what it has read."""
+        return self.rig.conditioner
+
+    @property
+    def device(self) -> str:
+        """Where it draws: "cpu", "cuda:0", ..."""
+        return self._loaded.plan.device if self._loaded else str(self.pipe.device)
+
+    @property
+    def dtype(self) -> str:
+        """What it draws in: "float32", ..."""
+        return self.rig.dtype
+
+    @property
+    def plan(self) -> Plan | None:
+        """How it was loaded; None for a pipeline that was in memory already."""
+        return self._loaded.plan if self._loaded else None
+
+    @property
+    def safety(self) -> str:
+        """Whether its own safety checker looks at the pictures: "checked", "off" (not wanted), "none here"."""
+        if getattr(self.pipe, SAFETY, None) is not None:
+            return "checked"
+        off = self._loaded and self._loaded.files.safety == "there"
+        return "off" if off else "none here"
+
+    @property
+    def scheduler(self) -> str:
+        """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
+        return describe(self.pipe.scheduler)[0]
+
+    def __call__(
+        self,
+        prompts: Sequence[str] | str,
+        *,
+        seeds: Sequence[int],
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        scheduler: str | None = None,
+        edit: Edit = WORDS_ALONE,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """Draw every prompt with every seed, seed by seed within a prompt.
+
+        Arguments are checked at once; images come batch by batch, as they are drawn.
+        Raises UsageError for what is out of range, NonFinite instead of a black picture.
+        """
+        jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
+        settings = self.settings(
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            edit=edit,
+        )
+        return self.draw(jobs, settings, batch_size=batch_size, progress=progress)
+
+    def settings(self, **chosen: Any) -> Settings:
+        """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
+        chunks = self.conditioner.reader.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
+        settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
+        self.rig.use_scheduler(settings.scheduler)
+        self.rig.editor.prepare(settings.edit)
+        return settings
+
+    def draw(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """Draw these jobs, batch by batch; see `__call__`."""
+        limits.check_seeds([job.seed for job in jobs])
+        for job in jobs:
+            limits.check_prompt(job.prompt)
+        alone = self.rig.cache is not None and self.rig.cache.alone
+        if batch_size is None:
+            batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
+        if alone and batch_size != 1:
+            raise UsageError(f"cache {self.rig.cache} with {batch_size} images at once", "it draws one at a time")
+        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
+
+    def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
+        guided, first = self.rig.uses_negative(settings.guidance), 0
+        slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
+        for batch in (run for part in slices for run in self.conditioner.runs(part, settings, guided)):
+
+            def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
+                if progress is not None:
+                    progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
+
+            x, blanked = self._draw_whole(batch, settings, report)
+            report(1.0)
+            yield from make_results(self.rig, batch, settings, (x, blanked), first, self._known())
+            first += len(batch)
+
+    def _known(self) -> dict[str, Any]:
+        """What the recipes of all its pictures say."""
+        machine = self.plan.record() if self.plan else {}
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "weights_hash": self.weights_hash,
+            "dtype": self.dtype,
+            "device": self.device,
+            "hardware": device_name(self.device),
+            "threads": thread_count(),
+            "adapters": [dict(record) for record in self.fitted.records],
+            "machine": machine | ({"cache": str(self.rig.cache)} if self.rig.cache else {}),
+            "safety": self.safety,
+        }
+
+    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
+        """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
+        if self._loaded is None:
+            return self.rig.draw(batch, settings, report)
+        pictures = Pictures(*settings.final, len(batch))
+        return self._loaded.draw(pictures, self._adopt, lambda: self.rig.draw(batch, settings, report))
+
+    def _adopt(self, pipe: Any) -> None:
+        """Draw with this pipeline; None: let the present one go."""
+        dtype = self._loaded.plan.rung.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
+        self.rig.adopt(pipe, dtype)

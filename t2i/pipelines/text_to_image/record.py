@@ -1,0 +1,58 @@
+"""The recipe of one image, from what it was drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL.Image import Image
+
+from t2i.imaging.images import pixel_hash
+from t2i.metadata.recipe import Recipe
+from t2i.pipelines.settings.schedulers import describe
+from t2i.pipelines.settings.settings import Job, Settings
+
+
+def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, known: Mapping[str, Any]) -> Recipe:
+    """Everything needed to draw this image again.
+
+    scheduler: the diffusers object it was drawn with.  known: what the caller knows of the model and the machine.
+    """
+    name, sampler, schedule_type = describe(scheduler)
+    return Recipe(
+        prompt=job.prompt,
+        template=job.template,
+        negative_prompt=settings.negative_of(job),
+        negative_template=job.negative_template,
+        steps=settings.steps,
+        sampler=sampler,
+        schedule_type=schedule_type,
+        scheduler=name,
+        scheduler_config=dict(scheduler.config),
+        guidance=settings.guidance,
+        seed=job.seed,
+        width=image.width,
+        height=image.height,
+        versions=versions() | (_compel() if known.get("reading") else {}),
+        image_hash=pixel_hash(image),
+        edit=settings.edit.record((settings.width, settings.height)),
+        **known,
+    )
+
+
+def _compel() -> dict[str, str]:
+    """The version of what weighs prompts and parts long ones."""
+    from importlib.metadata import version
+
+    return {"compel": version("compel")}
+
+
+def versions() -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
+    from t2i import __version__
+
+    libraries = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+    return {"t2i": __version__} | {name: str(library.__version__) for name, library in libraries.items()}

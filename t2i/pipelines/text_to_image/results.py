@@ -1,0 +1,53 @@
+"""From what was drawn to images, each with the recipe that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from t2i.errors import NonFinite
+from t2i.metadata.recipe import Recipe
+from t2i.pipelines.settings.settings import Job, Settings
+from t2i.pipelines.text_to_image.passes import Drawn
+from t2i.pipelines.text_to_image.record import make_recipe
+from t2i.pipelines.text_to_image.runner import Rig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """An image and how it was made.  blanked: the model's own safety checker has painted it black.
+
+    index: its place among the jobs of one drawing.
+    """
+
+    image: Image
+    recipe: Recipe
+    blanked: bool = False
+    index: int = 0
+
+
+def make_results(
+    rig: Rig, batch: Sequence[Job], settings: Settings, drawn: Drawn, first: int, known: Mapping[str, Any]
+) -> Iterator[Result]:
+    """The finite pictures of a batch; then NonFinite is raised if one was not.
+
+    first: the index of its first job.  known: what the recipes of all pictures say.
+    """
+    from t2i.imaging.images import from_tensor
+
+    x, blanked = drawn
+    finite = x.isfinite().flatten(1).all(1).tolist()
+    guided = rig.uses_negative(settings.guidance)
+    for k, job in enumerate(batch):
+        if finite[k]:
+            image = from_tensor(x[k : k + 1])[0]
+            reading = rig.conditioner.reading(job, settings, guided)
+            about = {**known, "batch_size": len(batch), "batch_index": k, "reading": reading}
+            yield Result(image, make_recipe(job, settings, image, rig.pipe.scheduler, about), blanked[k], first + k)
+    bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
+    if bad:
+        raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", rig.way_out())

@@ -1,0 +1,191 @@
+"""The run folder: one place for everything a training run reads and writes about itself.
+
+config.yaml                     the whole config, defaults included
+environment.json                versions, device, processes, precision: a list, one entry `since` each change of them
+log.csv                         one row every `log_every` images: means since the row before
+evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
+scores.csv                      where the config says `evaluate`: one row every `evaluate.every` images
+judges.json                     by what they were measured: a list, one entry `since` each change of it
+best/                           the export of the averaged weights that scored best, and best.json: when, and how well
+warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
+samples/000000020000.png        pictures drawn along the way, named by images seen
+checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
+export/                         what the run is for, in diffusers' own format
+
+Columns of log.csv: images (seen), the losses and terms of the family, gradient_norm, lr (of the last step), and
+images_per_second. Diffusion has mse_quarter1 .. mse_quarter4 too: the plain mean square error of the samples whose time
+fell into that quarter of [0, T], the first being the least noise; empty where none did.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from t2i import atomic
+from t2i.config import Run, build_config, config_difference, dump_config, parse_yaml
+from t2i.distributed import processes
+from t2i.errors import CheckpointError
+from t2i.training.runs import csv_log
+from t2i.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+Start = Literal["auto", "resume", "fresh"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started. Nothing here changes what it computes.
+
+    start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
+    force: accept a changed config or other data.  progress: bars on stderr.
+    until: stop, with the state saved, at so many images, although the config has more.
+    """
+
+    start: Start = "auto"
+    force: bool = False
+    progress: bool = True
+    until: int | None = None
+
+
+# What may change between two starts of one run without making it another run.
+INTERVALS = {"log_every", "sample_every", "save_every"}
+FREE = INTERVALS | {"evaluate", "keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
+
+
+def say(message: str) -> None:
+    """A word to the user, on stderr, on a line of its own though a bar stands there: stdout carries results."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class RunFolder:
+    """Paths, log and checkpoints of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.log = path / "log.csv"
+        self.evaluation = path / "evaluation.csv"
+        self.scores = path / "scores.csv"
+        self.judges = path / "judges.json"
+        self.best = path / "best"
+        self.warnings = path / "warnings.csv"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+
+    def begin(self, config: Run, launch: Launch) -> None:
+        """Make the folder ready for this config; the main process does, the others wait.
+
+        Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
+        """
+        state = processes()
+        if state.is_main_process:
+            self._begin(config, launch.start, launch.force)
+        state.wait_for_everyone()
+
+    def _begin(self, config: Run, start: Start, force: bool) -> None:
+        if start == "fresh" and self.path.exists():
+            stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            names = chain([stem], (f"{stem}-{k}" for k in count(2)))
+            aside = next(path for path in map(self.path.with_name, names) if not path.exists())
+            self.path.rename(aside)
+            say(f"moved the old run to {aside}")
+        if start == "resume" and not self.saved():
+            raise CheckpointError(f"no checkpoint in {self.checkpoints}", "leave --resume out to start a new run")
+        if self.config.exists() and self.saved() and not force:
+            self._compare(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.saved():
+            self.keep_config(config)
+
+    def keep_config(self, config: Run) -> None:
+        """Write the config that the run goes on with; after a checkpoint, only once that is found to fit it."""
+        atomic.write(dump_config(config).encode(), self.config, overwrite=True)
+
+    def _compare(self, config: Run) -> None:
+        written = parse_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
+        # what an older version did not write yet had today's default
+        old = build_config(type(config), written, str(self.config)).model_dump(mode="json")
+        changes = config_difference(old, config.model_dump(mode="json"))
+        longer = config.optimizer.decay == "none" and config.images > old["images"]
+        newest = max((int(path.name) for path in self.saved()), default=0)
+        longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else it has begun to cool down
+        changes = {
+            k: v for k, v in changes.items() if k.partition(".")[0] not in FREE and not (k == "images" and longer)
+        }
+        if changes:
+            lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in changes.items()]
+            raise CheckpointError(
+                f"{self.path} was started with another config:\n" + "\n".join(lines),
+                "--force goes on with the new one, --fresh starts over, --run DIR takes another folder",
+            )
+
+    def saved(self) -> list[Path]:
+        """Checkpoint folders, newest first, whole or not; stray files and temporary folders are not among them."""
+        found = [p for p in self.checkpoints.glob("*") if p.name.isdigit() and p.is_dir()]
+        return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+    def save(self, checkpoint: Checkpoint, keep: int) -> None:
+        """Write a checkpoint, then remove all but the newest `keep`.  Raises CheckpointError; the old ones stay."""
+        save_checkpoint(self.checkpoints / f"{checkpoint.state['images_seen']:012d}", checkpoint)
+        for old in self.saved()[keep:]:
+            shutil.rmtree(old)
+
+    def newest(self, warn: Callable[[str], None] = say) -> Checkpoint | None:
+        """The newest whole checkpoint, or None when the run has none yet.
+
+        Damaged and unfinished ones are named through `warn` and passed over.
+        Raises CheckpointError when all are damaged: a run that was there never starts afresh in silence.
+        """
+        for partial in self.checkpoints.glob("*.partial"):
+            warn(f"passed over {partial}: it was not finished")
+        damaged = False
+        for folder in self.saved():
+            try:
+                return load_checkpoint(folder)
+            except CheckpointError as e:
+                damaged = True
+                warn(f"passed over {folder}: {e.message}")
+        if damaged:
+            raise CheckpointError(f"no whole checkpoint is left in {self.checkpoints}", "--fresh starts over")
+        return None
+
+    def rewind_log(self, images_seen: int) -> None:
+        """Drop the rows of the log, evaluation, scores and warnings that a resumed run will write again."""
+        for path in (self.log, self.evaluation, self.scores, self.warnings):
+            if path.exists():
+                csv_log.rewind(path, images_seen)
+
+    def read_log(self) -> list[dict[str, str]]:
+        """The rows of the log, oldest first."""
+        return csv_log.read(self.log)
+
+    def write_log(self, row: dict[str, Any]) -> None:
+        """Append one row to the log."""
+        csv_log.append(self.log, row)
+
+    def warn(self, images_seen: int, text: str) -> None:
+        """Say what goes wrong, and keep it for the report.  text: the same each time the same is meant."""
+        say(f"{self.path.name} at {images_seen:,} images: {text}")
+        csv_log.append(self.warnings, {"images": images_seen, "text": text})
+
+    def write_evaluation(self, images_seen: int, numbers: dict[str, float]) -> None:
+        """Append one row to the evaluation."""
+        csv_log.append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})
+
+    def read_scores(self) -> list[dict[str, str]]:
+        """The scores so far, oldest first."""
+        return csv_log.read(self.scores)
+
+    def write_scores(self, images_seen: int, numbers: dict[str, float]) -> None:
+        """Append one row to the scores."""
+        csv_log.append(self.scores, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})

@@ -1,0 +1,37 @@
+"""Loading without looking for garbage: Python is left as it was found."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from t2i.model_files.gc_pause import uncollected
+
+
+def test_collection_stops_and_goes_on() -> None:
+    assert gc.isenabled()
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_it_goes_on_after_an_error() -> None:
+    @uncollected()
+    def fail() -> None:
+        assert not gc.isenabled()
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert gc.isenabled()
+
+
+def test_who_has_switched_it_off_keeps_it_off() -> None:
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -1,0 +1,208 @@
+"""The autoencoder's loop: it learns, it exports plain diffusers with standard latents, and NaN stops it in time."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from training_kit import AUTOENCODER, SIZE, autoencoder_config, make_images, read_log, train
+
+from t2i.config import AutoencoderConfig, AutoencoderModel
+from t2i.data.batches import flips, visit_order
+from t2i.data.memory_table import load_memory
+from t2i.errors import NonFinite
+from t2i.imaging import images
+from t2i.training.batch import pictures
+from t2i.training.engine import Step
+from t2i.training.families import autoencoder as module
+from t2i.training.families.autoencoder import Codec, build_autoencoder, fold_latent_scale, latent_size, measure_latents
+from t2i.training.runs.checkpoint import load_checkpoint, tensors_hash
+from t2i.training.runs.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AutoencoderConfig, Path]:
+    """One batch, seen 160 times."""
+    small = make_images(data.parent / "four", 4)
+    config = autoencoder_config(
+        small,
+        images=640,
+        ema=4,
+        sample_every=320,
+        save_every=1000,
+        data__flip=False,
+        optimizer={"lr": 5e-3, "warmup": 32},
+    )
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(config, run)
+    return config, run
+
+
+def make_vae(seed: int = 0) -> AutoencoderKL:
+    return build_autoencoder(AutoencoderModel(**AUTOENCODER["model"]), SIZE, seed).eval()
+
+
+def some_pictures(count: int = 6) -> torch.Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_one_batch_is_learned(trained: tuple[AutoencoderConfig, Path]) -> None:
+    """Every term of the loss falls, and the reconstruction is better than any one colour could be."""
+    config, run = trained
+    rows = read_log(run)
+    first, last = rows[0], rows[-1]
+    assert last["images"] == 640
+    assert last["loss"] < 0.25 * first["loss"]
+    assert last["l1"] < 0.25 * first["l1"]
+    assert last["gradient"] < 0.3 * first["gradient"]
+    assert last["ssim"] > first["ssim"] + 0.5
+    assert last["psnr"] > first["psnr"] + 5
+    x = images.from_uint8(load_memory(config.data, False).pixels)
+    flat = x.mean((2, 3), keepdim=True)
+    vae = AutoencoderKL.from_pretrained(run / "export")
+    with torch.no_grad():
+        x_hat = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    assert (x_hat - x).square().mean() < 0.5 * (flat - x).square().mean()
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(data: Path, tmp_path: Path) -> None:
+    weights = {"l1": 0.7, "gradient": 0.5, "ssim": 0.2, "kl": 0.01}
+    train(autoencoder_config(data, images=8, loss=weights), tmp_path / "run")
+    for row in read_log(tmp_path / "run"):
+        terms = row["l1"], row["gradient"], 1 - row["ssim"], row["kl"]
+        assert row["loss"] == pytest.approx(sum(w * t for w, t in zip(weights.values(), terms, strict=True)), rel=1e-4)
+
+
+def test_export_is_the_average_in_plain_diffusers_format(trained: tuple[AutoencoderConfig, Path]) -> None:
+    config, run = trained
+    vae = AutoencoderKL.from_pretrained(run / "export")
+    assert type(vae) is AutoencoderKL
+    assert vae.config.scaling_factor == 1.0
+    assert vae.config.sample_size == SIZE
+    codec = Codec(make_vae())
+    codec.load_state_dict(load_checkpoint(RunFolder(run).saved()[0]).tensors["ema"])
+    folded = {"quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias"}
+    for name, value in codec.vae.state_dict().items():
+        assert torch.equal(value, vae.state_dict()[name]) == (name not in folded), name
+    x = images.from_uint8(load_memory(config.data, False).pixels)
+    with torch.no_grad():
+        ours = codec.vae.decode(codec.vae.encode(x).latent_dist.mode()).sample
+        theirs = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_exported_latents_are_standard(trained: tuple[AutoencoderConfig, Path]) -> None:
+    config, run = trained
+    mean, deviation = measure_latents(AutoencoderKL.from_pretrained(run / "export"), load_memory(config.data, False))
+    assert mean.abs().max() < 1e-4
+    assert (deviation - 1).abs().max() < 1e-4
+    facts = json.loads((run / "export" / "latent_scale.json").read_text())
+    assert facts["images_seen"] == 640
+    assert len(facts["latent_mean_folded"]) == len(facts["latent_deviation_folded"]) == 4
+
+
+def test_samples_are_pictures_above_reconstructions(trained: tuple[AutoencoderConfig, Path]) -> None:
+    _, run = trained
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000320.png", "000000000640.png"]
+    with Image.open(run / "samples" / "000000000640.png") as sheet:
+        assert sheet.width == 4 * (SIZE + 2) - 2  # the four there are
+        assert 2 * SIZE <= sheet.height < 3 * SIZE
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folding_changes_latents_but_no_reconstruction(seed: int) -> None:
+    """z' = (z - mean) / deviation, log variance less 2 log deviation, and the decoder undoes it."""
+    vae, x = make_vae(seed), some_pictures()
+    draw = torch.Generator().manual_seed(seed)
+    mean, deviation = torch.randn(4, generator=draw).double(), torch.rand(4, generator=draw).double() * 3 + 0.2
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        reconstructed = vae.decode(before.mode()).sample
+        fold_latent_scale(vae, mean, deviation)
+        after = vae.encode(x).latent_dist
+        again = vae.decode(after.mode()).sample
+    m, d = mean.float()[:, None, None], deviation.float()[:, None, None]
+    assert (after.mean - (before.mean - m) / d).abs().max() < 1e-5
+    assert (after.logvar - (before.logvar - 2 * d.log())).abs().max() < 1e-5
+    assert (after.std * d - before.std).abs().max() < 1e-5
+    assert (again - reconstructed).abs().max() < 1e-5
+
+
+def test_folding_what_was_measured_makes_latents_standard(data: Path) -> None:
+    table = load_memory(autoencoder_config(data).data, False)
+    vae = make_vae()
+    mean, deviation = measure_latents(vae, table)
+    with torch.no_grad():
+        z = vae.encode(images.from_uint8(table.pixels)).latent_dist.mean.double()
+    assert (mean - z.mean((0, 2, 3))).abs().max() < 1e-6
+    assert (deviation - z.std((0, 2, 3), correction=0)).abs().max() < 1e-6
+    fold_latent_scale(vae, mean, deviation)
+    mean, deviation = measure_latents(vae, table)
+    assert mean.abs().max() < 1e-5
+    assert (deviation - 1).abs().max() < 1e-5
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(99)
+    a = tensors_hash(make_vae(3).state_dict().items())
+    torch.rand(5)
+    assert a == tensors_hash(make_vae(3).state_dict().items())
+    assert a != tensors_hash(make_vae(4).state_dict().items())
+
+
+def test_codec_samples_the_latent(data: Path) -> None:
+    codec, x = Codec(make_vae()), some_pictures(2)
+    eps = torch.randn(2, *latent_size(autoencoder_config(data)), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        x_hat, mean, log_variance = codec(x, eps)
+        expected = codec.vae.decode(mean + (log_variance / 2).exp() * eps).sample
+    assert mean.shape == eps.shape
+    assert (x_hat - expected).abs().max() < 1e-5
+
+
+def test_pictures_are_the_visits_of_the_global_images(data: Path) -> None:
+    """A batch of 8 is two of 4, whatever process takes which part; mirrored where the draw says so."""
+    config = autoencoder_config(data)
+    table = load_memory(config.data, False)
+    whole, _ = pictures(table, config, Step(1, 8, 8, slice(0, 8)))
+    halves = [pictures(table, config, Step(first // 4, first, 4, slice(0, 4)))[0] for first in (8, 12)]
+    shares = [pictures(table, config, Step(1, 8, 8, share))[0] for share in (slice(0, 4), slice(4, 8))]
+    assert torch.equal(whole, torch.cat(halves))
+    assert torch.equal(whole, torch.cat(shares))
+    order, mirrored = visit_order(config.seed, len(table), 8, 8), flips(config.seed, 8, 8)
+    assert mirrored.any()
+    assert not mirrored.all()
+    for k in range(8):
+        x = images.from_uint8(table.pixels[order[k]][None])[0]
+        assert torch.equal(whole[k], x.flip(2) if mirrored[k] else x)
+    plain, _ = pictures(table, autoencoder_config(data, data__flip=False), Step(1, 8, 8, slice(0, 8)))
+    assert torch.equal(plain, images.from_uint8(table.pixels[order]))
+
+
+def test_non_finite_loss_stops_before_the_update(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 11, in the loop itself: step and images named, the last checkpoint is the one before."""
+    calls = 0
+    real = module.ssim
+
+    def sometimes_nan(*pair: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(*pair) * (math.nan if calls == 5 else 1)
+
+    monkeypatch.setattr(module, "ssim", sometimes_nan)
+    with pytest.raises(NonFinite, match=r"step 4.*images 16\.\.19"):
+        train(autoencoder_config(data), tmp_path / "run")
+    assert [int(p.name) for p in RunFolder(tmp_path / "run").saved()] == [12]
+    assert [row["images"] for row in read_log(tmp_path / "run")] == [4, 8, 12, 16]
+    assert not (tmp_path / "run" / "export").exists()
