@@ -87,7 +87,7 @@ def _forget_idle(given: dict[str, Any]) -> None:
 
 
 def _chosen() -> set[str]:
-    """The options that stand on the command line, by the names of `tasks.Wish`."""
+    """The options that stand on the command line, by the names of `tasks.PromptOverrides`."""
     ctx = click.get_current_context()
     found = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     return found | ({"seed"} if "seeds" in found else set()) | ({"width", "height"} if "size" in found else set())

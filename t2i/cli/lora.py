@@ -71,7 +71,7 @@ def merge(model: str, loras: tuple[str, ...], output: Path, revision: str | None
     from t2i.pipelines.text_to_image.lora_merge import merge as merge_into
 
     adapters = Adapters.read(loras)
-    fitted = merge_into(locate(model, revision=revision, offline=offline), adapters, output, offline)
-    for line in (*fitted.lines, *fitted.warnings) if not quiet else ():
+    attached = merge_into(locate(model, revision=revision, offline=offline), adapters, output, offline)
+    for line in (*attached.lines, *attached.warnings) if not quiet else ():
         click.echo(line, err=True)
     click.echo(str(output))

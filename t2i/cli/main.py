@@ -182,10 +182,10 @@ def _explain(e: Exception, session: Session) -> int:
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
         e = OutOfMemory(f"out of memory: {one_line(e, 300)}", hint)
     if isinstance(e, T2IError):
-        way_out = e.hint
+        suggestion = e.hint
         if session.defaults and isinstance(e, UsageError) and not isinstance(e, ConfigError):
-            way_out = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
-        return _say(e.message, way_out, e.exit_code)
+            suggestion = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
+        return _say(e.message, suggestion, e.exit_code)
     what = f"{type(e).__name__}: {one_line(e, 300)}" if str(e) else type(e).__name__
     return _say(f"unexpected {what}", "--debug shows where", 1)
 

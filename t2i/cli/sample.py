@@ -76,13 +76,13 @@ def _sample(
     from t2i.distributed import is_main, processes
     from t2i.errors import UsageError
     from t2i.model_files.library_logging import prepare_libraries
-    from t2i.pipelines.class_conditional.sample_folder import Request, load_model, sample_folder
+    from t2i.pipelines.class_conditional.sample_folder import SampleRequest, load_model, sample_folder
 
     prepare_libraries()
     if trajectory and interpolate:
         raise UsageError("give either --trajectory or --interpolate")
     settings = {name: value for name, value in given.items() if value is not None}
-    wanted = Request(16 if count is None else count, labels, seed, batch_size)
+    wanted = SampleRequest(16 if count is None else count, labels, seed, batch_size)
     ends = None if interpolate is None else _ends(interpolate)
     model = load_model(run, device=device, revision=revision, offline=offline)
     kind = "-trajectory" if trajectory else "-interpolation" if ends else ""

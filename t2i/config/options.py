@@ -1,8 +1,8 @@
 """The options of `t2i generate`: one typed record from which every way in is derived.
 
-Each field says everything that is known of one option: its type, default and range, its flags and help, whether a row of
-a prompt file may set it, what it is passed on to, whether it changes which images a batch holds, and how A1111 calls it.
-Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all read it here.
+Each field says everything that is known of one option: its type, default and range, its flags and help, whether a row
+of a prompt file may set it, what it is passed on to, whether it changes which images a batch holds, and what A1111 calls
+it. Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all read it here.
 To add an option, add a field, and use it where it acts.
 
 Nothing here imports more than pydantic: shell completion and help read this module.
@@ -32,7 +32,7 @@ MAX_CLIP_SKIP = 12  # SD 1's text encoder has 12 layers, SD XL's second 32; more
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
 # What an option belongs to. source: it names prompts. row: each image may have its own. run: all images of a run have
-# the same. machine: like run, and it changes how images are computed, not which. output: where they go, what is printed.
+# the same. machine: like run; how images are computed, not which. output: what is printed.
 Scope = Literal["source", "row", "run", "machine", "output"]
 # What it is passed on to. settings: of one image (`TextToImage.settings`). inputs: images that drawing starts from.
 # model: which pipeline draws, in what. Nothing: the job that runs reads it itself.
@@ -111,8 +111,8 @@ class GenerateOptions(BaseModel):
         bool,
         Option(
             ("--raw",),
-            "Take prompts literally. Otherwise they may hold choices {a|b}, {0.5::a|b}, {2$$ and $$a|b|c}, __wildcard__;"
-            " weights (word:1.2), ((word)), [[word]], with \\( for a literal bracket; LoRAs <lora:NAME:0.8>.",
+            "Take prompts literally. Otherwise they may hold choices {a|b}, {0.5::a|b}, {2$$ and $$a|b|c},"
+            " __wildcard__; weights (word:1.2), ((word)), [[word]], with \\( for a literal bracket; LoRAs <lora:NAME:0.8>.",
             WHAT,
             "row",
             "settings",
@@ -388,7 +388,13 @@ class GenerateOptions(BaseModel):
 
     device: Annotated[
         str | None,
-        Option(("--device",), "cpu, cuda, cuda:1, xpu, mps. Default: the fastest available.", MACHINE, "machine", metavar="NAME"),
+        Option(
+            ("--device",),
+            "cpu, cuda, cuda:1, xpu, mps. Default: the fastest available.",
+            MACHINE,
+            "machine",
+            metavar="NAME",
+        ),
     ] = None
     dtype: Annotated[
         str | None,
@@ -499,7 +505,8 @@ class GenerateOptions(BaseModel):
             "Reuse part of earlier steps: faster, and not quite the same image. reuse[:N] and"
             " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a quarter less time, and 2"
             " of 255 off on average; taylor is closer, but for its worst); first-block[:CHANGE]"
-            " skips steps that change less than that, default 0.1, on Flux, PixArt and Qwen-Image, one image at a time.",
+            " skips steps that change less than that, default 0.1, on Flux, PixArt and Qwen-Image, one image at a"
+            " time.",
             SPEED,
             "row",
             "model",
@@ -525,7 +532,8 @@ class GenerateOptions(BaseModel):
         Option(
             ("-o", "--output"),
             "A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt} {job}. Default:"
-            " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. Nothing is overwritten.",
+            " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. Nothing is"
+            " overwritten.",
             OUTPUT,
             "row",
             metavar="PATH",

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
 from t2i.pipelines.adapters.specs import Adapters, Specs
-from t2i.pipelines.loading.plan import Wishes
+from t2i.pipelines.loading.plan import DeviceOptions
 from t2i.pipelines.prompts.dynamic_prompts import Wildcards, resolve, resolve_negative
-from t2i.pipelines.settings.edit import Control, Upscale, make_edit
+from t2i.pipelines.settings.edit import Control, Upscale, make_image_inputs
 from t2i.pipelines.settings.limits import check_image_count
 from t2i.pipelines.settings.settings import Job
 from t2i.pipelines.text_to_image.pictures import Picture, Pictures
@@ -51,13 +51,13 @@ def load(
     deterministic: bool = False,
     safety: bool = True,
     cache: str | None = None,
-) -> Painter:
+) -> Model:
     """Load a text-to-image model: a name of the zoo, a pipeline or run folder, a Hub id, a .safetensors file.
 
     device, dtype: default: what is best here.
     offline: do not use the network.  revision: of a model on the Hub.  scheduler: default the model's own.
     lora, embedding, ip_adapter: one, or several: "style.safetensors:0.8", "PATH:TOKEN", "PATH:IMAGE:SCALE", as on the
-    command line; `draw.model.fitted.lines` tells what of them was used, and what fitted nothing is a warning.
+    command line; `draw.model.attached.lines` tells what of them was used, and what fitted nothing is a warning.
     offload ("none", "model", "group"), quantize (8, 4, or 0 for not), tiling: default: what fits the free memory.
     compile: a slow first picture, faster ones after.  auto_retry: where memory runs out, go on with less of it.
     deterministic: the same bits at every run.  safety: use the model's own checker, where it has one.
@@ -73,14 +73,14 @@ def load(
         scheduler=scheduler,
         adapters=Adapters.read(lora, embedding, ip_adapter),
         cache=cache,
-        wishes=Wishes(dtype, offload, quantize, tiling, compile, deterministic, safety, auto_retry),
+        options=DeviceOptions(dtype, offload, quantize, tiling, compile, deterministic, safety, auto_retry),
     )
-    for warning in drawer.fitted.warnings:
+    for warning in drawer.attached.warnings:
         warnings.warn(warning.removeprefix("warning: "), stacklevel=2)
-    return Painter(drawer)
+    return Model(drawer)
 
 
-class Painter:
+class Model:
     """A loaded model, to be called with a prompt.  It keeps nothing from one call to the next.
 
     model: what draws underneath: it takes seeds one by one and yields pictures as they are drawn; `model.pipe` is
@@ -138,7 +138,7 @@ class Painter:
             width=width,
             height=height,
             scheduler=scheduler,
-            edit=make_edit(image, mask, strength, control, upscale),
+            edit=make_image_inputs(image, mask, strength, control, upscale),
             weights=not raw,
             chunks=chunks,
         )
@@ -158,7 +158,7 @@ class Painter:
             return Pictures(Picture.of(result.image, result.recipe, result.blanked) for result in results)
 
     def __repr__(self) -> str:
-        return f"<Painter {self.model.name} on {self.model.device} in {self.model.dtype}>"
+        return f"<Model {self.model.name} on {self.model.device} in {self.model.dtype}>"
 
 
 @contextmanager

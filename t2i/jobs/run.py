@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.distributed import is_alone
 from t2i.errors import PartialFailure, T2IError, UsageError
-from t2i.jobs.planning.plan import Part, plan, prepare
+from t2i.jobs.planning.plan import ModelGroup, plan, prepare
 from t2i.jobs.spec.output_paths import Outputs
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.resolve import ModelKey
 from t2i.jobs.spec.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, Recipe | None]]:
+def draw(request: GenerateRequest, say: Say, bar: bool = True) -> Iterator[tuple[Path, Recipe | None]]:
     """Draw and save all images; yields each path as soon as the file is there (the sheet of all has no recipe).
 
     say: takes a line for the user.  bar: show progress on stderr, if that is a terminal.
@@ -47,7 +47,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
     paths: list[Path] = []
     images: list[Image] = []
     blanked: list[int] = []
-    loaded: dict[ModelWish, TextToImage] = {}
+    loaded: dict[ModelKey, TextToImage] = {}
     previews = _previews(request, places, say) if request.preview else nullcontext()
     with _progress(bar) as steps, previews as preview:
         try:
@@ -56,7 +56,7 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
                     if result.blanked:
                         blanked.append(result.recipe.seed)
                         continue
-                    paths.append(_save(result, places[task.prompt.wish.output]))
+                    paths.append(_save(result, places[task.prompt.overrides.output]))
                     images += [result.image] if request.grid else []
                     steps.clear()  # the caller may print to the same terminal
                     _judge(task, result, say)
@@ -67,20 +67,20 @@ def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, R
             message = f"{e.message} ({len(paths)} of {len(request.tasks)} images are written)"
             raise PartialFailure(message, e.hint) from e
     if images:
-        first = places[request.tasks[0].prompt.wish.output]
+        first = places[request.tasks[0].prompt.overrides.output]
         yield _save_grid(images, first.grid_path(paths[0]), request), None
     if blanked:
         message = f"the model's safety checker blanked seed {', '.join(map(str, blanked))}; no file was written for it"
         raise PartialFailure(message, "try another seed or prompt")
 
 
-def places_of(request: Request) -> dict[str | None, Outputs]:
+def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
     """Where images go, by the name that their row gives them: None: where --output says.
 
     Raises UsageError where a row names a file and --output is no folder.
     """
     places = {}
-    for name, count in Counter(task.prompt.wish.output for task in request.tasks).items():
+    for name, count in Counter(task.prompt.overrides.output for task in request.tasks).items():
         target = request.output
         if name is not None:
             folder = target or "outputs/"
@@ -91,32 +91,32 @@ def places_of(request: Request) -> dict[str | None, Outputs]:
     return places
 
 
-def _check_names(parts: Sequence[Part], places: Mapping[str | None, Outputs], grid: bool) -> None:
+def _check_names(parts: Sequence[ModelGroup], places: Mapping[str | None, Outputs], grid: bool) -> None:
     """Raises UsageError, before anything is drawn, for names that are taken or cannot be."""
     named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
     for part in parts:
         for task in part.tasks:
-            named[task.prompt.wish.output].append((task.job.prompt, task.job.seed, part.files.model.name))
+            named[task.prompt.overrides.output].append((task.job.prompt, task.job.seed, part.files.model.name))
     for name, outputs in places.items():
         outputs.check(named[name], grid=grid)
 
 
 def _draw_part(
-    part: Part,
-    request: Request,
+    part: ModelGroup,
+    request: GenerateRequest,
     say: Say,
     steps: _Steps,
-    loaded: dict[ModelWish, TextToImage],
+    loaded: dict[ModelKey, TextToImage],
     preview: Preview | None,
 ) -> Iterator[tuple[Task, Result]]:
     """Draw with one model.  loaded: the last one, which is let go before the next is loaded."""
     if steps.total:
         steps.clear()  # for the words on the next model
-    before = loaded.get(part.wish.base())
+    before = loaded.get(part.overrides.base())
     loaded.clear()  # before the next one needs its memory
     painter, groups = prepare(part, request, say, before)
-    loaded[part.wish.base()] = painter
-    painter.rig.preview = preview
+    loaded[part.overrides.base()] = painter
+    painter.runner.preview = preview
     steps.total += sum(group.steps for group in groups)
     for group in groups:
         first = steps.done
@@ -133,14 +133,14 @@ def _draw_part(
 
 
 @contextmanager
-def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
+def _previews(request: GenerateRequest, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
     """Pictures of what will be, in one file of this run that is replaced each time, and goes at the end."""
     from t2i.imaging.images import save
     from t2i.metadata.recipe import Mark
     from t2i.pipelines.text_to_image.preview import Preview
 
     assert request.preview is not None
-    path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
+    path = places[request.tasks[0].prompt.overrides.output].root / f"preview-{os.getpid()}.png"
     every = "step" if request.preview == 1 else f"{request.preview} steps"
     say(f"preview every {every}: {path}")
     try:
@@ -153,9 +153,9 @@ def _judge(task: Task, result: Result, say: Say) -> None:
     """Say whether an image that was to be made again came out the same."""
     original = task.prompt.original
     if original is not None and task.job.seed in (None, original.recipe and original.recipe.seed):
-        from t2i.jobs.replay.verify import verdict
+        from t2i.jobs.replay.verify import verify
 
-        if line := verdict(original, result.recipe, result.image):
+        if line := verify(original, result.recipe, result.image):
             say(line)
 
 
@@ -173,7 +173,7 @@ def _save(result: Result, outputs: Outputs) -> Path:
     raise AssertionError("a pattern always has a candidate")
 
 
-def _save_grid(images: Sequence[Image], path: Path, request: Request) -> Path:
+def _save_grid(images: Sequence[Image], path: Path, request: GenerateRequest) -> Path:
     """All images on one sheet: a row per prompt, or as square as can be where each prompt has one image."""
     from t2i.imaging.images import grid, save
     from t2i.metadata.recipe import Mark

@@ -30,8 +30,8 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
     here = [source for source in data.sources if not is_hub(source)]
     counts = [open_source(source).count for source in here]
     visits = sum(count * source.repeat for count, source in zip(counts, here, strict=True))
-    outline = import_module(f"t2i.training.families.{_family(config)}").outline(config)
-    total = sum(outline.parameters.values())
+    estimate_cost = import_module(f"t2i.training.families.{_family(config)}").estimate_cost(config)
+    total = sum(estimate_cost.parameters.values())
     checkpoint = 4 * total * 4  # float32: weights, their average, two moments
     saved = RunFolder(run).saved()
     n, steps = processes().num_processes, -(-config.images // config.batch)
@@ -44,8 +44,8 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
         + (f"; not counted, on the Hub: {', '.join(from_hub)}" if from_hub else ""),
         "epoch": f"{visits:,} visits; the run is {config.images / visits:.1f} epochs" if visits else "not known",
         "model": f"{total / 1e6:.1f}M parameters: "
-        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in outline.parameters.items()),
-        "work": f"{outline.flops / 1e9:.1f} GFLOP per image, forward and backward",
+        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in estimate_cost.parameters.items()),
+        "work": f"{estimate_cost.flops / 1e9:.1f} GFLOP per image, forward and backward",
         "batch": f"{config.batch} images = {n} processes x {config.accumulate} parts x "
         f"{config.batch // (n * config.accumulate)}",
         "steps": f"{steps:,} of {config.batch} images, {config.images:,} images in all",

@@ -11,7 +11,7 @@ from training_kit import autoencoder_config, ddpm_config, make_images, save_auto
 from t2i.errors import DataError, ModelError, T2IError
 from t2i.training import dry_run as plan_module
 from t2i.training.dry_run import _duration, describe
-from t2i.training.families.ddpm import outline
+from t2i.training.families.ddpm import estimate_cost
 from t2i.training.runs.checkpoint import load_checkpoint
 from t2i.training.runs.run_folder import RunFolder
 
@@ -113,7 +113,7 @@ def test_flops_are_those_of_the_layers_by_hand() -> None:
     by_hand += 2 * sum(2 * 2 * c * c * pixels for _ in range(1))  # the shortcuts of the way up, 1x1
     by_hand += 2 * (c * emb + emb * emb) + 5 * 2 * emb * c  # the time: two layers, and one into each of five blocks
     attention = 4 * 2 * c * c * pixels + 2 * 2 * pixels * pixels * c  # of the middle: q, k, v, out; q k^T and its use
-    assert outline(config).flops == 3 * (by_hand + attention)
+    assert estimate_cost(config).flops == 3 * (by_hand + attention)
 
 
 def test_a_day_is_told_in_hours() -> None:

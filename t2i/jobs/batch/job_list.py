@@ -20,15 +20,15 @@ from t2i.errors import UsageError
 from t2i.jobs.batch.shard_index import Shards
 from t2i.jobs.spec.output_paths import Outputs, safe_name
 from t2i.jobs.spec.prompt_files import stream_prompts
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.resolve import ModelKey, complete, model_key
 from t2i.jobs.spec.tasks import Task, each_task
 from t2i.metadata.jsonable import public_name
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import Adapters, IPAdapter
 from t2i.pipelines.loading.load import ModelFiles, locate
-from t2i.pipelines.prompts.attention_weights import speaks
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.prompts.attention_weights import has_weights
+from t2i.pipelines.settings.image_input import ImageInput
 
 # Of a request: another value, another batch
 OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
@@ -36,7 +36,7 @@ OPTIONS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shar
 SHARD_SIZE = 1000
 ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
 MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
-Locate = Callable[[ModelWish], ModelFiles]
+Locate = Callable[[ModelKey], ModelFiles]
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Item:
     task: Task
     job: str
     path: Path
-    model: ModelWish
+    model: ModelKey
     settings: tuple[tuple[str, Any], ...]  # what is asked for, as `TextToImage.settings` takes it
 
 
 @dataclass(frozen=True)
-class Group:
+class JobGroup:
     """Images that follow one another and are drawn at once."""
 
     items: tuple[Item, ...]
@@ -63,13 +63,15 @@ class Group:
         return f"{self.items[0].index:09d}"
 
 
-class Listing:
+class JobList:
     """The images of a prompt file.  Each pass reads the file anew and holds one group of it.
 
     request: with its seeds fixed and without prompts.  output: a pattern with {job}.  shards: that images end in.
     """
 
-    def __init__(self, file: Path, request: Request, output: str, locate: Locate, shards: Shards | None = None) -> None:
+    def __init__(
+        self, file: Path, request: GenerateRequest, output: str, locate: Locate, shards: Shards | None = None
+    ) -> None:
         self.file = file
         self.request = request
         self.output = output
@@ -90,12 +92,14 @@ class Listing:
         last, number = None, 0
         for index, task in enumerate(self.tasks()):
             last, number = task.prompt, number + 1 if task.prompt is last else 1
-            wish = task.prompt.wish
-            model, settings = model_wish(self.request, wish), complete(self.request, wish)
+            overrides = task.prompt.overrides
+            model, settings = model_key(self.request, overrides), complete(self.request, overrides)
             facts = self._facts(model)
             job = job_id(task, settings, facts)
-            one = wish.count or self.request.count
-            outputs = self._outputs(wish.output, one if wish.seed is not None else one * len(self.request.seeds))
+            one = overrides.count or self.request.count
+            outputs = self._outputs(
+                overrides.output, one if overrides.seed is not None else one * len(self.request.seeds)
+            )
             path = outputs.place(
                 prompt=task.job.prompt,
                 seed=str(task.job.seed),
@@ -106,7 +110,7 @@ class Listing:
             )
             yield Item(index, task, job, path, model, tuple(settings.items()))
 
-    def groups(self, size: Callable[[Item], int]) -> Iterator[Group]:
+    def groups(self, size: Callable[[Item], int]) -> Iterator[JobGroup]:
         """All images in groups of one model, one setting and one shard.
 
         size: how many such images are drawn at once.
@@ -116,9 +120,9 @@ class Listing:
             first = next(run)
             rest, at_once = chain([first], run), size(first)
             while group := tuple(islice(rest, at_once)):
-                yield Group(group)
+                yield JobGroup(group)
 
-    def shares(self, size: Callable[[Item], int]) -> Iterator[list[Group]]:
+    def shares(self, size: Callable[[Item], int]) -> Iterator[list[JobGroup]]:
         """The groups that are finished together: those of one shard; without shards each for itself."""
         groups = self.groups(size)
         if self.shards is None:
@@ -130,7 +134,7 @@ class Listing:
     def _shard(self, item: Item) -> int:
         return self.shards.number(item.index) if self.shards else 0
 
-    def _find(self, model: ModelWish) -> dict[str, Any]:
+    def _find(self, model: ModelKey) -> dict[str, Any]:
         """What tells one model from another."""
         files = self.locate(model)
         said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
@@ -161,7 +165,7 @@ class Listing:
 
 def _picture(adapter: object) -> str | None:
     """The hash of the picture that an IP-Adapter sees."""
-    return Still.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
+    return ImageInput.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
 
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -171,25 +175,25 @@ def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
     if task.job.negative is not None:
         content["negative"] = task.job.negative
     # A job has kept its name since before there were weights in prompts: they count where there are any.
-    if settings.get("weights", True) and any(map(speaks, (content["prompt"], content["negative"]))):
+    if settings.get("weights", True) and any(map(has_weights, (content["prompt"], content["negative"]))):
         content["weighted"] = True
     if "edit" in content:
         content["edit"] = content["edit"].identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
+def make_job_list(file: Path, request: GenerateRequest, chosen: bool) -> JobList:
     """The list of a batch, and where its images go.  Raises UsageError."""
     found = cache(partial(locate, offline=request.offline, config=request.config))
 
-    def find(wish: ModelWish) -> ModelFiles:
-        return found(wish.model, revision=wish.revision)
+    def find(overrides: ModelKey) -> ModelFiles:
+        return found(overrides.model, revision=overrides.revision)
 
     if request.shards is not None:
         folder = Path(os.path.expanduser(request.output or ""))
         shards = Shards(folder, request.shards, request.shard_size or SHARD_SIZE)
         request = replace(request, shard_size=shards.size)
-        return Listing(file, request, str(shards.spool / "{index}-{job}"), find, shards)
+        return JobList(file, request, str(shards.spool / "{index}-{job}"), find, shards)
     target, name = request.output, "{index}-{job}"
     if target is None:
         options = options_of(file, request) | ({"seeds": request.seeds} if chosen else {})
@@ -199,10 +203,10 @@ def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
         target = os.path.join(target, name)
     elif "{date}" in target:
         raise UsageError("--output: {date} in a batch would make all anew tomorrow", "leave it out")
-    return Listing(file, request, target, find)
+    return JobList(file, request, target, find)
 
 
-def options_of(file: Path, request: Request) -> dict[str, Any]:
+def options_of(file: Path, request: GenerateRequest) -> dict[str, Any]:
     """What makes one batch another than the next, but for the seeds."""
     said = {name: getattr(request, name) for name in OPTIONS}
     said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from t2i.distributed import gather, processes
 from t2i.errors import UsageError
-from t2i.jobs.batch.job_list import make_listing
+from t2i.jobs.batch.job_list import make_job_list
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.worker import Drawn, Say, Worker
-from t2i.jobs.spec.request import Request
+from t2i.jobs.batch.worker import SavedItem, Say, Worker
+from t2i.jobs.spec.request import GenerateRequest
 
 LAST_WORD_SECONDS = 10.0
 
@@ -29,7 +29,7 @@ def is_batch(file: str, output: str | None, grid: bool) -> bool:
     return output is None or output.endswith(("/", os.sep)) or os.path.isdir(output) or "{job}" in output
 
 
-def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Iterator[Drawn]:
+def draw_batch(file: Path, request: GenerateRequest, chosen: bool, say: Say, bar: bool) -> Iterator[SavedItem]:
     """Draw what is missing of the batch; yields what this process draws, as it is saved: images, or whole shards.
 
     request: without prompts.  chosen: the user named its seeds.  say: takes a line for the user.
@@ -46,14 +46,14 @@ def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) 
             yield from run.finish()
 
 
-def _begin(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Worker:
+def _begin(file: Path, request: GenerateRequest, chosen: bool, say: Say, bar: bool) -> Worker:
     """Each process's own view of the batch; the main one judges the list and makes the folder ours."""
     state = processes()
     if request.overwrite:
         raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
     if request.preview:
         raise UsageError("--preview: a batch shows whole pictures, one after another", "leave it out")
-    listing = make_listing(file, request, chosen)
+    listing = make_job_list(file, request, chosen)
     ledger = Ledger(listing.folder, state.process_index, listing.shards)
     run = Worker(listing, ledger, say if state.is_main_process else _silence, bar and state.is_main_process)
     if state.is_main_process:

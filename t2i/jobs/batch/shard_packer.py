@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import UsageError
-from t2i.jobs.batch.job_list import Group
+from t2i.jobs.batch.job_list import JobGroup
 from t2i.jobs.batch.ledger import Ledger
 from t2i.jobs.batch.shard_index import Line
 
@@ -56,7 +56,7 @@ def check_shards(file: str | None, others: bool, given: Mapping[str, Any]) -> No
         raise UsageError(f"--output {output}: --shards needs a folder", f"-o {output}/")
 
 
-def pack(ledger: Ledger, groups: list[Group]) -> Generator[tuple[Path, Packed], None, bool]:
+def pack(ledger: Ledger, groups: list[JobGroup]) -> Generator[tuple[Path, Packed], None, bool]:
     """Pack the shard of these groups, if they are all settled and no other process packs it.
 
     Yields the shard when it was written; returns whether it is there, and so nothing is left to do.
@@ -84,7 +84,7 @@ def pack(ledger: Ledger, groups: list[Group]) -> Generator[tuple[Path, Packed], 
     return True
 
 
-def _made(ledger: Ledger, groups: list[Group]) -> list[tuple[Path, Line]] | None:
+def _made(ledger: Ledger, groups: list[JobGroup]) -> list[tuple[Path, Line]] | None:
     """(where it was spooled, its line) of each image; None while one of them is not settled."""
     made = []
     for group in groups:
@@ -95,7 +95,7 @@ def _made(ledger: Ledger, groups: list[Group]) -> list[tuple[Path, Line]] | None
     return made
 
 
-def _is_packed(ledger: Ledger, number: int, groups: list[Group], made: list[tuple[Path, Line]]) -> bool:
+def _is_packed(ledger: Ledger, number: int, groups: list[JobGroup], made: list[tuple[Path, Line]]) -> bool:
     assert ledger.shards is not None
     state = ledger.shards.state(number)
     if state is None or state.lines != [line for _, line in made]:

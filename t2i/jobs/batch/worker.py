@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError, one_line
-from t2i.jobs.batch.job_list import Group, Item, Listing, options_of
+from t2i.jobs.batch.job_list import Item, JobGroup, JobList, options_of
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.model_slot import Held
+from t2i.jobs.batch.model_slot import ModelSlot
 from t2i.jobs.batch.progress import Progress
 from t2i.jobs.batch.shard_index import Line
 from t2i.jobs.batch.shard_packer import Packed, pack
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.results import Result
 
 Say = Callable[[str], None]
-Drawn = tuple[Path, Recipe | Packed]
+SavedItem = tuple[Path, Recipe | Packed]
 POLL_SECONDS = 0.5
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
@@ -31,13 +31,13 @@ FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
 class Worker:
     """What this process does of the batch.  say: takes a line for the user.  bar: show progress."""
 
-    def __init__(self, listing: Listing, ledger: Ledger, say: Say, bar: bool) -> None:
+    def __init__(self, listing: JobList, ledger: Ledger, say: Say, bar: bool) -> None:
         self.listing = listing
         self.ledger = ledger
         self.say = say
         self.progress = Progress(bar, ledger)
         self.drawn = 0
-        self._model = Held(listing, say)
+        self._model = ModelSlot(listing, say)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
     def begin(self, chosen: bool) -> None:
@@ -59,7 +59,7 @@ class Worker:
         """Take the seeds that the folder has, now that the main process has begun."""
         self.listing.request = replace(self.listing.request, seeds=self.ledger.join())
 
-    def draw(self) -> Iterator[Drawn]:
+    def draw(self) -> Iterator[SavedItem]:
         """Draw the groups that are neither there nor claimed by another process."""
         for groups in self.listing.shares(self._model.size):
             for group in groups:
@@ -72,7 +72,7 @@ class Worker:
                         yield from self._draw(group)
             yield from pack(self.ledger, groups)
 
-    def finish(self) -> Iterator[Drawn]:
+    def finish(self) -> Iterator[SavedItem]:
         """See that every group is there, whoever was to draw it, and write the manifest.
 
         Raises PartialFailure where images failed, or their own error where all did.
@@ -98,7 +98,7 @@ class Worker:
         if failed:
             self._fail(failed, counts, total)
 
-    def _see(self, groups: list[Group]) -> Generator[Drawn, None, list[Line]]:
+    def _see(self, groups: list[JobGroup]) -> Generator[SavedItem, None, list[Line]]:
         """Wait for these groups, and their shard, drawing what no other process draws; returns all lines of them."""
         lines: list[Line] = []
         for group in groups:
@@ -127,7 +127,7 @@ class Worker:
             self.say(f"and {bad - len(failed)} more, in manifest.jsonl")
         raise PartialFailure(f"{bad} of {total} images could not be drawn", "the same command tries them again")
 
-    def _draw(self, group: Group) -> Iterator[Drawn]:
+    def _draw(self, group: JobGroup) -> Iterator[SavedItem]:
         """Draw a group that is ours, whole, and save what is missing of it."""
         from t2i.imaging.images import save
 
@@ -153,7 +153,7 @@ class Worker:
         if len(self._failures) >= HOPELESS and not self.ledger.drawn():
             raise self._failures[0]
 
-    def _results(self, group: Group, missing: list[Item], lines: dict[int, Line]) -> Iterator[tuple[Item, Result]]:
+    def _results(self, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> Iterator[tuple[Item, Result]]:
         """Draw all of a group, if something of it is missing; what fails gets its line, and the others go on."""
         if not missing:
             return
@@ -168,7 +168,7 @@ class Worker:
         except (ModelError, NonFinite, OutOfMemory, UsageError, MemoryError, RuntimeError) as e:
             self._note(e, group, missing, lines)
 
-    def _note(self, e: Exception, group: Group, missing: list[Item], lines: dict[int, Line]) -> None:
+    def _note(self, e: Exception, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> None:
         """Write down that what is still missing of a group has failed, and go on with the others."""
         if isinstance(e, RuntimeError) and "memory" not in str(e):
             raise e

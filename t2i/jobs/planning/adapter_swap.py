@@ -12,7 +12,7 @@ from t2i.pipelines.adapters.textual_inversion import Word, read_word
 
 if TYPE_CHECKING:
     from t2i.pipelines.loading.load import ModelFiles
-    from t2i.pipelines.loading.plan import Plan
+    from t2i.pipelines.loading.plan import MemoryPlan
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
@@ -33,8 +33,8 @@ def hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
         yield f"hint: {network[0][:80]} is read as plain text there; --lora puts a LoRA on"
 
 
-def load_or_wear(
-    painter: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], Plan], **how: Any
+def load_or_set_adapters(
+    painter: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], MemoryPlan], **how: Any
 ) -> TextToImage:
     """A model that wears these adapters.  painter: one with the same base, to be used on.
 
@@ -44,5 +44,5 @@ def load_or_wear(
 
     if painter is None:
         return TextToImage.load(files, adapters=adapters, plan=plan(), **how)
-    painter.wear(adapters, how["offline"])
+    painter.set_adapters(adapters, how["offline"])
     return painter

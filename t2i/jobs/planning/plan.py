@@ -14,12 +14,12 @@ from t2i.errors import UsageError
 from t2i.jobs.planning.assets import find_adapters, find_controls
 from t2i.jobs.planning.device_plan import machine_plan, say_safety
 from t2i.jobs.planning.prompt_checks import warn_of_prompts
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
-from t2i.jobs.spec.tasks import Task, Wish
-from t2i.model_files.gc_pause import uncollected
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.resolve import ModelKey, complete, model_key
+from t2i.jobs.spec.tasks import PromptOverrides, Task
+from t2i.model_files.gc_pause import gc_paused
 from t2i.pipelines.loading.load import ModelFiles, locate
-from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.prompts.chunking import PromptChunker
 from t2i.pipelines.settings.settings import Job, Settings
 
 if TYPE_CHECKING:
@@ -28,20 +28,22 @@ if TYPE_CHECKING:
     from t2i.pipelines.adapters.textual_inversion import Word
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-Told = dict[Wish, dict[str, Any]]  # of each prompt's own wish what `TextToImage.settings` is told
+SettingsByOverride = dict[
+    PromptOverrides, dict[str, Any]
+]  # of each prompt's own wish what `TextToImage.settings` is told
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelGroup:
     """Images that one loaded model draws."""
 
     files: ModelFiles
-    wish: ModelWish
+    overrides: ModelKey
     tasks: Sequence[Task]
 
 
 @dataclass(frozen=True)
-class Group:
+class DrawGroup:
     """Images that are drawn with the same settings.
 
     batch_size: how many at once, where that is not free.  Then the one task is image `index` of so many copies.
@@ -69,83 +71,87 @@ class Group:
         return self.tasks[0] if k == self.index else None
 
 
-def plan(request: Request) -> list[Part]:
+def plan(request: GenerateRequest) -> list[ModelGroup]:
     """The parts of a run, their models found (and downloaded, where that is needed).  Raises as `locate` does."""
     found: dict[tuple[str, str | None], ModelFiles] = {}
     parts = []
-    for wish, tasks in groupby(request.tasks, lambda task: model_wish(request, task.prompt.wish)):
-        key = wish.model, wish.revision
+    for overrides, tasks in groupby(request.tasks, lambda task: model_key(request, task.prompt.overrides)):
+        key = overrides.model, overrides.revision
         if key not in found:
-            found[key] = locate(wish.model, revision=wish.revision, offline=request.offline, config=request.config)
-        parts.append(Part(found[key], wish, list(tasks)))
+            found[key] = locate(
+                overrides.model, revision=overrides.revision, offline=request.offline, config=request.config
+            )
+        parts.append(ModelGroup(found[key], overrides, list(tasks)))
     for part in parts:  # all of them, before the first one is drawn
-        edits = [(task, task.prompt.wish.edit.over(request.edit)) for task in part.tasks]
+        edits = [(task, task.prompt.overrides.edit.over(request.edit)) for task in part.tasks]
         find_controls(part.files, edits, request.offline or part.files.offline)
-        find_adapters(part.wish.adapters, part.tasks[0], request.offline or part.files.offline)
+        find_adapters(part.overrides.adapters, part.tasks[0], request.offline or part.files.offline)
     return parts
 
 
-@uncollected()
+@gc_paused()
 def prepare(
-    part: Part,
-    request: Request,
+    part: ModelGroup,
+    request: GenerateRequest,
     say: Callable[[str], None],
     painter: TextToImage | None = None,
     steady: bool = False,
-) -> tuple[TextToImage, list[Group]]:
+) -> tuple[TextToImage, list[DrawGroup]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
     painter: the same base model, loaded before; it then wears the adapters of this part.
     steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
-    from t2i.jobs.planning.adapter_swap import load_or_wear, read_words
+    from t2i.jobs.planning.adapter_swap import load_or_set_adapters, read_words
     from t2i.pipelines.adapters.textual_inversion import with_words
     from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
-    words = read_words(part.wish.adapters, request.offline)
+    words = read_words(part.overrides.adapters, request.offline)
     tokenizers = load_tokenizers(part.files)
-    wishes = {task.prompt.wish: complete(request, task.prompt.wish) for task in part.tasks}
-    _forewarn(part, wishes, Reader.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say)
+    wishes = {task.prompt.overrides: complete(request, task.prompt.overrides) for task in part.tasks}
+    _check_prompts(
+        part, wishes, PromptChunker.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say
+    )
     images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
-    painter = load_or_wear(
+    painter = load_or_set_adapters(
         painter,
         part.files,
-        part.wish.adapters,
+        part.overrides.adapters,
         offline=request.offline,
         scheduler=request.scheduler,
         components=tokenizers,
-        plan=lambda: machine_plan(part.files, part.wish, request, list(wishes.values()), images, steady),
+        plan=lambda: machine_plan(part.files, part.overrides, request, list(wishes.values()), images, steady),
         say=say,
-        cache=part.wish.cache,
+        cache=part.overrides.cache,
     )
-    for line in (*painter.fitted.lines, *painter.fitted.warnings):
+    for line in (*painter.attached.lines, *painter.attached.warnings):
         say(line)
     groups = list(_groups(part, painter, wishes))
     _announce(painter, groups, say)
     return painter, groups
 
 
-def _groups(part: Part, painter: TextToImage, wishes: Told) -> Iterator[Group]:
+def _groups(part: ModelGroup, painter: TextToImage, wishes: SettingsByOverride) -> Iterator[DrawGroup]:
     def together(task: Task) -> tuple[Any, ...]:
-        wish = wishes[task.prompt.wish]
-        alone = task if task.prompt.original and task.job.seed == task.prompt.wish.seed else None
-        return tuple(wish.values()), alone and (alone.prompt.original, alone.prompt.copies)
+        overrides = wishes[task.prompt.overrides]
+        alone = task if task.prompt.original and task.job.seed == task.prompt.overrides.seed else None
+        return tuple(overrides.values()), alone and (alone.prompt.original, alone.prompt.copies)
 
     for (_, alone), run in groupby(part.tasks, together):
         tasks = list(run)
         prompt = tasks[0].prompt
         try:
-            settings = painter.settings(**wishes[prompt.wish])
+            settings = painter.settings(**wishes[prompt.overrides])
         except UsageError as e:
             if not prompt.where:
                 raise
             raise UsageError(f"{prompt.where}: {e.message}", e.hint) from None
         if alone is None:
-            yield Group(tasks, settings)
+            yield DrawGroup(tasks, settings)
             continue
         settings = _same_scheduler(painter, settings, tasks[0])
-        yield from (Group([task], settings, *prompt.copies) for task in tasks)
+        yield from (DrawGroup([task], settings, *prompt.copies) for task in tasks)
 
 
 def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Settings:
@@ -154,31 +160,39 @@ def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Set
     if (
         not told
         or settings.scheduler != told.scheduler
-        or painter.rig.scheduler_config(settings) == told.scheduler_config
+        or painter.runner.scheduler_config(settings) == told.scheduler_config
     ):
         return settings
     own = replace(settings, scheduler=None)
-    return own if painter.rig.scheduler_config(own) == told.scheduler_config else settings
+    return own if painter.runner.scheduler_config(own) == told.scheduler_config else settings
 
 
-def _forewarn(part: Part, wishes: Told, reader: Reader, words: Sequence[Word], say: Callable[[str], None]) -> None:
+def _check_prompts(
+    part: ModelGroup,
+    wishes: SettingsByOverride,
+    chunker: PromptChunker,
+    words: Sequence[Word],
+    say: Callable[[str], None],
+) -> None:
     """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
     from t2i.jobs.planning.adapter_swap import hints
 
-    warn_of_prompts(part.files.model.name, reader, [(task, wishes[task.prompt.wish]) for task in part.tasks], say)
+    warn_of_prompts(part.files.model.name, chunker, [(task, wishes[task.prompt.overrides]) for task in part.tasks], say)
     if any(not task.job.prompt.strip() for task in part.tasks):
         say("note: an empty prompt: drawing unconditionally")
-    negatives = [wish["negative"] for wish in wishes.values()]
+    negatives = [overrides["negative"] for overrides in wishes.values()]
     for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
         say(hint)
     _check_originals(part, say)
-    say_safety(part.files, part.wish, say)
+    say_safety(part.files, part.overrides, say)
 
 
-def _announce(painter: TextToImage, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+def _announce(painter: TextToImage, groups: Sequence[DrawGroup], say: Callable[[str], None]) -> None:
     """Say what will be drawn and how."""
     idle = [
-        group for group in groups if group.settings.negative and not painter.rig.uses_negative(group.settings.guidance)
+        group
+        for group in groups
+        if group.settings.negative and not painter.runner.uses_negative(group.settings.guidance)
     ]
     if idle:
         guidance = idle[0].settings.guidance
@@ -190,7 +204,7 @@ def _announce(painter: TextToImage, groups: Sequence[Group], say: Callable[[str]
         say(f"machine: {chosen}")
 
 
-def _check_originals(part: Part, say: Callable[[str], None]) -> None:
+def _check_originals(part: ModelGroup, say: Callable[[str], None]) -> None:
     """Warn where the model of a record is here with other weights."""
     originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
     if originals:
@@ -209,7 +223,7 @@ def _scaled(settings: Settings) -> str | None:
     return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cut to {size[0]}x{size[1]}"
 
 
-def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
+def _headline(painter: TextToImage, groups: Sequence[DrawGroup]) -> str:
     """One line that says what is done and with what, so that nothing was chosen in silence."""
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
@@ -218,11 +232,11 @@ def _headline(painter: TextToImage, groups: Sequence[Group]) -> str:
         painter.name,
         painter.device,
         painter.dtype,
-        *([f"cache {painter.rig.cache}"] if painter.rig.cache else []),
+        *([f"cache {painter.runner.cache}"] if painter.runner.cache else []),
     ]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
-        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.rig.scheduler_name(s)}"),
+        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.runner.scheduler_name(s)}"),
         ("ways to start", lambda s: s.edit.words(s.steps)),
         ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
     ):

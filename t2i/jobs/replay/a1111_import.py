@@ -13,7 +13,7 @@ from typing import Any
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.attention_weights import with_numbers
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import Edit, check_strength, read_upscale
+from t2i.pipelines.settings.edit import ImageInputs, check_strength, read_upscale
 from t2i.pipelines.settings.schedulers import scheduler_name
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
@@ -30,8 +30,8 @@ LONGEST = 60  # characters of one value in a message
 
 
 @dataclass
-class Foreign:
-    """A parsed text.  values: by the names of `Wish`.  lost: what could not be restored, a line each.
+class ImportedSettings:
+    """A parsed text.  values: by the names of `PromptOverrides`.  lost: what could not be restored, a line each.
 
     ours: t2i wrote it, into a file that has lost our own record.
     """
@@ -44,15 +44,17 @@ class Foreign:
     lost: list[str] = field(default_factory=list)
 
 
-def understand(settings: Mapping[str, str], from_picture: bool = False) -> Foreign:
+def understand(settings: Mapping[str, str], from_picture: bool = False) -> ImportedSettings:
     """What A1111's settings (`infotext.parse`) mean here.  Never fails: what is no number is lost, and said.
 
     from_picture: the user gives the picture that it was drawn from, which no file holds.
     """
-    text = Foreign(settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", ""))
+    text = ImportedSettings(
+        settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", "")
+    )
     text.ours = settings.get("Version", "").startswith("t2i")
     negative = settings["Negative prompt"]
-    text.prompt, text.values["negative"] = (_without_networks(part, text.lost) for part in (text.prompt, negative))
+    text.prompt, text.values["negative"] = (_without_network_tags(part, text.lost) for part in (text.prompt, negative))
     if EDITING.search(f"{text.prompt} {negative}"):
         text.lost.append("prompt editing ([a:b:0.5], AND, BREAK): read as plain words")
     elif not text.ours:  # there (red) is a weight by itself
@@ -72,14 +74,14 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Forei
     return text
 
 
-def _without_networks(prompt: str, lost: list[str]) -> str:
+def _without_network_tags(prompt: str, lost: list[str]) -> str:
     """The prompt without `<lora:name:weight>`, which is no text for the encoder."""
     for kind, name in NETWORK.findall(prompt):
         lost.append(f"{'hypernetwork' if kind == 'hypernet' else 'LoRA'} {_short(name)}")
     return re.sub(r"\s{2,}", " ", NETWORK.sub("", prompt)).strip() if NETWORK.search(prompt) else prompt
 
 
-def _read_sampler(sampler: str, schedule: str, text: Foreign) -> None:
+def _read_sampler(sampler: str, schedule: str, text: ImportedSettings) -> None:
     for spelling in (f"{sampler} {schedule}", sampler):
         try:
             text.values["scheduler"] = scheduler_name(spelling)
@@ -91,16 +93,16 @@ def _read_sampler(sampler: str, schedule: str, text: Foreign) -> None:
     text.lost.append(f"Sampler: {_short(f'{sampler} {schedule}'.strip())} (the model's own is used)")
 
 
-def _read_edit(settings: Mapping[str, str], from_picture: bool, text: Foreign) -> tuple[str, ...]:
+def _read_edit(settings: Mapping[str, str], from_picture: bool, text: ImportedSettings) -> tuple[str, ...]:
     """A second pass, or the strength of image-to-image; returns the keys that are restored by it."""
     strength, factor = settings.get("Denoising strength", ""), settings.get("Hires upscale", "")
     try:
         if factor and strength:
-            text.values["edit"] = Edit(upscale=read_upscale(f"{factor}:{strength}"))
+            text.values["edit"] = ImageInputs(upscale=read_upscale(f"{factor}:{strength}"))
             same = settings.get("Hires upscaler") in LANCZOS
             return ("Denoising strength", "Hires upscale", *(["Hires upscaler"] if same else []))
         if strength and from_picture and not any(key.startswith("Hires") for key in settings):
-            text.values["edit"] = Edit(strength=check_strength("strength", float(strength)))
+            text.values["edit"] = ImageInputs(strength=check_strength("strength", float(strength)))
             return ("Denoising strength",)
     except (ValueError, UsageError):
         pass  # listed with the rest

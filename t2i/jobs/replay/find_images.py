@@ -8,11 +8,11 @@ from typing import Any
 
 from t2i.errors import ImageError, UsageError
 from t2i.jobs.replay.search_paths import last_part, places
-from t2i.pipelines.settings.edit import Control, Edit, Upscale
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.edit import Control, ImageInputs, Upscale
+from t2i.pipelines.settings.image_input import ImageInput
 
 
-def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) -> Edit:
+def restore_image_inputs(record: Mapping[str, Any], path: Path, given: Collection[str]) -> ImageInputs:
     """What a recipe's `edit` says, its pictures found near the image.
 
     path: the image that is made again.  given: the options on the command line, which hold instead.
@@ -35,7 +35,7 @@ def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) 
         if "upscale" in record and "upscale" not in given:
             second = record["upscale"]
             parts["upscale"] = Upscale(float(second["factor"]), float(second["strength"]))
-        return Edit(**parts)
+        return ImageInputs(**parts)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ImageError(f"--from {path}: its record of the pictures it was drawn from is damaged") from None
 
@@ -66,13 +66,13 @@ def _told(about: Mapping[str, Any]) -> str:
     return f"{net}{about.get('name') or 'a picture without a name'} (pixels {str(about.get('hash'))[:10]})"
 
 
-def _find(about: Mapping[str, str], path: Path, option: str) -> Still:
+def _find(about: Mapping[str, str], path: Path, option: str) -> ImageInput:
     """The picture with this hash, by its name near the image."""
     name, hash = last_part(about["name"]), about["hash"]
     other = ""
     for candidate in places(path, name):
         try:
-            found = Still.of(candidate)
+            found = ImageInput.of(candidate)
         except ImageError:
             continue
         if found.hash == hash:

@@ -14,11 +14,11 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from t2i.errors import ImageError, UsageError
-from t2i.jobs.spec.tasks import Prompt, Wish, choose_seeds, read_size
+from t2i.jobs.spec.tasks import Prompt, PromptOverrides, choose_seeds, read_size
 from t2i.pipelines.adapters.specs import read_embedding, read_ip_adapter, read_lora
 from t2i.pipelines.loading.load import DTYPES
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, check_strength, make_edit
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, check_strength, make_image_inputs
 from t2i.pipelines.settings.schedulers import scheduler_name
 from t2i.pipelines.text_to_image.step_cache import parse_cache
 
@@ -91,10 +91,10 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
         raise UsageError(f"{where}: no prompt")
     started = {name: values.pop(name) for name in EDITING if name in values}
     try:
-        edit = make_edit(**started) if started else WORDS_ALONE
+        edit = make_image_inputs(**started) if started else NO_IMAGE_INPUTS
     except (UsageError, ImageError) as e:
         raise type(e)(f"{where}: {e.message}", e.hint) from None
-    return Prompt(values.pop("prompt"), number, Wish(**values, edit=edit), where=where)
+    return Prompt(values.pop("prompt"), number, PromptOverrides(**values, edit=edit), where=where)
 
 
 def _key(name: str) -> str:

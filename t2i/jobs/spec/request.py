@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from t2i.errors import UsageError
-from t2i.jobs.spec.lora_tags import put_on_networks
+from t2i.jobs.spec.lora_tags import extract_lora_tags
 from t2i.jobs.spec.tasks import Prompt, Task, make_tasks
 from t2i.pipelines.adapters.specs import Adapters
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit, check_edit
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs, check_image_inputs
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerateRequest:
     """What the user asks for; None: the model's default.  seeds: chosen, none of them -1."""
 
     prompts: Sequence[Prompt]
@@ -28,7 +28,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
-    edit: Edit = WORDS_ALONE
+    edit: ImageInputs = NO_IMAGE_INPUTS
     batch_size: int | None = None
     output: str | None = None
     format: str | None = None
@@ -81,8 +81,8 @@ class Request:
             from t2i.pipelines.settings.schedulers import scheduler_name
 
             scheduler_name(self.scheduler)
-        for edit in dict.fromkeys(prompt.wish.edit.over(self.edit) for prompt in self.prompts):
-            check_edit(edit)
+        for edit in dict.fromkeys(prompt.overrides.edit.over(self.edit) for prompt in self.prompts):
+            check_image_inputs(edit)
         Adapters.read(self.loras, self.embeddings, self.ip_adapters)
         prompts = [self.understand(prompt) for prompt in self.prompts]
         object.__setattr__(self, "tasks", make_tasks(prompts, self.seeds, self.count, self.wildcards, self.template))
@@ -91,7 +91,7 @@ class Request:
         """A prompt as the language of prompts reads it, before anything is chosen.  Raises UsageError."""
         if self.raw:
             return replace(prompt, literal=True)
-        return put_on_networks(prompt, self.lora_folder, self.loras)
+        return extract_lora_tags(prompt, self.lora_folder, self.loras)
 
     @property
     def template(self) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.tasks import Wish
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.tasks import PromptOverrides
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 
 
-class ModelWish(NamedTuple):
+class ModelKey(NamedTuple):
     """What decides which pipeline draws, and in what."""
 
     model: str
@@ -24,25 +24,25 @@ class ModelWish(NamedTuple):
     cache: str | None = None
     adapters: Adapters = NO_ADAPTERS
 
-    def base(self) -> ModelWish:
+    def base(self) -> ModelKey:
         """The model alone, which stays loaded while adapters change."""
         return self._replace(adapters=NO_ADAPTERS)
 
 
-def model_wish(request: Request, wish: Wish) -> ModelWish:
+def model_key(request: GenerateRequest, overrides: PromptOverrides) -> ModelKey:
     """Which pipeline a prompt is drawn with."""
-    cache = wish.cache or request.cache
+    cache = overrides.cache or request.cache
     kinds = ("loras", "embeddings", "ip_adapters")
-    own = [getattr(request, kind) if getattr(wish, kind) is None else getattr(wish, kind) for kind in kinds]
-    return ModelWish(
-        wish.model or request.model,
-        wish.revision or request.revision,
-        wish.dtype or request.dtype,
-        wish.device,
-        wish.quantize or request.quantize,
-        request.tiling if wish.tiling is None else wish.tiling,
-        request.deterministic if wish.deterministic is None else wish.deterministic,
-        request.no_safety if wish.no_safety is None else wish.no_safety,
+    own = [getattr(request, kind) if getattr(overrides, kind) is None else getattr(overrides, kind) for kind in kinds]
+    return ModelKey(
+        overrides.model or request.model,
+        overrides.revision or request.revision,
+        overrides.dtype or request.dtype,
+        overrides.device,
+        overrides.quantize or request.quantize,
+        request.tiling if overrides.tiling is None else overrides.tiling,
+        request.deterministic if overrides.deterministic is None else overrides.deterministic,
+        request.no_safety if overrides.no_safety is None else overrides.no_safety,
         None if cache == "none" else cache,
         _read_adapters(*own),
     )
@@ -51,13 +51,13 @@ def model_wish(request: Request, wish: Wish) -> ModelWish:
 _read_adapters = lru_cache(maxsize=1024)(Adapters.read)
 
 
-def complete(request: Request, wish: Wish) -> dict[str, Any]:
+def complete(request: GenerateRequest, overrides: PromptOverrides) -> dict[str, Any]:
     """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
-    own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
+    own = {name: getattr(overrides, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
     said = {name: getattr(request, name) if value is None else value for name, value in own.items()}
-    edit = wish.edit.over(request.edit)
-    raw = request.raw if wish.raw is None else wish.raw
-    chunks = request.chunks if wish.chunks is None else wish.chunks
+    edit = overrides.edit.over(request.edit)
+    raw = request.raw if overrides.raw is None else overrides.raw
+    chunks = request.chunks if overrides.chunks is None else overrides.chunks
     # What is usual is not said: the names of a batch's jobs are made from this.
     said |= {"weights": False} if raw else {}
     said |= {} if chunks is None else {"chunks": chunks}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.dynamic_prompts import Wildcards, is_template, resolve, resolve_negative
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
 from t2i.pipelines.settings.limits import check_seeds
 from t2i.pipelines.settings.settings import Job
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PromptOverrides:
     """What one prompt asks for by itself; None: what the command line says, else what the model wants.
 
     edit: likewise part by part.
@@ -47,7 +47,7 @@ class Wish:
     loras: tuple[str, ...] | None = None  # as on the command line; (): none
     embeddings: tuple[str, ...] | None = None
     ip_adapters: tuple[str, ...] | None = None
-    edit: Edit = WORDS_ALONE
+    edit: ImageInputs = NO_IMAGE_INPUTS
     raw: bool | None = None  # weights in the prompts are plain text
     chunks: bool | None = None
 
@@ -71,7 +71,7 @@ class Prompt:
 
     text: str
     row: int = 0
-    wish: Wish = Wish()
+    overrides: PromptOverrides = PromptOverrides()
     template: str = ""
     literal: bool = False
     original: Original | None = None
@@ -110,9 +110,9 @@ def each_task(
     """
     wildcards = Wildcards(folder)
     for prompt in prompts:
-        own = prompt.wish.seed
+        own = prompt.overrides.seed
         for seed in [seed + prompt.row * count for seed in seeds] if own is None else [own]:
-            for k in range(prompt.wish.count or count):
+            for k in range(prompt.overrides.count or count):
                 text, template = prompt.text, prompt.template
                 if not prompt.literal:
                     text, template = resolve(prompt.text, seed + k, wildcards), prompt.template or prompt.text
@@ -122,7 +122,7 @@ def each_task(
 
 def _negative(prompt: Prompt, seed: int, wildcards: Wildcards, common: str) -> tuple[str | None, str]:
     """The negative prompt of one image, and its template; (None, ""): it has none but what the settings say."""
-    own, told = prompt.wish.negative, prompt.original and prompt.original.recipe
+    own, told = prompt.overrides.negative, prompt.original and prompt.original.recipe
     if own is not None and (prompt.literal or prompt.original):  # a record's: it has been chosen
         return (own, told.negative_template) if told and told.negative_prompt == own else (None, "")
     template = common if own is None else own

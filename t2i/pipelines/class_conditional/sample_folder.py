@@ -51,7 +51,7 @@ def load_model(
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """What to draw.  count may grow from call to call; all else belongs to the folder."""
 
     count: int
@@ -66,7 +66,7 @@ class Request:
         limits.check_batch_size(self.batch_size)
 
 
-def sample_folder(model: ImageModel, request: Request, folder: Path, **given: Any) -> Iterator[list[Path]]:
+def sample_folder(model: ImageModel, request: SampleRequest, folder: Path, **given: Any) -> Iterator[list[Path]]:
     """Draw this process's groups of what is missing in the folder; yields each group's paths, old and new.
 
     given: settings of the model, such as `steps`; its defaults for the others.

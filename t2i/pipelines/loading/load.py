@@ -14,10 +14,10 @@ from t2i.model_files.library_logging import prepare_libraries, quiet
 from t2i.model_files.registry import Defaults, ResolvedModel, model_defaults, read_json, resolve
 from t2i.model_files.weight_files import SAFETY, check_pipeline_folder, safety_state, weights_hash
 from t2i.pipelines.loading import quantize
-from t2i.pipelines.loading.apply import put_in_place
+from t2i.pipelines.loading.apply import apply_plan
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
 from t2i.pipelines.loading.memory_estimate import is_quantized
-from t2i.pipelines.loading.plan import Plan
+from t2i.pipelines.loading.plan import MemoryPlan
 
 DTYPES = {
     "float32": "float32",
@@ -146,7 +146,7 @@ def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
 
 
 def load_pipeline(
-    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: Plan | None = None
+    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: MemoryPlan | None = None
 ) -> Any:
     """The diffusers pipeline, on the device, in the dtype.
 
@@ -159,17 +159,17 @@ def load_pipeline(
     kind = pipeline_class(files.kind)
     options = {"torch_dtype": getattr(torch, dtype), "local_files_only": True}
     name, components = files.model.name, dict(components or {})
-    if files.safety == "missing" or (plan is not None and not plan.wishes.safety):
+    if files.safety == "missing" or (plan is not None and not plan.options.safety):
         components |= _without_safety(files)
     with quiet() as said:
         try:
             if files.path.is_dir():
-                if plan is not None and plan.rung.bits:
+                if plan is not None and plan.level.bits:
                     options["quantization_config"] = _quantization(files, plan)
                 pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **components)
             else:
                 pipe = single_file.load(kind, files.path, files.config, components, options, files.offline)
-            pipe = pipe.to(device) if plan is None else put_in_place(pipe, plan)
+            pipe = pipe.to(device) if plan is None else apply_plan(pipe, plan)
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
@@ -198,12 +198,12 @@ def _without_safety(files: ModelFiles) -> dict[str, Any]:
     return {SAFETY: None, **alone} | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
 
 
-def _quantization(files: ModelFiles, plan: Plan) -> Any:
+def _quantization(files: ModelFiles, plan: MemoryPlan) -> Any:
     """The config for those of a pipeline's components that quantisation reaches."""
     index = read_json(files.path / "model_index.json")
     parts = {name: str(value[0]) for name, value in index.items() if is_quantized(name) and isinstance(value, list)}
     parts = {name: library for name, library in parts.items() if (files.path / name).is_dir()}
-    return quantize.pipeline_config(plan.rung.bits, plan.device, plan.rung.dtype, parts)
+    return quantize.pipeline_config(plan.level.bits, plan.device, plan.level.dtype, parts)
 
 
 def refuse_missing_weights(name: str, said: list[str]) -> None:

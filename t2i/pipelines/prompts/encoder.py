@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.errors import ModelError
 from t2i.model_files.library_logging import quiet
-from t2i.pipelines.prompts.attention_weights import Fragment, speaks
-from t2i.pipelines.prompts.chunking import Reader, compel_provider, spelled
+from t2i.pipelines.prompts.attention_weights import Fragment, has_weights
+from t2i.pipelines.prompts.chunking import PromptChunker, compel_provider, spelled
 from t2i.pipelines.settings.settings import Job, Settings, call_parameters
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ class Encoded(NamedTuple):
         return sum(part.numel() * part.element_size() for part in self if part is not None)
 
 
-class Conditioner:
+class PromptEncoder:
     """Encodes the prompts of one loaded pipeline.  Call `clear` whenever its text encoders change (adapters)."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.reader = reader_of(pipe)
+        self.chunker = chunker_of(pipe)
         self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
         self._providers: dict[bool, list[Any]] = {}
 
@@ -62,7 +62,7 @@ class Conditioner:
 
         Where a pipeline is told of no negative prompt at all if it is empty, those with and without are apart.
         """
-        apart = guided and self.reader.family in (None, "flux")
+        apart = guided and self.chunker.family in (None, "flux")
 
         def kind(job: Job) -> tuple[int, bool]:
             return self.chunks(job, settings, guided), apart and bool(settings.negative_of(job))
@@ -75,14 +75,14 @@ class Conditioner:
         if not settings.chunks:
             return 1
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
-        return max(self.reader.chunks(self._fragments(text, settings)) for text in texts)
+        return max(self.chunker.chunks(self._fragments(text, settings)) for text in texts)
 
     def reading(self, job: Job, settings: Settings, guided: bool) -> dict[str, Any]:
         """How this image's prompts are read, for its record; empty: as plain text, and what is too long is cut."""
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
         found: dict[str, Any] = {}
-        if settings.weights and any(map(speaks, texts)):
-            found["weights"] = "applied" if self.reader.weighs else "left out"
+        if settings.weights and any(map(has_weights, texts)):
+            found["weights"] = "applied" if self.chunker.weighs else "left out"
         if (chunks := self.chunks(job, settings, guided)) > 1:
             found["chunks"] = chunks
         return found
@@ -92,12 +92,12 @@ class Conditioner:
 
         guided: whether negative prompts do anything.
         """
-        if self.reader.family is None:
+        if self.chunker.family is None:
             return self._texts(jobs, settings, guided)
         length = max(self.chunks(job, settings, guided) for job in jobs)
         prompts = [self._encode(job.prompt, settings, length) for job in jobs]
         options = _rows(prompts, "")
-        if guided and (self.reader.family != "flux" or any(settings.negative_of(job) for job in jobs)):
+        if guided and (self.chunker.family != "flux" or any(settings.negative_of(job) for job in jobs)):
             negatives = [
                 self._negative(settings.negative_of(job), settings, length, prompt)
                 for job, prompt in zip(jobs, prompts, strict=True)
@@ -116,11 +116,11 @@ class Conditioner:
         return options | ({"negative_prompt": negatives} if guided and any(negatives) else {})
 
     def _fragments(self, text: str, settings: Settings) -> Sequence[Fragment]:
-        return self.reader.fragments(text, settings.weights)
+        return self.chunker.fragments(text, settings.weights)
 
     def _negative(self, text: str, settings: Settings, length: int, prompt: Encoded) -> Encoded:
         """SD XL is trained with zeros in place of an empty prompt, and says so in its config."""
-        if not text and self.reader.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
+        if not text and self.chunker.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
             return Encoded(*(part if part is None else part.new_zeros(part.shape) for part in prompt))
         return self._encode(text, settings, length)
 
@@ -129,9 +129,9 @@ class Conditioner:
         import torch
 
         fragments = self._fragments(text, settings)
-        long = settings.chunks and self.reader.is_long(fragments)
+        long = settings.chunks and self.chunker.is_long(fragments)
         known = self._remembered(fragments, long)
-        missing = length * (self.reader.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
+        missing = length * (self.chunker.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
         if missing <= 0:
             return known
         empty = self._remembered([Fragment("")], False).embeds
@@ -156,11 +156,11 @@ class Conditioner:
         pipe, text = self.pipe, "".join(fragment.text for fragment in fragments)
         device = pipe._execution_device
         with quiet(), torch.no_grad():
-            if self.reader.family == "sd":
+            if self.chunker.family == "sd":
                 return Encoded(pipe.encode_prompt(text, device, 1, False)[0])
-            if self.reader.family == "flux":
+            if self.chunker.family == "flux":
                 return Encoded(*pipe.encode_prompt(text, None, device=device)[:2])
-            others = {"prompt_3": None} if self.reader.family == "sd3" else {}
+            others = {"prompt_3": None} if self.chunker.family == "sd3" else {}
             found = pipe.encode_prompt(text, None, **others, device=device, do_classifier_free_guidance=False)
         return Encoded(found[0], found[2])
 
@@ -201,7 +201,7 @@ class Conditioner:
         pairs = [
             (getattr(self.pipe, f"tokenizer{n}", None), getattr(self.pipe, f"text_encoder{n}", None)) for n in names
         ]
-        device, last = self.pipe._execution_device, self.reader.family == "sd"
+        device, last = self.pipe._execution_device, self.chunker.family == "sd"
         return [
             compel_provider(tokenizer, _Encoder(encoder, device), device=device, truncate=not long, last=last)
             for tokenizer, encoder in pairs
@@ -227,12 +227,12 @@ class _Encoder:
         return self.encoder(ids, None if mask is None or bool(mask.all()) else mask, **options)
 
 
-def reader_of(pipe: Any) -> Reader:
+def chunker_of(pipe: Any) -> PromptChunker:
     """How a loaded pipeline reads; where its call takes no embeddings, nothing is known of it."""
     takes = call_parameters(pipe)
     name = type(pipe).__name__ if "prompt_embeds" in takes and hasattr(pipe, "encode_prompt") else ""
     parts = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
-    return Reader.of(name, [part for part in parts if part is not None])
+    return PromptChunker.of(name, [part for part in parts if part is not None])
 
 
 def _rows(encoded: Sequence[Encoded], which: str) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from t2i.model_files.registry import Defaults
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit, check_edit, enlarged
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs, check_image_inputs, enlarged
 from t2i.pipelines.settings.image_input import drawn_size
 
 SMALL_PARAMETERS = 200_000_000
@@ -33,7 +33,7 @@ class Settings:
     final: tuple[int, int]
     scheduler: str | None = None
     negative: str = ""
-    edit: Edit = WORDS_ALONE
+    edit: ImageInputs = NO_IMAGE_INPUTS
     weights: bool = True
     chunks: bool = False
 
@@ -66,7 +66,7 @@ def choose_settings(
     width: int | None = None,
     height: int | None = None,
     scheduler: str | None = None,
-    edit: Edit = WORDS_ALONE,
+    edit: ImageInputs = NO_IMAGE_INPUTS,
     weights: bool = True,
     chunks: bool = False,
 ) -> Settings:
@@ -99,7 +99,7 @@ def choose_settings(
         final=enlarged(size, edit, multiple),
         scheduler=scheduler,
         negative=limits.check_prompt(negative, "negative prompt"),
-        edit=check_edit(edit, steps),
+        edit=check_image_inputs(edit, steps),
         weights=weights,
         chunks=chunks,
     )

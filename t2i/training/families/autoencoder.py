@@ -26,7 +26,7 @@ from t2i.nn.patchgan import PatchDiscriminator
 from t2i.randomness import derive_seed, generator
 from t2i.training.adversarial import GAMES, frozen
 from t2i.training.batch import pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import feature_distance, gradient_loss, kl_to_standard_normal, psnr, ssim
 from t2i.training.runs.run_folder import Launch, RunFolder
@@ -88,14 +88,14 @@ def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> Autoenc
     )
 
 
-def outline(config: AutoencoderConfig) -> Outline:
+def estimate_cost(config: AutoencoderConfig) -> CostEstimate:
     """What this config trains."""
     codec, side = build_codec(config), config.crop or config.data.size
     parameters = {"encoder": size(codec.vae.encoder), "decoder": size(codec.vae.decoder)}
     if config.loss.adversarial:
         parameters["discriminator"] = size(codec.discriminator)
     codec, x = codec.to("meta"), blank(1, 3, side, side)
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: codec(x, blank(1, *latent_size(config)))))
+    return CostEstimate(parameters, FORWARD_AND_BACKWARD * work(lambda: codec(x, blank(1, *latent_size(config)))))
 
 
 def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -57,16 +57,16 @@ def test_the_picture_is_the_same_bit_for_bit(t2i: Run, suffix: str) -> None:
 
 
 def test_an_image_of_a_batch_is_drawn_as_in_its_batch(t2i: Run, monkeypatch: Any) -> None:
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
-    drawn, draw = [], Rig.draw
+    drawn, draw = [], PipelineRunner.draw
 
     def watch(self: Any, batch: Any, *rest: Any) -> Any:
         drawn.append([job.seed for job in batch])
         return draw(self, batch, *rest)
 
     many = t2i("a horse", "-b", "5", "-s", "10", "-o", "many/").lines
-    monkeypatch.setattr(Rig, "draw", watch)
+    monkeypatch.setattr(PipelineRunner, "draw", watch)
     ran = t2i("--from", many[3], "-o", "again/", steps="")
     assert "identical" in ran.err
     assert (len(ran.lines), drawn) == (1, [[13] * 5])
