@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2i import errors as errors
-    from t2i.jobs.api import load as load
+    from t2i.api import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "errors", "load"]
 
 _LAZY = {
     "errors": ("t2i.errors", None),
-    "load": ("t2i.jobs.api", "load"),
+    "load": ("t2i.api", "load"),
 }
 
 

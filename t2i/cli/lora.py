@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from t2i.cli.options import completion_values
+from t2i.cli import completion_values
 from t2i.cli.tables import aligned
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from t2i.cli.options.completion_values import model_names
+from t2i.cli.completion_values import model_names
 from t2i.cli.tables import aligned
 from t2i.errors import ModelUnavailable, T2IError, UsageError
 from t2i.model_files.registry import MINI, NAMES, ZOO, ResolvedModel, hub_model, resolve

@@ -1,8 +1,9 @@
 """The options of `t2i generate`: one typed record from which every way in is derived.
 
 Each field says everything that is known of one option: its type, default and range, its flags and help, whether a row
-of a prompt file may set it, what it is passed on to, whether it changes which images a batch holds, and what A1111 calls
-it. Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all read it here.
+of a prompt file may set it, what it is passed on to, whether it changes which images a batch holds, and what A1111
+calls it. Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all
+read it here.
 To add an option, add a field, and use it where it acts.
 
 Nothing here imports more than pydantic: shell completion and help read this module.
@@ -27,7 +28,6 @@ MAX_GUIDANCE = 100.0
 MAX_SIDE = 8192
 MAX_IMAGES = 1_000_000
 MAX_AT_ONCE = 1024
-MAX_CLIP_SKIP = 12  # SD 1's text encoder has 12 layers, SD XL's second 32; more than a third is noise
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
@@ -49,8 +49,9 @@ class Option:
     row: its name in a row of a prompt file, where that is not the field's.  aliases: other names there and in Python.
     many: the command line takes it several times.
     identity: whether another value makes another batch; "set": only where it is not the default.
-    a1111: its key in A1111's text; it is then written there, read from there, and restored on replay.
-    default_text: what help says of the default, where the help text does not.
+    recorded: whether an image's record keeps it under its own name, and replay restores it from there.
+    a1111: its key in A1111's text, where it is written and read.  a1111_unset: the value there that says nothing.
+    environment: the variable that gives its default.
     """
 
     flags: tuple[str, ...]
@@ -63,7 +64,9 @@ class Option:
     aliases: tuple[str, ...] = ()
     many: bool = False
     identity: Literal["", "always", "set"] = ""
+    recorded: bool = False
     a1111: str = ""
+    a1111_unset: str = ""
     environment: str = ""
 
 
@@ -112,7 +115,8 @@ class GenerateOptions(BaseModel):
         Option(
             ("--raw",),
             "Take prompts literally. Otherwise they may hold choices {a|b}, {0.5::a|b}, {2$$ and $$a|b|c},"
-            " __wildcard__; weights (word:1.2), ((word)), [[word]], with \\( for a literal bracket; LoRAs <lora:NAME:0.8>.",
+            " __wildcard__; weights (word:1.2), ((word)), [[word]], with \\( for a literal bracket; LoRAs"
+            " <lora:NAME:0.8>.",
             WHAT,
             "row",
             "settings",
@@ -157,6 +161,7 @@ class GenerateOptions(BaseModel):
             "settings",
             aliases=("num_inference_steps",),
             identity="always",
+            a1111="Steps",
         ),
     ] = None
     guidance: Annotated[
@@ -170,21 +175,7 @@ class GenerateOptions(BaseModel):
             "settings",
             aliases=("cfg_scale", "guidance_scale"),
             identity="always",
-        ),
-    ] = None
-    clip_skip: Annotated[
-        int | None,
-        Field(ge=1, le=MAX_CLIP_SKIP),
-        Option(
-            ("--clip-skip",),
-            "Take the text encoder's output so many layers before its end, as A1111 counts them: 1 is the last, 2 the"
-            " one before. For Stable Diffusion 1, 2 and XL.",
-            HOW,
-            "row",
-            "settings",
-            metavar="N",
-            identity="set",
-            a1111="Clip skip",
+            a1111="CFG scale",
         ),
     ] = None
     seed: Annotated[
@@ -196,6 +187,7 @@ class GenerateOptions(BaseModel):
             HOW,
             "row",
             many=True,
+            a1111="Seed",
         ),
     ] = ()
     num_images: Annotated[
@@ -214,12 +206,28 @@ class GenerateOptions(BaseModel):
     width: Annotated[
         int | None,
         Field(ge=1, le=MAX_SIDE),
-        Option(("-W", "--width"), "Pixels. Default: the model's.", HOW, "row", "settings", identity="always"),
+        Option(
+            ("-W", "--width"),
+            "Pixels. Default: the model's.",
+            HOW,
+            "row",
+            "settings",
+            identity="always",
+            a1111="Size-1",
+        ),
     ] = None
     height: Annotated[
         int | None,
         Field(ge=1, le=MAX_SIDE),
-        Option(("-H", "--height"), "Pixels. Default: the model's.", HOW, "row", "settings", identity="always"),
+        Option(
+            ("-H", "--height"),
+            "Pixels. Default: the model's.",
+            HOW,
+            "row",
+            "settings",
+            identity="always",
+            a1111="Size-2",
+        ),
     ] = None
     size: Annotated[
         str | None,
@@ -325,7 +333,7 @@ class GenerateOptions(BaseModel):
         ),
     ] = None
     config: Annotated[
-        Path | None,
+        str | None,
         Option(
             ("--config",),
             "Configs and tokenizers for a single .safetensors file. Not needed for Stable Diffusion 1 and XL.",

@@ -34,15 +34,15 @@ def hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
 
 
 def load_or_set_adapters(
-    painter: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], MemoryPlan], **how: Any
+    model: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], MemoryPlan], **how: Any
 ) -> TextToImage:
-    """A model that wears these adapters.  painter: one with the same base, to be used on.
+    """A model that wears these adapters.  model: one with the same base, to be used on.
 
     plan: makes the plan of the machine, where the model is still to be loaded.  how: to load it.
     """
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-    if painter is None:
+    if model is None:
         return TextToImage.load(files, adapters=adapters, plan=plan(), **how)
-    painter.set_adapters(adapters, how["offline"])
-    return painter
+    model.set_adapters(adapters, how["offline"])
+    return model

@@ -47,23 +47,21 @@ def find_adapters(adapters: Adapters, task: Task, offline: bool) -> Found:
         return find_all(adapters, offline)
     except (UsageError, ModelUnavailable, ModelError) as e:
         overrides = task.prompt.overrides
-        own = any(specs is not None for specs in (overrides.loras, overrides.embeddings, overrides.ip_adapters))
+        own = any(kind in overrides for kind in ("lora", "embedding", "ip_adapter"))
         raise type(e)(f"{task.prompt.where}: {e.message}" if own and task.prompt.where else e.message, e.hint) from None
 
 
 def look(
-    files: ModelFiles | None, overrides: ModelKey, edits: Iterable[tuple[Task, ImageInputs]], offline: bool
+    files: ModelFiles | None, key: ModelKey, edits: Iterable[tuple[Task, ImageInputs]], offline: bool
 ) -> tuple[list[Facts], ModelUnavailable | None]:
     """What the adapters and ControlNets of a drawing are, and the first that cannot be had; nothing is fetched.
 
     files: the model's, where they are here: what a ControlNet's name means depends on the model.
     Raises UsageError and ModelError as the run itself would.
     """
-    wanted = [("lora", one.path, f" x {one.scale:g}") for one in overrides.adapters.loras]
-    wanted += [
-        ("embedding", one.path, f" as {one.token}" if one.token else "") for one in overrides.adapters.embeddings
-    ]
-    wanted += [("ip-adapter", one.path, f" x {one.scale:g}") for one in overrides.adapters.ip_adapters]
+    wanted = [("lora", one.path, f" x {one.scale:g}") for one in key.adapters.loras]
+    wanted += [("embedding", one.path, f" as {one.token}" if one.token else "") for one in key.adapters.embeddings]
+    wanted += [("ip-adapter", one.path, f" x {one.scale:g}") for one in key.adapters.ip_adapters]
     found, problems = [], []
 
     def see(kind: str, name: str, words: str, measure: Callable[[], int]) -> None:

@@ -15,7 +15,7 @@ from t2i.jobs.planning.assets import find_adapters, find_controls
 from t2i.jobs.planning.device_plan import machine_plan, say_safety
 from t2i.jobs.planning.prompt_checks import warn_of_prompts
 from t2i.jobs.spec.request import GenerateRequest
-from t2i.jobs.spec.resolve import ModelKey, complete, model_key
+from t2i.jobs.spec.resolve import ModelKey, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import PromptOverrides, Task
 from t2i.model_files.gc_pause import gc_paused
 from t2i.pipelines.loading.load import ModelFiles, locate
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SettingsByOverride = dict[
     PromptOverrides, dict[str, Any]
-]  # of each prompt's own wish what `TextToImage.settings` is told
+]  # what `TextToImage.settings` is told, by what a prompt overrides
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelGroup:
     """Images that one loaded model draws."""
 
     files: ModelFiles
-    overrides: ModelKey
+    key: ModelKey
     tasks: Sequence[Task]
 
 
@@ -71,21 +71,23 @@ class DrawGroup:
         return self.tasks[0] if k == self.index else None
 
 
-def plan(request: GenerateRequest) -> list[ModelGroup]:
-    """The parts of a run, their models found (and downloaded, where that is needed).  Raises as `locate` does."""
-    found: dict[tuple[str, str | None], ModelFiles] = {}
+def plan(request: GenerateRequest, found: dict[tuple[str, str | None], ModelFiles] | None = None) -> list[ModelGroup]:
+    """Group the images of a request by model, and find the models (downloading them where that is needed).
+
+    found: models that were found before; new ones are added.  Raises as `locate` does.
+    """
+    found = {} if found is None else found
     parts = []
-    for overrides, tasks in groupby(request.tasks, lambda task: model_key(request, task.prompt.overrides)):
-        key = overrides.model, overrides.revision
-        if key not in found:
-            found[key] = locate(
-                overrides.model, revision=overrides.revision, offline=request.offline, config=request.config
-            )
-        parts.append(ModelGroup(found[key], overrides, list(tasks)))
+    offline, config = request.options.offline, request.options.config
+    for key, tasks in groupby(request.tasks, lambda task: model_key(request.options_of(task.prompt))):
+        name = key.model, key.revision
+        if name not in found:
+            found[name] = locate(key.model, revision=key.revision, offline=offline, config=config)
+        parts.append(ModelGroup(found[name], key, list(tasks)))
     for part in parts:  # all of them, before the first one is drawn
-        edits = [(task, task.prompt.overrides.edit.over(request.edit)) for task in part.tasks]
-        find_controls(part.files, edits, request.offline or part.files.offline)
-        find_adapters(part.overrides.adapters, part.tasks[0], request.offline or part.files.offline)
+        inputs = [(task, image_inputs(request.options_of(task.prompt))) for task in part.tasks]
+        find_controls(part.files, inputs, offline or part.files.offline)
+        find_adapters(part.key.adapters, part.tasks[0], offline or part.files.offline)
     return parts
 
 
@@ -94,12 +96,12 @@ def prepare(
     part: ModelGroup,
     request: GenerateRequest,
     say: Callable[[str], None],
-    painter: TextToImage | None = None,
+    model: TextToImage | None = None,
     steady: bool = False,
 ) -> tuple[TextToImage, list[DrawGroup]]:
     """Warn of what will be cut from the prompts, then load the weights and say what will be done.
 
-    painter: the same base model, loaded before; it then wears the adapters of this part.
+    model: the same base model, loaded before; it then wears the adapters of this part.
     steady: as `make_plan` has it.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
@@ -107,42 +109,42 @@ def prepare(
     from t2i.pipelines.adapters.textual_inversion import with_words
     from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
-    words = read_words(part.overrides.adapters, request.offline)
+    words = read_words(part.key.adapters, request.options.offline)
     tokenizers = load_tokenizers(part.files)
-    wishes = {task.prompt.overrides: complete(request, task.prompt.overrides) for task in part.tasks}
+    told = {task.prompt.overrides: settings_of(request.options_of(task.prompt)) for task in part.tasks}
     _check_prompts(
-        part, wishes, PromptChunker.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say
+        part, told, PromptChunker.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say
     )
     images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
-    painter = load_or_set_adapters(
-        painter,
+    model = load_or_set_adapters(
+        model,
         part.files,
-        part.overrides.adapters,
-        offline=request.offline,
-        scheduler=request.scheduler,
+        part.key.adapters,
+        offline=request.options.offline,
+        scheduler=request.options.scheduler,
         components=tokenizers,
-        plan=lambda: machine_plan(part.files, part.overrides, request, list(wishes.values()), images, steady),
+        plan=lambda: machine_plan(part.files, part.key, request, list(told.values()), images, steady),
         say=say,
-        cache=part.overrides.cache,
+        cache=part.key.cache,
     )
-    for line in (*painter.attached.lines, *painter.attached.warnings):
+    for line in (*model.attached.lines, *model.attached.warnings):
         say(line)
-    groups = list(_groups(part, painter, wishes))
-    _announce(painter, groups, say)
-    return painter, groups
+    groups = list(_groups(part, model, told))
+    _announce(model, groups, say)
+    return model, groups
 
 
-def _groups(part: ModelGroup, painter: TextToImage, wishes: SettingsByOverride) -> Iterator[DrawGroup]:
+def _groups(part: ModelGroup, model: TextToImage, told: SettingsByOverride) -> Iterator[DrawGroup]:
     def together(task: Task) -> tuple[Any, ...]:
-        overrides = wishes[task.prompt.overrides]
-        alone = task if task.prompt.original and task.job.seed == task.prompt.overrides.seed else None
-        return tuple(overrides.values()), alone and (alone.prompt.original, alone.prompt.copies)
+        settings = told[task.prompt.overrides]
+        alone = task if task.prompt.original and task.job.seed == task.prompt.overrides.get("seed") else None
+        return tuple(settings.values()), alone and (alone.prompt.original, alone.prompt.copies)
 
     for (_, alone), run in groupby(part.tasks, together):
         tasks = list(run)
         prompt = tasks[0].prompt
         try:
-            settings = painter.settings(**wishes[prompt.overrides])
+            settings = model.settings(**told[prompt.overrides])
         except UsageError as e:
             if not prompt.where:
                 raise
@@ -150,26 +152,26 @@ def _groups(part: ModelGroup, painter: TextToImage, wishes: SettingsByOverride) 
         if alone is None:
             yield DrawGroup(tasks, settings)
             continue
-        settings = _same_scheduler(painter, settings, tasks[0])
+        settings = _same_scheduler(model, settings, tasks[0])
         yield from (DrawGroup([task], settings, *prompt.copies) for task in tasks)
 
 
-def _same_scheduler(painter: TextToImage, settings: Settings, task: Task) -> Settings:
+def _same_scheduler(model: TextToImage, settings: Settings, task: Task) -> Settings:
     """The model's own scheduler where the record shows that one: a name stands for what is usual with it."""
-    told = task.prompt.original and task.prompt.original.recipe
+    record = task.prompt.original and task.prompt.original.recipe
     if (
-        not told
-        or settings.scheduler != told.scheduler
-        or painter.runner.scheduler_config(settings) == told.scheduler_config
+        not record
+        or settings.scheduler != record.scheduler
+        or model.runner.scheduler_config(settings) == record.scheduler_config
     ):
         return settings
     own = replace(settings, scheduler=None)
-    return own if painter.runner.scheduler_config(own) == told.scheduler_config else settings
+    return own if model.runner.scheduler_config(own) == record.scheduler_config else settings
 
 
 def _check_prompts(
     part: ModelGroup,
-    wishes: SettingsByOverride,
+    told: SettingsByOverride,
     chunker: PromptChunker,
     words: Sequence[Word],
     say: Callable[[str], None],
@@ -177,30 +179,30 @@ def _check_prompts(
     """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
     from t2i.jobs.planning.adapter_swap import hints
 
-    warn_of_prompts(part.files.model.name, chunker, [(task, wishes[task.prompt.overrides]) for task in part.tasks], say)
+    warn_of_prompts(part.files.model.name, chunker, [(task, told[task.prompt.overrides]) for task in part.tasks], say)
     if any(not task.job.prompt.strip() for task in part.tasks):
         say("note: an empty prompt: drawing unconditionally")
-    negatives = [overrides["negative"] for overrides in wishes.values()]
+    negatives = [settings["negative_prompt"] for settings in told.values()]
     for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
         say(hint)
     _check_originals(part, say)
-    say_safety(part.files, part.overrides, say)
+    say_safety(part.files, part.key, say)
 
 
-def _announce(painter: TextToImage, groups: Sequence[DrawGroup], say: Callable[[str], None]) -> None:
+def _announce(model: TextToImage, groups: Sequence[DrawGroup], say: Callable[[str], None]) -> None:
     """Say what will be drawn and how."""
     idle = [
         group
         for group in groups
-        if group.settings.negative and not painter.runner.uses_negative(group.settings.guidance)
+        if group.settings.negative_prompt and not model.runner.uses_negative(group.settings.guidance)
     ]
     if idle:
         guidance = idle[0].settings.guidance
-        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {painter.name})")
+        say(f"warning: the negative prompt does nothing (guidance {guidance:g} of {model.name})")
     for line in dict.fromkeys(filter(None, (_scaled(group.settings) for group in groups))):
         say(line)
-    say(_headline(painter, groups))
-    if painter.plan and (chosen := painter.plan.summary()):
+    say(_headline(model, groups))
+    if model.plan and (chosen := model.plan.summary()):
         say(f"machine: {chosen}")
 
 
@@ -223,20 +225,20 @@ def _scaled(settings: Settings) -> str | None:
     return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cut to {size[0]}x{size[1]}"
 
 
-def _headline(painter: TextToImage, groups: Sequence[DrawGroup]) -> str:
+def _headline(model: TextToImage, groups: Sequence[DrawGroup]) -> str:
     """One line that says what is done and with what, so that nothing was chosen in silence."""
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))
     parts = [
-        painter.name,
-        painter.device,
-        painter.dtype,
-        *([f"cache {painter.runner.cache}"] if painter.runner.cache else []),
+        model.name,
+        model.device,
+        model.dtype,
+        *([f"cache {model.runner.cache}"] if model.runner.cache else []),
     ]
     for several, words in (
         ("sizes", lambda s: f"{s.width}x{s.height}"),
-        ("numbers of steps", lambda s: f"{s.steps} steps of {painter.runner.scheduler_name(s)}"),
+        ("numbers of steps", lambda s: f"{s.steps} steps of {model.runner.scheduler_name(s)}"),
         ("ways to start", lambda s: s.edit.words(s.steps)),
         ("values of guidance", lambda s: f"guidance {s.guidance:g}" + (" (off)" if s.guidance <= 1 else "")),
     ):

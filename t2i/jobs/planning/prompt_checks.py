@@ -22,7 +22,7 @@ def warn_of_prompts(
     """
     texts: dict[tuple[str, bool, bool | None], str] = {}
     for task, settings in tasks:
-        negative = settings["negative"] if task.job.negative is None else task.job.negative
+        negative = settings["negative_prompt"] if task.job.negative_prompt is None else task.job.negative_prompt
         for text in (task.job.prompt, negative):
             texts.setdefault((text, settings.get("weights", True), settings.get("chunks")), task.prompt.where)
     most, idle = 1, ""

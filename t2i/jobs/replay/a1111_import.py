@@ -6,14 +6,14 @@ A1111, Forge, SD.Next and many more write the same line; what each of them adds 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from t2i.config.options import OPTIONS, Known
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.attention_weights import with_numbers
-from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import ImageInputs, check_strength, read_upscale
+from t2i.pipelines.settings.edit import check_strength, read_upscale
 from t2i.pipelines.settings.schedulers import scheduler_name
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
@@ -31,7 +31,7 @@ LONGEST = 60  # characters of one value in a message
 
 @dataclass
 class ImportedSettings:
-    """A parsed text.  values: by the names of `PromptOverrides`.  lost: what could not be restored, a line each.
+    """A parsed text.  values: by the names of options.  lost: what could not be restored, a line each.
 
     ours: t2i wrote it, into a file that has lost our own record.
     """
@@ -54,15 +54,21 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Impor
     )
     text.ours = settings.get("Version", "").startswith("t2i")
     negative = settings["Negative prompt"]
-    text.prompt, text.values["negative"] = (_without_network_tags(part, text.lost) for part in (text.prompt, negative))
+    text.prompt, text.values["negative_prompt"] = (
+        _without_network_tags(part, text.lost) for part in (text.prompt, negative)
+    )
     if EDITING.search(f"{text.prompt} {negative}"):
         text.lost.append("prompt editing ([a:b:0.5], AND, BREAK): read as plain words")
     elif not text.ours:  # there (red) is a weight by itself
-        text.prompt, text.values["negative"] = with_numbers(text.prompt), with_numbers(text.values["negative"])
-    for key, (name, read) in _NUMBERS.items():
-        if key in settings:
+        text.prompt, text.values["negative_prompt"] = (
+            with_numbers(text.prompt),
+            with_numbers(text.values["negative_prompt"]),
+        )
+    for key, option in _LABELLED.items():
+        if key in settings and settings[key] != option.option.a1111_unset:
             try:
-                text.values[name] = read(settings[key])
+                value = option.convert(settings[key])
+                text.values[option.name] = value[0] if option.option.many else value
             except (ValueError, UsageError):
                 text.lost.append(f"{key}: {_short(settings[key])} (not a value that can be used)")
     if settings.get("Sampler"):
@@ -98,11 +104,11 @@ def _read_edit(settings: Mapping[str, str], from_picture: bool, text: ImportedSe
     strength, factor = settings.get("Denoising strength", ""), settings.get("Hires upscale", "")
     try:
         if factor and strength:
-            text.values["edit"] = ImageInputs(upscale=read_upscale(f"{factor}:{strength}"))
+            text.values["upscale"] = read_upscale(f"{factor}:{strength}")
             same = settings.get("Hires upscaler") in LANCZOS
             return ("Denoising strength", "Hires upscale", *(["Hires upscaler"] if same else []))
         if strength and from_picture and not any(key.startswith("Hires") for key in settings):
-            text.values["edit"] = ImageInputs(strength=check_strength("strength", float(strength)))
+            text.values["strength"] = check_strength("strength", float(strength))
             return ("Denoising strength",)
     except (ValueError, UsageError):
         pass  # listed with the rest
@@ -113,7 +119,7 @@ def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Colle
     """A line for each group of settings that means one thing, and for every one that is not known."""
     groups: dict[str, list[str]] = {}
     for key, value in settings.items():
-        if key in (*UNDERSTOOD, *HARMLESS, *_NUMBERS, *restored) or (key == "Clip skip" and value == "1"):
+        if key in (*UNDERSTOOD, *HARMLESS, *_LABELLED, *restored) or (key == "Clip skip" and value == "1"):
             continue
         meaning = next((words for pattern, words in _MEANINGS.items() if re.match(pattern, key)), "")
         if key == "Denoising strength":
@@ -127,31 +133,13 @@ def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Colle
         lost.append(", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "") + about)
 
 
-def _number(check: Callable[[Any], Any], kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: check(kind(text))
-
-
-def _seed(text: str) -> int:
-    return limits.check_seeds([int(text)])[0]
-
-
-def _side(text: str) -> int:
-    return limits.check_side("size", int(text))
-
-
 def _short(value: str) -> str:
     """On one line: a record's value may hold anything."""
     text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-_NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "Steps": ("steps", _number(limits.check_steps, int)),
-    "CFG scale": ("guidance", _number(limits.check_guidance, float)),
-    "Seed": ("seed", _seed),
-    "Size-1": ("width", _side),
-    "Size-2": ("height", _side),
-}
+_LABELLED: dict[str, Known] = {one.option.a1111: one for one in OPTIONS.values() if one.option.a1111}
 _HIRES = "a second pass: the picture is the first pass's, and smaller"
 _MEANINGS = {
     r"Hires": _HIRES,

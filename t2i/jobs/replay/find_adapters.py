@@ -14,7 +14,7 @@ from t2i.jobs.replay.search_paths import places
 from t2i.pipelines.adapters.files import HUB, find
 from t2i.pipelines.settings.image_input import ImageInput
 
-FIELDS = {"lora": "loras", "embedding": "embeddings", "ip-adapter": "ip_adapters"}
+FIELDS = {"lora": "lora", "embedding": "embedding", "ip-adapter": "ip_adapter"}
 OPTIONS = {"lora": "--lora", "embedding": "--embedding", "ip-adapter": "--ip-adapter"}
 SPELLED = {"--lora": "PATH:SCALE", "--embedding": "PATH:TOKEN", "--ip-adapter": "PATH:IMAGE:SCALE"}
 

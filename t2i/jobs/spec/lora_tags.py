@@ -30,9 +30,8 @@ def extract_lora_tags(prompt: Prompt, folder: Path | None, loras: Sequence[str])
     if CHOICE.search(prompt.text):
         raise UsageError(f"{where}<lora:...> inside of {{ }} in a prompt", "write it outside, or a prompt for each")
     found = list(_specs(prompt.text, folder, where))
-    own = tuple(loras) if prompt.overrides.loras is None else prompt.overrides.loras
-    overrides = replace(prompt.overrides, loras=own + tuple(found))
-    Adapters.read(overrides.loras or ())
+    overrides = prompt.overrides.with_(lora=(*prompt.overrides.get("lora", loras), *found))
+    Adapters.read(overrides["lora"])
     text = re.sub(r"[ \t]{2,}", " ", NETWORK.sub("", prompt.text)).strip()
     return replace(prompt, text=text, overrides=overrides, template=prompt.template or prompt.text)
 

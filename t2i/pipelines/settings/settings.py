@@ -32,19 +32,19 @@ class Settings:
     height: int
     final: tuple[int, int]
     scheduler: str | None = None
-    negative: str = ""
+    negative_prompt: str = ""
     edit: ImageInputs = NO_IMAGE_INPUTS
     weights: bool = True
     chunks: bool = False
 
     def negative_of(self, job: Job) -> str:
         """The negative prompt of one image."""
-        return self.negative if job.negative is None else job.negative
+        return self.negative_prompt if job.negative_prompt is None else job.negative_prompt
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw.  negative: its own; None: that of the settings.
+    """One image to draw.  negative_prompt: its own; None: that of the settings.
 
     template, negative_template: what a prompt was made from; empty: it was written as it is.
     """
@@ -52,7 +52,7 @@ class Job:
     prompt: str
     seed: int
     template: str = ""
-    negative: str | None = None
+    negative_prompt: str | None = None
     negative_template: str = ""
 
 
@@ -60,7 +60,7 @@ def choose_settings(
     pipe: Any,
     defaults: Defaults,
     *,
-    negative: str = "",
+    negative_prompt: str = "",
     steps: int | None = None,
     guidance: float | None = None,
     width: int | None = None,
@@ -98,7 +98,7 @@ def choose_settings(
         height=size[1],
         final=enlarged(size, edit, multiple),
         scheduler=scheduler,
-        negative=limits.check_prompt(negative, "negative prompt"),
+        negative_prompt=limits.check_prompt(negative_prompt, "negative prompt"),
         edit=check_image_inputs(edit, steps),
         weights=weights,
         chunks=chunks,

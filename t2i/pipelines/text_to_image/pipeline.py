@@ -27,6 +27,7 @@ from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
 from t2i.pipelines.settings.schedulers import describe
 from t2i.pipelines.settings.settings import Job, Settings, choose_settings, default_batch_size
 from t2i.pipelines.text_to_image.passes import PassResult
+from t2i.pipelines.text_to_image.preview import Preview
 from t2i.pipelines.text_to_image.results import Result, make_results
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 from t2i.pipelines.text_to_image.step_cache import Cache, check_compiled, parse_cache
@@ -164,7 +165,7 @@ class TextToImage:
         prompts: Sequence[str] | str,
         *,
         seeds: Sequence[int],
-        negative: str = "",
+        negative_prompt: str = "",
         steps: int | None = None,
         guidance: float | None = None,
         width: int | None = None,
@@ -181,7 +182,7 @@ class TextToImage:
         """
         jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
         settings = self.settings(
-            negative=negative,
+            negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
             width=width,
@@ -206,8 +207,9 @@ class TextToImage:
         *,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Iterator[Result]:
-        """Draw these jobs, batch by batch; see `__call__`."""
+        """Draw these jobs, batch by batch; see `__call__`.  preview: shows images as they take shape."""
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
@@ -216,9 +218,11 @@ class TextToImage:
             batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
         if alone and batch_size != 1:
             raise UsageError(f"cache {self.runner.cache} with {batch_size} images at once", "it draws one at a time")
-        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
+        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress, preview)
 
-    def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
+    def _batches(
+        self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None, preview: Preview | None
+    ) -> Iterator[Result]:
         guided, first = self.runner.uses_negative(settings.guidance), 0
         slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
         for batch in (run for part in slices for run in self.prompt_encoder.runs(part, settings, guided)):
@@ -227,6 +231,7 @@ class TextToImage:
                 if progress is not None:
                     progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
 
+            self.runner.preview = preview
             x, blanked = self._draw_whole(batch, settings, report)
             report(1.0)
             yield from make_results(self.runner, batch, settings, (x, blanked), first, self._known())

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from t2i.config.options import OPTIONS, SETTINGS
 from t2i.imaging.images import pixel_hash
 from t2i.metadata.recipe import Recipe
 from t2i.pipelines.settings.schedulers import describe
@@ -36,8 +37,15 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         versions=versions() | (_compel() if known.get("reading") else {}),
         image_hash=pixel_hash(image),
         edit=settings.edit.record((settings.width, settings.height)),
+        options=recorded_options(settings),
         **known,
     )
+
+
+def recorded_options(settings: Settings) -> dict[str, Any]:
+    """Return the options that a record keeps by name, where they are set."""
+    names = [name for name in SETTINGS if OPTIONS[name].option.recorded]
+    return {name: value for name in names if (value := getattr(settings, name)) != OPTIONS[name].default}
 
 
 def _compel() -> dict[str, str]:

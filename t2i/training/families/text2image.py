@@ -247,7 +247,9 @@ def draw_samples(pipe: StableDiffusionPipeline, config: Text2ImageConfig, folder
     wanted = config.samples
     model = TextToImage.wrap(pipe)
     # weights=False: a caption is plain text, brackets and all
-    settings = model.settings(negative=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False)
+    settings = model.settings(
+        negative_prompt=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False
+    )
     jobs = [Job(prompt, config.seed + i) for i, prompt in enumerate(wanted.prompts)]
     results = model.draw(jobs, settings)
     sheet = images.grid([result.image for result in results], columns=wanted.columns)

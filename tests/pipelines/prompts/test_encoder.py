@@ -32,7 +32,9 @@ def load(family: Callable[[str], Path]) -> Callable[[str], TextToImage]:
 
 def encoded(model: TextToImage, prompt: str, negative: str = "", **chosen: Any) -> dict[str, torch.Tensor]:
     """What the pipeline is given for one image."""
-    return model.prompt_encoder.options([Job(prompt, 1)], model.settings(negative=negative, **chosen), guided=True)
+    return model.prompt_encoder.options(
+        [Job(prompt, 1)], model.settings(negative_prompt=negative, **chosen), guided=True
+    )
 
 
 def encoders(model: TextToImage) -> list[tuple[Any, Any]]:
@@ -100,7 +102,7 @@ def test_one_image_is_what_the_pipeline_makes_of_the_plain_texts(
     ours = next(model(SHORT, seeds=[5], **options)).recipe
     texts = model.prompt_encoder._texts
     monkeypatch.setattr(model.prompt_encoder, "options", texts)
-    assert texts([Job(SHORT, 5)], model.settings(negative=negative), True)["prompt"] == [SHORT]
+    assert texts([Job(SHORT, 5)], model.settings(negative_prompt=negative), True)["prompt"] == [SHORT]
     assert next(model(SHORT, seeds=[5], **options)).recipe.image_hash == ours.image_hash
 
 
@@ -152,7 +154,7 @@ def test_a_pipeline_that_is_not_known_gets_the_words(load: Callable[[str], TextT
     own = type(model.pipe)
     model.pipe.__class__ = type("StrangePipeline", (own,), {})
     strange = TextToImage.wrap(model.pipe, defaults=Defaults())
-    settings = strange.settings(negative="(photo:1.3)", width=32, height=32)
+    settings = strange.settings(negative_prompt="(photo:1.3)", width=32, height=32)
     given = strange.prompt_encoder.options([Job("a (red:1.2) horse", 1)], settings, guided=True)
     assert given == {"prompt": ["a red horse"], "negative_prompt": ["photo"]}
     drawn = next(strange("a (red:1.2) horse", seeds=[1], steps=1, width=32, height=32)).recipe
@@ -275,7 +277,7 @@ def test_a_long_negative_prompt_lengthens_the_prompt(kind: str, load: Callable[[
     given = encoded(model, SHORT, LONG)
     assert given["prompt_embeds"].shape == given["negative_prompt_embeds"].shape
     assert torch.equal(given["prompt_embeds"][:, 77:], plain(model, []))
-    settings = model.settings(negative=LONG)
+    settings = model.settings(negative_prompt=LONG)
     assert model.prompt_encoder.chunks(Job(SHORT, 1), settings, True) == 2
     assert model.prompt_encoder.chunks(Job(SHORT, 1), settings, False) == 1
 
@@ -295,7 +297,7 @@ def test_long_and_short_ones_together_are_as_each_alone(load: Callable[[str], Te
 def test_with_and_without_a_negative_prompt_are_apart_where_the_pipeline_tells_them_apart(
     load: Callable[[str], TextToImage],
 ) -> None:
-    jobs = [Job("a", 1, negative=""), Job("a", 2, negative="photo"), Job("a", 3, negative="cat")]
+    jobs = [Job("a", 1, negative_prompt=""), Job("a", 2, negative_prompt="photo"), Job("a", 3, negative_prompt="cat")]
     for kind, runs in (("flux", [1, 2]), ("sd15", [3])):
         model = load(kind)
         assert [len(run) for run in model.prompt_encoder.runs(jobs, model.settings(), True)] == runs
@@ -309,7 +311,7 @@ def test_flux_with_true_guidance_is_as_plain_diffusers(family: Callable[[str], P
     pipe = FluxPipeline.from_pretrained(family("flux"))
     model = TextToImage.wrap(pipe, defaults=Defaults(guidance_name="true_cfg_scale"))
     for negative in ("photo", ""):
-        ours = next(model(SHORT, seeds=[5], negative=negative, guidance=3.0, steps=2, width=32, height=32)).image
+        ours = next(model(SHORT, seeds=[5], negative_prompt=negative, guidance=3.0, steps=2, width=32, height=32)).image
         theirs = pipe(
             SHORT,
             negative_prompt=negative or None,

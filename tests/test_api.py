@@ -15,7 +15,7 @@ from PIL import Image
 from t2i import load
 from t2i.errors import UsageError
 from t2i.imaging import images
-from t2i.jobs.api import Model
+from t2i.api import Model
 from t2i.metadata import recipe
 from t2i.pipelines.prompts.dynamic_prompts import resolve
 from t2i.pipelines.text_to_image.pictures import Picture, Pictures
@@ -40,7 +40,9 @@ def test_picture_k_has_seed_plus_k_and_its_recipe(draw: Model, four: Pictures, t
         assert (picture.size, picture.mode, picture.blanked) == ((32, 32), "RGB", False)
         assert (picture.recipe.prompt, picture.recipe.negative_prompt) == ("a horse", "a cat")
         assert picture.recipe.image_hash == images.pixel_hash(picture)
-    plain = TextToImage.load(tiny_pipeline)("a horse", seeds=[7, 8, 9, 10], steps=2, guidance=3, negative="a cat")
+    plain = TextToImage.load(tiny_pipeline)(
+        "a horse", seeds=[7, 8, 9, 10], steps=2, guidance=3, negative_prompt="a cat"
+    )
     assert [result.recipe for result in plain] == [picture.recipe for picture in four]
 
 
