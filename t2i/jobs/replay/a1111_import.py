@@ -68,7 +68,7 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Impor
         if key in settings and settings[key] != option.option.a1111_unset:
             try:
                 value = option.convert(settings[key])
-                text.values[option.name] = value[0] if option.option.many else value
+                text.values[option.name] = limits.check_seeds(value)[0] if option.name == "seed" else value
             except (ValueError, UsageError):
                 text.lost.append(f"{key}: {_short(settings[key])} (not a value that can be used)")
     if settings.get("Sampler"):

@@ -237,7 +237,7 @@ def test_a_foreign_model_is_looked_up_else_the_default_draws_and_that_is_said(
 def test_values_that_cannot_be_are_lost_and_said() -> None:
     text = "a\nSteps: 0, Sampler: Nothing, CFG scale: nan, Seed: -1, Size: 99999x8, Model: \x1b[2J, RNG: CPU"
     found = understand(parse(text))
-    assert found.values == {"negative": "", "height": 8}
+    assert found.values == {"negative_prompt": "", "height": 8}
     assert [line.partition(":")[0] for line in found.lost] == ["Steps", "CFG scale", "Seed", "Size-1", "Sampler"]
 
 
