@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def generate(**given: Any) -> None:
     from t2i.cli.dry_run import survey, survey_batch
     from t2i.jobs.batch.runner import draw_batch
     from t2i.jobs.from_options import understand
-    from t2i.jobs.run import draw, to_json
+    from t2i.jobs.run import draw
 
     def say(line: str) -> None:
         if not quiet:
@@ -91,3 +92,9 @@ def _chosen() -> set[str]:
     ctx = click.get_current_context()
     found = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     return found | ({"seed"} if "seeds" in found else set()) | ({"width", "height"} if "size" in found else set())
+
+
+def to_json(path: Path, recipe: Recipe | Packed | None) -> str:
+    """One line of JSON: the path and the whole recipe, or how many images a shard has; a sheet of all has no recipe."""
+    record = {"grid": True} if recipe is None else json.loads(recipe.to_json())
+    return json.dumps({"path": str(path)} | record)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2i.jobs.batch.runner import is_batch
-from t2i.jobs.batch.shard_packer import check_shards
 from t2i.jobs.spec.prompt_files import hints, read_prompts
 from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.shard_options import check_shards, is_batch
 from t2i.jobs.spec.tasks import choose_seeds, read_size
 from t2i.pipelines.settings.edit import make_image_inputs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -22,7 +21,6 @@ from t2i.jobs.spec.tasks import Task
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i.jobs.batch.shard_packer import Packed
     from t2i.metadata.recipe import Recipe
     from t2i.pipelines.text_to_image.pipeline import TextToImage
     from t2i.pipelines.text_to_image.preview import Preview
@@ -211,9 +209,3 @@ def _progress(bar: bool) -> Iterator[_Steps]:
     # a delay: the bar comes with the first step, below the words on what will be done
     with tqdm(desc="drawing", unit="step", leave=False, file=sys.stderr, disable=shown, delay=1e-9) as steps:
         yield _Steps(steps)
-
-
-def to_json(path: Path, recipe: Recipe | Packed | None) -> str:
-    """One line of JSON: the path and the whole recipe, or how many images a shard has; a sheet of all has no recipe."""
-    record = {"grid": True} if recipe is None else json.loads(recipe.to_json())
-    return json.dumps({"path": str(path)} | record)

@@ -6,7 +6,6 @@ walks it once more, waits for what others still draw, takes over what a dead one
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,13 +19,6 @@ from t2i.jobs.batch.worker import SavedItem, Say, Worker
 from t2i.jobs.spec.request import GenerateRequest
 
 LAST_WORD_SECONDS = 10.0
-
-
-def is_batch(file: str, output: str | None, grid: bool) -> bool:
-    """Whether a file of prompts makes a long batch: a real file that goes into a folder, or a pattern with {job}."""
-    if grid or not Path(file).is_file():
-        return False
-    return output is None or output.endswith(("/", os.sep)) or os.path.isdir(output) or "{job}" in output
 
 
 def draw_batch(file: Path, request: GenerateRequest, chosen: bool, say: Say, bar: bool) -> Iterator[SavedItem]:

@@ -7,13 +7,10 @@ could not be drawn, or were blanked, are left out, and when a later run draws th
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from t2i.errors import UsageError
 from t2i.jobs.batch.job_list import JobGroup
 from t2i.jobs.batch.ledger import Ledger
 from t2i.jobs.batch.shard_index import Line
@@ -28,32 +25,6 @@ class Packed:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps({"images": self.images})
-
-
-def check_shards(file: str | None, others: bool, given: Mapping[str, Any]) -> None:
-    """See that --shards is asked for where it can be.  others: there are prompts or images beside the file.
-
-    Raises UsageError.
-    """
-    kind, output = given["shards"], given["output"]
-    if kind is None:
-        if given["shard_size"] is not None:
-            message = f"--shard-size {given['shard_size']} without shards"
-            raise UsageError(message, "add --shards parquet, or --shards webdataset")
-        return
-    example = f"t2i generate --prompts FILE --shards {kind} -o FOLDER/"
-    if others or file is None or file == "-":
-        raise UsageError("--shards packs the images of a file of prompts, and of nothing else", example)
-    if not Path(file).is_file():
-        raise UsageError(f"--prompts {file}: no such file")
-    if given["grid"]:
-        raise UsageError("--grid makes one sheet of images, --shards files to train on", "leave out one of them")
-    if output is None:
-        raise UsageError("--shards needs a folder to put them in", example)
-    if "{" in output:
-        raise UsageError(f"--output {output}: a pattern names single images, --shards packs them", example)
-    if not (output.endswith(("/", os.sep)) or os.path.isdir(output)):
-        raise UsageError(f"--output {output}: --shards needs a folder", f"-o {output}/")
 
 
 def pack(ledger: Ledger, groups: list[JobGroup]) -> Generator[tuple[Path, Packed], None, bool]:
