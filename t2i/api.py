@@ -29,7 +29,7 @@ from t2i.jobs.planning.device_plan import device_options
 from t2i.jobs.planning.model_slot import ModelSlot
 from t2i.jobs.run import execute
 from t2i.jobs.spec.resolve import model_key
-from t2i.pipelines.loading.load import locate
+from t2i.model_files.locate import locate
 from t2i.pipelines.text_to_image.pictures import Picture, Pictures
 from t2i.pipelines.text_to_image.pipeline import TextToImage
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from t2i import load
+from t2i.api import Model
 from t2i.errors import UsageError
 from t2i.imaging import images
-from t2i.api import Model
 from t2i.metadata import recipe
 from t2i.pipelines.prompts.dynamic_prompts import resolve
 from t2i.pipelines.text_to_image.pictures import Picture, Pictures

@@ -66,8 +66,8 @@ def merge(model: str, loras: tuple[str, ...], output: Path, revision: str | None
 
     It draws what MODEL draws with --lora, to rounding. FOLDER must not exist.
     """
+    from t2i.model_files.locate import locate
     from t2i.pipelines.adapters.specs import Adapters
-    from t2i.pipelines.loading.load import locate
     from t2i.pipelines.text_to_image.lora_merge import merge as merge_into
 
     adapters = Adapters.read(loras)

@@ -111,7 +111,7 @@ def _no_such_command(name: str, *rest: str) -> str:
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from t2i import __version__
+        from t2i.version import __version__
 
         click.echo(f"t2i {__version__}")
         ctx.exit()

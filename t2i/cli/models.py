@@ -85,7 +85,7 @@ def pull(name: str, revision: str | None, quiet: bool, as_json: bool) -> None:
 
     Only safetensors weights, configs and tokenizers: what `t2i generate` would fetch. What broke off goes on.
     """
-    from t2i.pipelines.loading.load import locate
+    from t2i.model_files.locate import locate
 
     model = resolve(name)
     if model.kind != "hub" and name != "mini":

@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from t2i import __version__
 from t2i.atomic import file_hash
 from t2i.errors import ModelError, one_line
 from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.weight_files import check_pipeline_folder, check_safetensors, weights_hash
+from t2i.version import __version__
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = (

@@ -16,10 +16,10 @@ from t2i.evaluation.prompted_samples import open_prompted
 from t2i.imaging.decoding import open_image
 from t2i.metadata import recipe
 from t2i.metadata.jsonable import public_name
+from t2i.model_files.locate import locate
 from t2i.model_files.registry import HUB_ID, NAMES, read_json
 from t2i.pipelines.class_conditional.protocol import ImageModel
 from t2i.pipelines.class_conditional.sample_folder import MANIFEST, MODELS, load_model
-from t2i.pipelines.loading.load import locate
 
 DRAWN = (".png", ".jpg", ".jpeg", ".webp")  # what `t2i generate` writes
 FIRST = 10  # pictures of a folder, that show whether it is full of our own

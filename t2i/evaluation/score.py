@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from t2i import __version__
 from t2i.distributed import is_main
 from t2i.errors import DataError
 from t2i.evaluation.extraction import Seen, look, sample
@@ -22,6 +21,7 @@ from t2i.evaluation.metric_table import FEWEST, MEASURES, PAIRS, Floor, Side, by
 from t2i.evaluation.metrics import nearest
 from t2i.evaluation.prompt_fidelity import clip_score, prompt_accuracy
 from t2i.evaluation.reference import VERSION, Reference, check_extractor
+from t2i.version import __version__
 
 CLOSEST = 8  # pairs of a picture and its nearest real one that are named
 LOSSY = {"JPEG", "WEBP"}

@@ -14,7 +14,6 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from t2i import __version__
 from t2i.report.html_parts import Numbers, figures, json_data, swatch, table
 from t2i.report.plots import DARK, LIGHT, Theme
 from t2i.report.runs import Run
@@ -30,6 +29,7 @@ from t2i.report.summary_rows import (
     summary_rows,
     warning_lines,
 )
+from t2i.version import __version__
 
 
 def build(runs: Sequence[Run], now: datetime) -> str:

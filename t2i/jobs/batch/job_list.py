@@ -25,9 +25,9 @@ from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey, effective, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import Task, each_task
 from t2i.metadata.jsonable import public_name
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import Adapters, IPAdapter
-from t2i.pipelines.loading.load import ModelFiles, locate
 from t2i.pipelines.prompts.attention_weights import has_weights
 from t2i.pipelines.settings.image_input import ImageInput
 

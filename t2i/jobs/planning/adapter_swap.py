@@ -11,7 +11,7 @@ from t2i.pipelines.adapters.specs import Adapters
 from t2i.pipelines.adapters.textual_inversion import Word, read_word
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.model_files.locate import ModelFiles
     from t2i.pipelines.loading.plan import MemoryPlan
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 

@@ -14,7 +14,7 @@ from t2i.pipelines.adapters.specs import Adapters
 from t2i.pipelines.settings.edit import ImageInputs
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.model_files.locate import ModelFiles
 
 Facts = dict[str, Any]
 ELSEWHERE = "put its folder here, or say where it is: --control FOLDER:IMAGE"

@@ -9,7 +9,8 @@ from t2i.config.options import GenerateOptions
 from t2i.errors import UsageError
 from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey
-from t2i.pipelines.loading.load import ModelFiles, choose_device
+from t2i.model_files.locate import ModelFiles
+from t2i.pipelines.loading.load import choose_device
 from t2i.pipelines.loading.plan import DeviceOptions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.model_files.locate import ModelFiles
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 

@@ -23,7 +23,7 @@ from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS
 
 if TYPE_CHECKING:
     from t2i.model_files.hub_api import Remote
-    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.model_files.locate import ModelFiles
     from t2i.pipelines.loading.skeleton import PipelineSkeleton
 
 Facts = dict[str, Any]
@@ -151,7 +151,7 @@ def _count(shares: dict[ModelKey, Share], request: GenerateRequest, tasks: Itera
 def _find(key: ModelKey, request: GenerateRequest) -> Share:
     """Find out where a model is, without fetching it.  Raises as `locate` does for what is not on the Hub."""
     from t2i.model_files.hub_api import ask
-    from t2i.pipelines.loading.load import locate
+    from t2i.model_files.locate import locate
     from t2i.pipelines.loading.skeleton import PipelineSkeleton
     from t2i.pipelines.text_to_image.step_cache import check_network, parse_cache
 

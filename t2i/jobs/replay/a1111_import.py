@@ -13,6 +13,7 @@ from typing import Any
 from t2i.config.options import OPTIONS, Known
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.attention_weights import with_numbers
+from t2i.pipelines.settings import limits
 from t2i.pipelines.settings.edit import check_strength, read_upscale
 from t2i.pipelines.settings.schedulers import scheduler_name
 

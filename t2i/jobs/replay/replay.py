@@ -193,7 +193,7 @@ def _name(model: str) -> str | None:
 
 
 def _weights(model: str) -> str | None:
-    from t2i.pipelines.loading.load import locate
+    from t2i.model_files.locate import locate
 
     try:
         return locate(model, offline=True).hash()

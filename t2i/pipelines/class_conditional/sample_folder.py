@@ -20,14 +20,14 @@ from t2i.distributed import processes
 from t2i.errors import ModelError, UsageError
 from t2i.imaging import images
 from t2i.metadata.recipe import Recipe
+from t2i.model_files.locate import locate
 from t2i.model_files.registry import read_json
 from t2i.pipelines.class_conditional.dcgan import DCGAN
 from t2i.pipelines.class_conditional.ddpm import DDPM, KINDS
 from t2i.pipelines.class_conditional.protocol import ImageModel
 from t2i.pipelines.class_conditional.vae import VAE
-from t2i.pipelines.loading.load import locate
+from t2i.pipelines.environment import versions
 from t2i.pipelines.settings import limits
-from t2i.pipelines.text_to_image.record import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from t2i.errors import OutOfMemory, UsageError
+from t2i.model_files.locate import ModelFiles
 from t2i.pipelines.loading.apply import advice, deterministic, give_memory_back
 from t2i.pipelines.loading.device import measure
-from t2i.pipelines.loading.load import SMALL_BYTES, ModelFiles, choose_device, choose_dtype, dtype_reason, load_pipeline
+from t2i.pipelines.loading.load import SMALL_BYTES, choose_device, choose_dtype, dtype_reason, load_pipeline
 from t2i.pipelines.loading.plan import UNASKED, DeviceOptions, ImageBatch, MemoryPlan, choose_plan
 from t2i.pipelines.loading.skeleton import PipelineSkeleton
 

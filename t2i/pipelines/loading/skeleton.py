@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from t2i.errors import UsageError
-from t2i.pipelines.loading.load import ModelFiles, pipeline_class
+from t2i.model_files.locate import ModelFiles
+from t2i.pipelines.loading.load import pipeline_class
 from t2i.pipelines.loading.memory_estimate import Networks, networks
 from t2i.pipelines.loading.plan import ImageBatch
 from t2i.pipelines.settings.settings import Settings, batch_size_for, choose_settings

@@ -12,12 +12,13 @@ from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.model_files.library_logging import quiet
+from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import MODEL_FILE, read_json
 from t2i.model_files.weight_files import check_pipeline_folder
 from t2i.pipelines.adapters.attach import AttachedAdapters, attach
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import Adapters
-from t2i.pipelines.loading.load import ModelFiles, load_pipeline
+from t2i.pipelines.loading.load import load_pipeline
 from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
 SAVED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import UsageError
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.model_files.registry import Defaults
 from t2i.model_files.weight_files import SAFETY
 from t2i.pipelines.adapters.attach import AttachedAdapters
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 from t2i.pipelines.environment import device_name, thread_count
-from t2i.pipelines.loading.load import ModelFiles, locate
 from t2i.pipelines.loading.plan import DeviceOptions, ImageBatch, MemoryPlan
 from t2i.pipelines.loading.retry import RetryingLoader, make_plan
 from t2i.pipelines.prompts.encoder import PromptEncoder

@@ -18,8 +18,8 @@ from PIL import Image
 
 from t2i.errors import NonFinite
 from t2i.imaging import images
-from t2i.jobs.batch.file_locks import claim
 from t2i.jobs.batch.batch_models import FIRST
+from t2i.jobs.batch.file_locks import claim
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 

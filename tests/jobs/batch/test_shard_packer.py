@@ -397,7 +397,10 @@ def test_another_kind_or_size_is_another_batch(t2i: Run, here: Path, call: list[
         (["--prompts", "list.txt", "--shards", "parquet", "-o", "x/", "--overwrite"], "a batch makes what is missing"),
         (["--prompts", "list.txt", "--shards", "zip", "-o", "x/"], "'zip' is not one of"),
         (["--prompts", "list.txt", "--shard-size", "5", "-o", "x/"], "--shard-size 5 without shards"),
-        (["--prompts", "list.txt", "--shards", "parquet", "--shard-size", "0", "-o", "x/"], "shard_size: got 0, allowed 1 to 100000"),
+        (
+            ["--prompts", "list.txt", "--shards", "parquet", "--shard-size", "0", "-o", "x/"],
+            "shard_size: got 0, allowed 1 to 100000",
+        ),
         (["--prompts", "rows.jsonl", "--shards", "parquet", "-o", "x/"], "rows.jsonl, line 2: names its own file"),
     ],
 )

@@ -20,11 +20,12 @@ from t2i import load
 from t2i.errors import T2IError, UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
+from t2i.model_files.locate import locate
 from t2i.pipelines.loading import apply, quantize
 from t2i.pipelines.loading import device as device_module
 from t2i.pipelines.loading import load as load_module
 from t2i.pipelines.loading.device import Machine, main_memory, measure
-from t2i.pipelines.loading.load import choose_dtype, dtype_reason, load_pipeline, locate
+from t2i.pipelines.loading.load import choose_dtype, dtype_reason, load_pipeline
 from t2i.pipelines.loading.memory_estimate import Component, Networks, networks
 from t2i.pipelines.loading.plan import DeviceOptions, ImageBatch, MemoryLevel, MemoryPlan, choose_plan
 

@@ -16,9 +16,9 @@ from generate_kit import Run
 from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
+from t2i.model_files.locate import locate
 from t2i.pipelines.loading import quantize, retry
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
-from t2i.pipelines.loading.load import locate
 from t2i.pipelines.loading.plan import DeviceOptions
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 
