@@ -36,6 +36,7 @@ LAYOUT = """
     t2i.pipelines.text_to_image.*  t2i.pipelines.class_conditional.*
     t2i.pipelines.*
     t2i.data.*
+    t2i.jobs.events.*
     t2i.jobs.spec.*
     t2i.jobs.replay.*
     t2i.jobs.planning.*

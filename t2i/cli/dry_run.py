@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def dry_run(request: GenerateRequest, say: Callable[[str], None], as_json: bool) -> None:
     """Print what a run would do.  Raises as the run itself would, before it loads; what cannot be had, afterwards."""
-    from t2i.jobs.planning.preflight import preflight
+    from t2i.jobs.preflight import preflight
 
     found = preflight(request)
     for line in found.messages:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from t2i.distributed import is_alone
 from t2i.errors import PartialFailure, T2IError, UsageError
 from t2i.jobs.events import Blanked, Done, Drawn, Emit, Event, Planned, Previewed, SheetSaved, StepDone, messages
 from t2i.jobs.planning.model_slot import ModelSlot
-from t2i.jobs.planning.plan import ModelGroup, plan
+from t2i.jobs.planning.plan import ModelGroup, places_of, plan
 from t2i.jobs.spec.output_paths import Outputs
 from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.tasks import Task
@@ -85,23 +84,6 @@ def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None,
             "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
         )
     _Run(request, emit, slot or ModelSlot(), save).execute()
-
-
-def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
-    """Return where images go, by the name that their row gives them: None: where the output of the run says.
-
-    Raises UsageError where a row names a file and the output is no folder.
-    """
-    options, places = request.options, {}
-    for name, count in Counter(task.prompt.overrides.get("output") for task in request.tasks).items():
-        target = options.output
-        if name is not None:
-            folder = target or "outputs/"
-            if not (folder.endswith(("/", os.sep)) or os.path.isdir(folder)):
-                raise UsageError(f"--output {folder}: rows name their own files", "give a folder/, or leave it out")
-            target = os.path.join(folder, name)
-        places[name] = Outputs(target, format=options.format, overwrite=options.overwrite, count=count)
-    return places
 
 
 class _Run:

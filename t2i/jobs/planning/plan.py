@@ -5,6 +5,8 @@ Images that follow one another with the same model and settings are drawn togeth
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,6 +16,7 @@ from t2i.errors import UsageError
 from t2i.jobs.planning.assets import find_adapters, find_controls
 from t2i.jobs.planning.device_plan import machine_plan, say_safety
 from t2i.jobs.planning.prompt_checks import warn_of_prompts
+from t2i.jobs.spec.output_paths import Outputs
 from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import PromptOverrides, Task
@@ -89,6 +92,23 @@ def plan(request: GenerateRequest, found: dict[tuple[str, str | None], ModelFile
         find_controls(part.files, inputs, offline or part.files.offline)
         find_adapters(part.key.adapters, part.tasks[0], offline or part.files.offline)
     return parts
+
+
+def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
+    """Return where images go, by the name that their row gives them: None: where the output of the run says.
+
+    Raises UsageError where a row names a file and the output is no folder.
+    """
+    options, places = request.options, {}
+    for name, count in Counter(task.prompt.overrides.get("output") for task in request.tasks).items():
+        target = options.output
+        if name is not None:
+            folder = target or "outputs/"
+            if not (folder.endswith(("/", os.sep)) or os.path.isdir(folder)):
+                raise UsageError(f"--output {folder}: rows name their own files", "give a folder/, or leave it out")
+            target = os.path.join(folder, name)
+        places[name] = Outputs(target, format=options.format, overwrite=options.overwrite, count=count)
+    return places
 
 
 @gc_paused()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.jobs.planning.assets import find_adapters, look
 from t2i.jobs.planning.device_plan import machine_plan, say_safety
+from t2i.jobs.planning.plan import places_of
 from t2i.jobs.planning.prompt_checks import warn_of_prompts
-from t2i.jobs.run import places_of
 from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey, model_key, settings_of
 from t2i.jobs.spec.tasks import Task
