@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from t2i.config.options import OPTIONS, Known, find, unknown_option
+from t2i.config.option import Known, unknown_option
+from t2i.config.options import OPTIONS, GenerateOptions
 from t2i.errors import UsageError
 from t2i.jobs.events import Blanked, Drawn, Event, Message, StepDone
 from t2i.jobs.from_options import make_request
@@ -143,7 +144,7 @@ def _named(
         if given in also:
             found |= also[given](value)
             continue
-        known = find(given)
+        known = GenerateOptions.find(given)
         if known is None:
             raise unknown_option(given, tuple(allowed))
         if known.name not in allowed:

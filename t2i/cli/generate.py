@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from t2i.cli.options import SectionedCommand, options
+from t2i.cli.options import SectionedCommand, options_of, spelled
+from t2i.config.options import GenerateOptions
 
 EXAMPLES = """\b
 Examples:
@@ -27,7 +29,7 @@ Examples:
 
 @click.command(cls=SectionedCommand, epilog=EXAMPLES)
 @click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
-@options
+@options_of(GenerateOptions)
 def generate(arguments: tuple[str, ...], **given: Any) -> None:
     """Draw an image of each PROMPT and print where it is saved.
 
@@ -43,10 +45,11 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     from t2i.jobs.run import execute
 
     quiet, as_json = given["quiet"], given["json_lines"]
+    spell = partial(spelled, command=click.get_current_context().command)
 
     def say(line: str) -> None:
         if not quiet:
-            click.echo(line, err=True)
+            click.echo(spell(line), err=True)
 
     _forget_idle_defaults(given)
     if "-" in (*arguments, given["prompt_file"]) and sys.stdin.isatty():
@@ -56,7 +59,7 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     if given["dry_run"]:
         dry_run(request, say, as_json)
         return
-    with show_events(quiet, as_json) as show:
+    with show_events(quiet, as_json, spell) as show:
         execute(request, show)
 
 

@@ -41,6 +41,15 @@ class Session:
 
     debug: bool = False
     defaults: bool = False  # whether the user's config file says something about this command
+    command: click.Command | None = None  # the one that runs
+
+    def spelled(self, text: str) -> str:
+        """Return a message of the library with options as they are written on the command line."""
+        if self.command is None or "`" not in text:
+            return text
+        from t2i.cli.options import spelled
+
+        return spelled(text, self.command)
 
 
 class LazyGroup(click.Group):
@@ -60,6 +69,7 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         _accept_debug(command)
+        ctx.ensure_object(Session).command = command
         return command
 
     def resolve_command(
@@ -185,7 +195,7 @@ def _explain(e: Exception, session: Session) -> int:
         suggestion = e.hint
         if session.defaults and isinstance(e, UsageError) and not isinstance(e, ConfigError):
             suggestion = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
-        return _say(e.message, suggestion, e.exit_code)
+        return _say(session.spelled(e.message), suggestion and session.spelled(suggestion), e.exit_code)
     what = f"{type(e).__name__}: {one_line(e, 300)}" if str(e) else type(e).__name__
     return _say(f"unexpected {what}", "--debug shows where", 1)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from t2i.cli import completion_values
-from t2i.config.options import OPTIONS, Known
+from t2i.config.option import Known, Options
 
 Decorator = Callable[[Any], Any]
 COMPLETION = {
@@ -47,11 +48,15 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def options(function: Any) -> Any:
-    """Give a command all options of the record, each under its heading."""
-    for known in reversed(OPTIONS.values()):
-        function = _option(known)(function)
-    return function
+def options_of(record: type[Options]) -> Decorator:
+    """Return a decorator that gives a command all options of a record, each under its heading."""
+
+    def decorate(function: Any) -> Any:
+        for known in reversed(record.table().values()):
+            function = _option(known)(function)
+        return function
+
+    return decorate
 
 
 def _option(known: Known) -> Decorator:
@@ -81,23 +86,33 @@ def _type(known: Known) -> Any:
     return known.kind if known.kind in (int, float) else str
 
 
-def spelled(text: str, names: Collection[str] = OPTIONS) -> str:
+def spelled(text: str, command: click.Command) -> str:
     """Return a message of the library with options as they are written on the command line.
 
-    The library names options by their fields, in backticks: `steps`, `dtype=float32`.
+    The library names options by their fields, in backticks: `steps`, or `dtype=float32` with a value.
+    command: whose options they are, its subcommands' included; other words in backticks stay as they are.
     """
-    import re
+    flags = _flags(command)
 
     def flag(match: re.Match[str]) -> str:
-        known = OPTIONS.get(match[1])
-        if known is None or match[1] not in names:
+        name, value = match[1], match[2]
+        if name not in flags:
             return match[0]
-        name = known.option.flags[-1].partition("/")[0] if known.kind is bool else _longest(known)
-        return f"{name} {match[2]}" if match[2] and match[2] != "True" else name
+        on, off = flags[name]
+        if value in ("True", "False") and (value == "True" or off):
+            return on if value == "True" else off
+        return f"{on} {value}" if value else on
 
     return re.sub(r"`(\w+)(?:=([^`]+))?`", flag, text)
 
 
-def _longest(known: Known) -> str:
-    """Return the first long flag of an option."""
-    return next((flag for flag in known.option.flags if flag.startswith("--")), known.option.flags[0])
+def _flags(command: click.Command) -> dict[str, tuple[str, str]]:
+    """Return the long flag of each option, and the one that switches it off, "" where there is none."""
+    found: dict[str, tuple[str, str]] = {}
+    for child in getattr(command, "commands", {}).values():
+        found |= _flags(child)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name:
+            flag = next((flag for flag in parameter.opts if flag.startswith("--")), parameter.opts[0])
+            found[parameter.name] = flag, next(iter(parameter.secondary_opts), "")
+    return found

@@ -41,13 +41,14 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], object]]:
 
 
 @contextmanager
-def show_events(quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
+def show_events(quiet: bool, as_json: bool, spell: Callable[[str], str] = str) -> Iterator[Callable[[Event], None]]:
     """Show a job's events: results on stdout, words and a progress bar on stderr.
 
     In a pipe or a log there is no bar: each path is a sign of life, and a batch says now and then how far it is.
     as_json: print the path and the whole record of each image as one line of JSON.
+    spell: writes a message with options as the command line has them.
     """
-    shown = _Shown(quiet, as_json)
+    shown = _Shown(quiet, as_json, spell)
     try:
         yield shown
     finally:
@@ -55,8 +56,9 @@ def show_events(quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]
 
 
 class _Shown:
-    def __init__(self, quiet: bool, as_json: bool) -> None:
+    def __init__(self, quiet: bool, as_json: bool, spell: Callable[[str], str]) -> None:
         self.quiet = quiet
+        self.spell = spell
         self.as_json = as_json
         self.bar: Any = None
         self.said = time.monotonic()
@@ -93,7 +95,7 @@ class _Shown:
     def _say(self, line: str) -> None:
         if not self.quiet:
             self._clear()
-            click.echo(line, err=True)
+            click.echo(self.spell(line), err=True)
 
     def _clear(self) -> None:
         """Take the bar from the screen until it moves again: something else is to be printed there."""

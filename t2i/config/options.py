@@ -5,22 +5,16 @@ of a prompt file may set it, what it is passed on to, whether it changes which i
 calls it. Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all
 read it here.
 To add an option, add a field, and use it where it acts.
-
-Nothing here imports more than pydantic: shell completion and help read this module.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from t2i.errors import UsageError
+from t2i.config.option import Known, Option, Options
 
 MAX_SEED = 2**64 - 1  # what torch.Generator takes
 MAX_STEPS = 1000
@@ -31,57 +25,29 @@ MAX_AT_ONCE = 1024
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
-# What an option belongs to. source: it names prompts. row: each image may have its own. run: all images of a run have
-# the same. machine: like run; how images are computed, not which. output: what is printed.
-Scope = Literal["source", "row", "run", "machine", "output"]
-# What it is passed on to. settings: of one image (`TextToImage.settings`). inputs: images that drawing starts from.
-# model: which pipeline draws, in what. Nothing: the job that runs reads it itself.
-Target = Literal["settings", "inputs", "model", ""]
-
-
-@dataclass(frozen=True)
-class Option:
-    """What is to be known of an option beside its type, default and range.
-
-    flags: on the command line; "--a/--no-a" is a switch with three states.
-    help: for the command line's help page.  metavar: for its value.
-    heading: the heading that it stands under there.
-    row: its name in a row of a prompt file, where that is not the field's.  aliases: other names there and in Python.
-    many: the command line takes it several times.
-    identity: whether another value makes another batch; "set": only where it is not the default.
-    recorded: whether an image's record keeps it under its own name, and replay restores it from there.
-    a1111: its key in A1111's text, where it is written and read.  a1111_unset: the value there that says nothing.
-    environment: the variable that gives its default.
-    """
-
-    flags: tuple[str, ...]
-    help: str
-    heading: str
-    scope: Scope = "run"
-    target: Target = ""
-    metavar: str | None = None
-    row: str = ""
-    aliases: tuple[str, ...] = ()
-    many: bool = False
-    identity: Literal["", "always", "set"] = ""
-    recorded: bool = False
-    a1111: str = ""
-    a1111_unset: str = ""
-    environment: str = ""
-
-
 WHAT, HOW, START = "What to draw", "How to draw", "Start from an image"
 MODEL, ADAPTERS, MACHINE = "Model", "Adapters", "Machine"
 SPEED, OUTPUT = "Speed and preview", "Output"
 
 
-class GenerateOptions(BaseModel):
-    """All options of `t2i generate`, as given: None stands for the model's own default.
+# Shared with `t2i sample`.
+Revision = Annotated[
+    str | None,
+    Option(
+        ("--revision",),
+        "Branch, tag or commit of a model on the Hub.",
+        MODEL,
+        "row",
+        "model",
+        metavar="REV",
+        identity="always",
+    ),
+]
+Offline = Annotated[bool, Option(("--offline",), "Do not use the network.", MODEL)]
 
-    Create it with `GenerateOptions.read(...)`, which knows aliases and raises UsageError.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+class GenerateOptions(Options):
+    """All options of `t2i generate`, as given: None stands for the model's own default."""
 
     prompt: Annotated[
         tuple[str, ...],
@@ -320,18 +286,7 @@ class GenerateOptions(BaseModel):
             environment="T2I_MODEL",
         ),
     ] = "mini"
-    revision: Annotated[
-        str | None,
-        Option(
-            ("--revision",),
-            "Branch, tag or commit of a model on the Hub.",
-            MODEL,
-            "row",
-            "model",
-            metavar="REV",
-            identity="always",
-        ),
-    ] = None
+    revision: Revision = None
     config: Annotated[
         str | None,
         Option(
@@ -341,7 +296,7 @@ class GenerateOptions(BaseModel):
             metavar="FOLDER",
         ),
     ] = None
-    offline: Annotated[bool, Option(("--offline",), "Do not use the network.", MODEL)] = False
+    offline: Offline = False
 
     lora: Annotated[
         tuple[str, ...],
@@ -581,182 +536,8 @@ class GenerateOptions(BaseModel):
         Option(("--quiet",), "No messages and no progress bar on stderr, except errors.", OUTPUT, "output"),
     ] = False
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> GenerateOptions:
-        """Build the record from values by name or alias; a `size` becomes width and height.
 
-        Raises UsageError: an unknown option (with the nearest that there is), a value of another type, or out of range.
-        """
-        known: dict[str, Any] = {}
-        for given, value in values.items():
-            option = find(given)
-            if option is None:
-                raise unknown_option(given, tuple(cls.model_fields))
-            if option.name in known:
-                raise UsageError(f"{option.name} is given twice ({given!r})")
-            known[option.name] = None if value is None else option.convert(value)
-        size = known.pop("size", None)
-        known["width"], known["height"] = read_size(size, known.get("width"), known.get("height"))
-        return cls.model_construct(**{name: value for name, value in known.items() if value is not None})
-
-    def override(self, values: Mapping[str, Any]) -> GenerateOptions:
-        """Return these options with others in place of some; the values are taken as they are."""
-        return self.model_copy(update=dict(values))
-
-    def changed(self, name: str) -> bool:
-        """Whether an option differs from its default."""
-        return bool(getattr(self, name) != OPTIONS[name].default)
-
-
-@dataclass(frozen=True)
-class Known:
-    """One option: its name, what its field says, and how values of its type are read."""
-
-    name: str
-    option: Option
-    kind: type  # of one value: int, float, bool, str or Path; object: anything
-    choices: tuple[str, ...]
-    default: Any
-    low: float | None
-    high: float | None
-
-    @property
-    def row_name(self) -> str:
-        """Its name in a row of a prompt file."""
-        return self.option.row or self.name
-
-    @property
-    def words(self) -> str:
-        """Its name in a message."""
-        return self.row_name.replace("_", " ") if self.name in ("negative_prompt", "batch_size") else self.row_name
-
-    def convert(self, value: Any) -> Any:
-        """Read one value, or several of an option that may be repeated, as Python holds it.
-
-        Text is read as the type wants it, since a table holds nothing else.
-        Raises UsageError: another type, out of range, none of the choices.
-        """
-        if not self.option.many:
-            return self._one(value)
-        several = value if isinstance(value, list | tuple | range) else [value]
-        return tuple(self._one(one) for one in several)
-
-    def _one(self, value: Any) -> Any:
-        if self.choices:
-            if isinstance(value, bool) or str(value) not in self.choices:
-                raise UsageError(f"{self.words}: got {str(value)[:40]!r}, allowed {', '.join(self.choices)}")
-            return str(value)
-        if self.kind is int:
-            return self._in_range(self._number(value, int))
-        if self.kind is float:
-            return self._in_range(self._number(value, float))
-        if self.kind is bool:
-            return self._flag(value)
-        if self.kind is Path:
-            return Path(value)
-        if self.kind is str and not isinstance(value, str):
-            if isinstance(value, Path) and self.name in ("model", "lora", "embedding", "output"):
-                return str(value)
-            raise UsageError(f"{self.words}: got {str(value)[:40]!r}, expected text")
-        return value
-
-    def _number(self, value: Any, kind: type[int] | type[float]) -> Any:
-        try:
-            if isinstance(value, bool) or (kind is int and isinstance(value, float)):
-                raise ValueError
-            return kind(value)
-        except (TypeError, ValueError):
-            expected = "a whole number" if kind is int else "a number"
-            raise UsageError(f"{self.words}: got {str(value)[:40]!r}, expected {expected}") from None
-
-    def _flag(self, value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-            return value.strip().lower() == "true"
-        raise UsageError(f"{self.words}: got {str(value)[:40]!r}, allowed true, false")
-
-    def _in_range(self, value: Any) -> Any:
-        low, high = self.low, self.high
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            what = {"num_images": "images per prompt", "batch_size": "batch size"}.get(self.name, self.name)
-            unit = " pixels" if self.name in ("width", "height") else ""
-            note = "; 1 or less turns it off" if self.name == "guidance" else ""
-            raise UsageError(f"{what}: got {value}, allowed {low:g} to {high:.17g}{unit}{note}")
-        return value
-
-
-def _describe(name: str) -> Known:
-    """Read one field of the record."""
-    field = GenerateOptions.model_fields[name]
-    option = next(one for one in field.metadata if isinstance(one, Option))
-    bounds = {type(one).__name__: one for one in field.metadata}
-    low, high = bounds.get("Ge"), bounds.get("Le")
-    kind: Any = field.annotation
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(one for one in get_args(kind) if one is not type(None))
-    if get_origin(kind) is tuple:
-        kind = get_args(kind)[0]
-    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
-    kind = str if choices else object if kind is Any else kind
-    return Known(
-        name,
-        option,
-        kind,
-        choices,
-        field.default,
-        None if low is None else low.ge,
-        None if high is None else high.le,
-    )
-
-
-OPTIONS: dict[str, Known] = {name: _describe(name) for name in GenerateOptions.model_fields}
+OPTIONS: dict[str, Known] = GenerateOptions.table()
 ROW: tuple[str, ...] = tuple(name for name, one in OPTIONS.items() if one.option.scope == "row")
 SETTINGS: tuple[str, ...] = tuple(name for name, one in OPTIONS.items() if one.option.target == "settings")
 INPUTS: tuple[str, ...] = tuple(name for name, one in OPTIONS.items() if one.option.target == "inputs")
-MODEL_OPTIONS: tuple[str, ...] = tuple(name for name, one in OPTIONS.items() if one.option.target == "model")
-
-
-@cache
-def _by_name() -> dict[str, Known]:
-    names = {}
-    for known in OPTIONS.values():
-        for name in (known.name, known.row_name, *known.option.aliases):
-            names[name] = known
-    return names
-
-
-def find(name: str) -> Known | None:
-    """Look an option up by its name, its name in rows, or an alias."""
-    return _by_name().get(name)
-
-
-def row_names() -> Iterator[str]:
-    """All names by which a row may set an option, aliases included."""
-    for name, known in _by_name().items():
-        if known.option.scope == "row":
-            yield name
-
-
-def unknown_option(given: str, names: tuple[str, ...]) -> UsageError:
-    """Name the nearest option to one that is unknown."""
-    import difflib
-
-    near = difflib.get_close_matches(given, names, n=1)
-    guess = f", did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"unknown option {given[:40]!r}{guess}", f"options: {', '.join(names)}")
-
-
-def read_size(size: Any, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Return (width, height) of a size "768x512" or "512", or of both given apart.  Raises UsageError."""
-    import re
-
-    if size is None:
-        return width, height
-    match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×*]\s*(\d{1,9}))?\s*", str(size))
-    if match is None:
-        raise UsageError(f"size: got {str(size)[:40]!r}, expected WIDTHxHEIGHT, for example 512x512")
-    if width is not None or height is not None:
-        raise UsageError("give either size, or width and height")
-    sides = int(match[1]), int(match[2] or match[1])
-    return OPTIONS["width"].convert(sides[0]), OPTIONS["height"].convert(sides[1])

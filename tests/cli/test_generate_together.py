@@ -231,10 +231,11 @@ def test_info_says_in_words_how_a_picture_was_computed(
     assert line.split(maxsplit=1)[1] == "tiled decoding, deterministic, cache reuse:3"
 
 
-def test_python_refuses_what_only_the_command_reads(tiny_pipeline: Path) -> None:
+def test_python_reads_what_the_command_reads(tiny_pipeline: Path) -> None:
     draw = load(tiny_pipeline)
-    with pytest.raises(UsageError, match="in a prompt is for the command line"):
+    with pytest.raises(UsageError, match=r"there is no loras/style.safetensors"):
         draw("a horse <lora:style:0.5>", seed=1, steps=2)
-    assert draw("a <lora:style:0.5>", seed=1, steps=2, raw=True)[0].recipe.prompt == "a <lora:style:0.5>"
+    with pytest.warns(UserWarning, match="reads no further than its text encoder"):
+        assert draw("a <lora:style:0.5>", seed=1, steps=2, raw=True)[0].recipe.prompt == "a <lora:style:0.5>"
     with pytest.raises(UsageError, match="every step would be compiled anew"):
         load(tiny_pipeline, compile=True, cache="reuse")

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2i.config.options import OPTIONS, Known
+from t2i.config.option import Known
+from t2i.config.options import OPTIONS
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.attention_weights import with_numbers
 from t2i.pipelines.settings import limits

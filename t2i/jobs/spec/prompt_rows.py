@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from t2i.config.options import OPTIONS, ROW, Known, find, read_size, row_names
+from t2i.config.option import Known, read_size
+from t2i.config.options import OPTIONS, ROW, GenerateOptions
 from t2i.errors import UsageError
 from t2i.jobs.spec.request import parse
 from t2i.jobs.spec.tasks import Prompt, PromptOverrides, choose_seeds
@@ -83,7 +84,7 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
 def _option(name: str, where: str) -> Known:
     """Look up what a column or key stands for.  Raises UsageError, with the nearest that there is."""
     key = _key(name)
-    option = find(key)
+    option = GenerateOptions.find(key)
     if option is not None and (option.option.scope == "row" or key == "prompt"):
         return option
     if option is not None and option.option.scope != "source":
@@ -91,7 +92,7 @@ def _option(name: str, where: str) -> Known:
         raise UsageError(
             f"{where}: {name[:40]} is an option of the whole run, not of a row", f"{flag} on the command line"
         )
-    near = difflib.get_close_matches(key, list(row_names()), n=1)
+    near = difflib.get_close_matches(key, NAMES, n=1)
     guess = f", did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"{where}: unknown option {name[:40]!r}{guess}", f"options: {', '.join(NAMES)}")
 
@@ -104,8 +105,8 @@ def _read(option: Known, value: Any) -> dict[str, Any]:
             raise UsageError(f"prompt: got {str(value)[:40]!r}, expected text")
         return {"prompt": value}
     if name == "size":
-        width, height = read_size(value, None, None)
-        return {"width": width, "height": height}
+        width, height = read_size(value)
+        return {"width": OPTIONS["width"].convert(width), "height": OPTIONS["height"].convert(height)}
     read = option.convert(value)
     if name == "seed":
         if len(read) != 1:

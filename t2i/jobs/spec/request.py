@@ -40,7 +40,7 @@ class GenerateRequest:
         options = self.options
         limits.check_prompt(options.negative_prompt, "negative prompt")
         if options.columns is not None and not options.grid:
-            raise UsageError(f"columns {options.columns} without a sheet to put them on", "add grid")
+            raise UsageError(f"`columns={options.columns}` without a sheet to put them on", "add `grid`")
         options = options.override(_check_cache(options))
         object.__setattr__(self, "options", options)
         if options.scheduler is not None:
@@ -136,6 +136,6 @@ def _check_cache(options: GenerateOptions) -> dict[str, Any]:
     changes: dict[str, Any] = {"cache": str(cache or "none")}
     if cache and cache.alone:
         if options.batch_size not in (None, 1):
-            raise UsageError(f"cache {cache} with batch size {options.batch_size}", "it draws one at a time")
+            raise UsageError(f"`cache={cache}` with `batch_size={options.batch_size}`", "it draws one at a time")
         changes["batch_size"] = 1
     return changes
