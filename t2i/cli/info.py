@@ -116,6 +116,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("sampler", f"{made['sampler']}{schedule} ({made['scheduler']})"),
         ("steps", str(made["steps"])),
         ("guidance", f"{made['guidance']:g}"),
+        *((name.replace("_", " "), str(value)) for name, value in made["options"].items()),
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
         *edit_rows(made["edit"]),

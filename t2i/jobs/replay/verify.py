@@ -42,6 +42,8 @@ def verify(original: Original, made: Recipe, image: Image) -> str | None:
     ]
     if not made.machine.get("retries"):  # else memory decided, not the user
         changed += [name for name in ("quantize", "tiling") if told.machine.get(name) != made.machine.get(name)]
+    names = dict.fromkeys((*told.options, *made.options))
+    changed += [name for name in names if told.options.get(name) != made.options.get(name)]
     changed += ["step cache"] if told.machine.get("cache") != made.machine.get("cache") else []
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"
