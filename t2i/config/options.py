@@ -22,6 +22,7 @@ MAX_GUIDANCE = 100.0
 MAX_SIDE = 8192
 MAX_IMAGES = 1_000_000
 MAX_AT_ONCE = 1024
+MAX_CLIP_SKIP = 32  # layers of SD XL's second text encoder; a smaller one says so itself
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
@@ -142,6 +143,23 @@ class GenerateOptions(Options):
             aliases=("cfg_scale", "guidance_scale"),
             identity="always",
             a1111="CFG scale",
+        ),
+    ] = None
+    clip_skip: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_CLIP_SKIP),
+        Option(
+            ("--clip-skip",),
+            "Read the text encoder's Nth layer from the end, as A1111 counts: 1 is the last. Models that read the one"
+            " before the last (XL, 3) do so up to 2. For models with CLIP text encoders.",
+            HOW,
+            "row",
+            "settings",
+            metavar="N",
+            identity="set",
+            recorded=True,
+            a1111="Clip skip",
+            a1111_unset="1",
         ),
     ] = None
     seed: Annotated[

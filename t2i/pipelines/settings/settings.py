@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from t2i.errors import UsageError
 from t2i.model_files.registry import Defaults
 from t2i.pipelines.settings import limits
 from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs, check_image_inputs, enlarged
@@ -24,6 +25,7 @@ class Settings:
     width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
     scheduler: our name; None: the model's own.
     weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
+    clip_skip: which layer of a CLIP text encoder is read, counted from its end; None: the model's own.
     """
 
     steps: int
@@ -36,6 +38,7 @@ class Settings:
     edit: ImageInputs = NO_IMAGE_INPUTS
     weights: bool = True
     chunks: bool = False
+    clip_skip: int | None = None
 
     def negative_of(self, job: Job) -> str:
         """The negative prompt of one image."""
@@ -69,6 +72,7 @@ def choose_settings(
     edit: ImageInputs = NO_IMAGE_INPUTS,
     weights: bool = True,
     chunks: bool = False,
+    clip_skip: int | None = None,
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
 
@@ -77,6 +81,8 @@ def choose_settings(
     own = call_parameters(pipe)
     multiple = size_multiple(pipe)
     default_width, default_height = defaults.size or native_size(pipe)
+    if clip_skip is not None and "clip_skip" not in own:
+        raise UsageError(f"`clip_skip={clip_skip}`: {type(pipe).__name__} does not skip layers", "leave it out")
     if steps is None:
         steps = defaults.steps or own["num_inference_steps"].default
     if guidance is None:
@@ -102,6 +108,7 @@ def choose_settings(
         edit=check_image_inputs(edit, steps),
         weights=weights,
         chunks=chunks,
+        clip_skip=clip_skip,
     )
 
 

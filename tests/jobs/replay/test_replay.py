@@ -198,13 +198,13 @@ def test_another_tools_text_is_restored_as_far_as_it_goes(
     assert (made.negative_prompt, made.steps, made.guidance, made.seed) == ("blurry", 3, 6.5, 77)
     assert (made.width, made.height, made.scheduler) == (64, 72, "dpm++2m-karras")  # of 60 x 72
     assert made.edit == {"size": [40, 48], "upscale": {"factor": 1.5, "strength": 0.4}}
+    assert made.options == {"clip_skip": 2}
     lost = [line.partition("not restored: ")[2] for line in ran.err.splitlines() if "not restored" in line]
     for words in (
         "LoRA add_detail",
         "prompt editing",
         "the first noise",
         "Hires upscaler: 4x-UltraSharp (of the second pass; it is drawn, from a picture enlarged by Lanczos)",
-        "Clip skip: 2",
         "Lora hashes",
         "Strange thing: 1",
     ):
