@@ -273,9 +273,9 @@ DRY = """
 import resource, sys
 from pathlib import Path
 from t2i.jobs.batch.job_list import make_listing
-from t2i.jobs.spec.request import Request
+from t2i.jobs.spec.request import GenerateRequest
 
-request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
+request = GenerateRequest(prompts=(), seeds=(5,), output="big/", shards="parquet")
 listing = make_listing(Path(sys.argv[1]), request, True)
 count = 0
 for share in listing.shares(lambda item: 8):
