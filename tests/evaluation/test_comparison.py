@@ -135,7 +135,7 @@ def test_names_and_the_points_that_a_model_has(place: Path, tmp_path: Path) -> N
     assert whole is not None
     assert (best.images_seen, whole.images_seen) == (200, 400)
     assert best.seconds == pytest.approx(whole.seconds / 2)
-    plan = comparison.Plan(10, steps=(2, 1000, 2000), guidance=(1, 2))
+    plan = comparison.ComparisonPlan(10, steps=(2, 1000, 2000), guidance=(1, 2))
     some = comparison._points(GeneratedSet(make("linear", "eps", CLASSES), 10, SIZE), plan)
     assert some == {"steps": [2, 1000], "guidance": (1, 2)}
     assert comparison._points(GeneratedSet(make("flow", "flow"), 10, SIZE), plan) == {"steps": [2, 1000]}

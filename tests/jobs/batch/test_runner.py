@@ -272,13 +272,13 @@ def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
 DRY = """
 import resource, sys
 from pathlib import Path
-from t2i.jobs.batch.job_list import make_listing
-from t2i.jobs.spec.request import Request
+from t2i.jobs.batch.job_list import make_job_list
+from t2i.jobs.spec.request import GenerateRequest
 
-request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
-listing = make_listing(Path(sys.argv[1]), request, True)
+request = GenerateRequest(prompts=(), seeds=(5,), output="big/", shards="parquet")
+job_list = make_job_list(Path(sys.argv[1]), request, True)
 count = 0
-for share in listing.shares(lambda item: 8):
+for share in job_list.shares(lambda item: 8):
     for group in share:
         count += len(group.items)
 print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
