@@ -17,11 +17,12 @@ from t2i import images
 from t2i.config import AutoencoderConfig, AutoencoderModel
 from t2i.data.batches import flips, visit_order
 from t2i.data.memory import load_memory
-from t2i.errors import NonFinite
+from t2i.errors import ConfigError, NonFinite
 from t2i.training import autoencoder as module
 from t2i.training.autoencoder import (
     Codec,
     build_autoencoder,
+    crop,
     fold_latent_scale,
     latent_size,
     measure_latents,
@@ -194,6 +195,61 @@ def test_pictures_are_the_visits_of_the_global_images(data: Path) -> None:
         assert torch.equal(whole[k], x.flip(2) if mirrored[k] else x)
     plain, _ = pictures(table, autoencoder_config(data, data__flip=False), Step(1, 8, 8, slice(0, 8)))
     assert torch.equal(plain, images.from_uint8(table.pixels[order]))
+
+
+def test_crops_are_those_of_the_global_images() -> None:
+    """A batch of 8 is two of 4, whatever process takes which part; each crop is a square of its own image."""
+    x = torch.arange(8 * 3 * SIZE * SIZE, dtype=torch.float32).view(8, 3, SIZE, SIZE)
+    whole = crop(x, 10, 7, Step(1, 8, 8, slice(0, 8)))
+    halves = [crop(some, 10, 7, Step(2 + k, 8 + 4 * k, 4, slice(0, 4))) for k, some in enumerate(x.split(4))]
+    shares = [crop(x[share], 10, 7, Step(1, 8, 8, share)) for share in (slice(0, 4), slice(4, 8))]
+    assert whole.shape == (8, 3, 10, 10)
+    assert torch.equal(whole, torch.cat(halves))
+    assert torch.equal(whole, torch.cat(shares))
+    places = []
+    for image, cut in zip(x, whole, strict=True):
+        top, left = divmod(int(cut[0, 0, 0] - image[0, 0, 0]), SIZE)
+        assert 0 <= top <= SIZE - 10
+        assert 0 <= left <= SIZE - 10
+        assert torch.equal(cut, image[:, top : top + 10, left : left + 10])
+        places.append((top, left))
+    assert len(set(places)) > 4
+    assert torch.equal(crop(x, SIZE, 7, Step(1, 8, 8, slice(0, 8))), x)
+
+
+def test_training_on_crops_sees_no_more_than_them(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And samples, latents' measure and export are of whole images."""
+    sides: list[tuple[int, ...]] = []
+    forward = Codec.forward
+    monkeypatch.setattr(
+        Codec, "forward", lambda self, x, eps: sides.append((*x.shape, *eps.shape)) or forward(self, x, eps)
+    )
+    train(autoencoder_config(data, crop=8), tmp_path / "run")
+    assert sides == [(4, 3, 8, 8, 4, 4, 4, 4)] * 8
+    with Image.open(tmp_path / "run" / "samples" / "000000000032.png") as sheet:
+        assert sheet.height == 2 * (SIZE + 2) - 2
+    assert AutoencoderKL.from_pretrained(tmp_path / "run" / "export").config.sample_size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__size": 18, "model__channels": [8, 8, 8]}, "data.size 18 is no multiple of 4, the halvings of model"),
+        ({"crop": 9}, "crop 9 is no multiple of 2"),
+        ({"crop": 32}, "crop 32 is larger than data.size 16"),
+        ({"loss__adversarial": 0.5, "accumulate": 2}, "accumulate: two networks take turns"),
+        (
+            {"loss__adversarial": 0.5, "crop": 8, "discriminator__channels": [4] * 4},
+            "4 levels are for 16 pixels and more",
+        ),
+        ({"loss": {"l1": 0, "gradient": 0, "ssim": 0, "adversarial": 1}}, "its weight is relative to theirs"),
+        ({"loss__perceptual": -1}, "greater than or equal to 0"),
+    ],
+    ids=str,
+)
+def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        autoencoder_config(Path("nowhere"), **changes)
 
 
 def test_non_finite_loss_stops_before_the_update(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

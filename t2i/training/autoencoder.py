@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from t2i import files, images
 from t2i.config import AutoencoderConfig, AutoencoderModel
+from t2i.data.batches import corners
 from t2i.data.tables import Table, load_table
 from t2i.model_files.imagenet import load_efficientnet
 from t2i.nn.patchgan import PatchDiscriminator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 SHOWN = 14  # images of the sample grid, or all there are, each above its reconstruction
 MEASURED = 4096  # images whose latents give the mean and deviation
+SCALE = 2.0**10  # a power of two: exact in float32 and bfloat16
 
 
 class Codec(nn.Module):
@@ -183,8 +185,9 @@ def play(
 ) -> None:
     """One step of the discriminator, then one of the autoencoder against it (hinge; Lim and Ye 2017).
 
-    The adversarial term's weight makes its gradient at the reconstruction `loss.adversarial` times that of all other
-    terms (Esser et al. 2021, eq. 7, taken at the image instead of the last layer, where it costs nothing more).
+    The adversarial term's weight makes its gradient at the reconstruction `loss.adversarial` times as long as that of
+    all other terms (Esser et al. 2021, eq. 7, taken at the image instead of the last layer: that leaves the decoder
+    out of these two backward passes).
     """
     codec, game = engine.raw, GAMES["hinge"]
     discriminator = codec.discriminator
@@ -205,9 +208,14 @@ def play(
 
 
 def gradient_ratio(engine: Engine, loss: Tensor, against: Tensor, x_hat: Tensor) -> Tensor:
-    """How much longer the gradient of `loss` at the reconstruction is than that of `against`, over all processes."""
-    squares = [torch.autograd.grad(term, x_hat, retain_graph=True)[0].square().sum() for term in (loss, against)]
-    ours, theirs = engine.accelerator.reduce(torch.stack(squares), "mean").sqrt()
+    """Return how much longer the gradient of `loss` at the reconstruction is than that of `against`.
+
+    A scalar, over all processes.
+    """
+    # SCALE: in float16, where the discriminator may compute, the gradient of a mean over all patches would underflow
+    slopes = [torch.autograd.grad(SCALE * term, x_hat, retain_graph=True)[0] / SCALE for term in (loss, against)]
+    squares = torch.stack([slope.square().sum() for slope in slopes])
+    ours, theirs = engine.accelerator.reduce(squares, "mean").sqrt()
     return ours / (theirs + 1e-12)
 
 
@@ -216,11 +224,9 @@ def crop(x: Tensor, side: int, seed: int, step: Step) -> Tensor:
 
     x: (b, 3, S, S).  Returns (b, 3, side, side).
     """
-    free = x.shape[-1] - side + 1
-    draw = generator(seed, "crop", step.index)
-    corners = torch.randint(free, (step.batch, 2), generator=draw)[step.share].tolist()
+    places = corners(seed, step.first, step.batch, x.shape[-1] - side + 1)[step.share].tolist()
     return torch.stack(
-        [image[:, top : top + side, left : left + side] for image, (top, left) in zip(x, corners, strict=True)]
+        [image[:, top : top + side, left : left + side] for image, (top, left) in zip(x, places, strict=True)]
     )
 
 
