@@ -164,7 +164,7 @@ class Engine:
             self.descend(step)
             self.advance(step)
 
-    def backward(self, step: Step, loss: Tensor, name: str = "loss", **terms: Tensor) -> None:
+    def backward(self, step: Step, loss: Tensor, name: str = "loss", /, **terms: Tensor) -> None:
         """The first third of an update, for loops that make it of several losses: gradients, and what to log."""
         self.accelerator.backward(loss / self.config.accumulate)
         self._losses.append((step.share, loss.detach()))
