@@ -48,6 +48,8 @@ class AutoencoderConfig(Run):
 
     family: Literal["autoencoder"] = "autoencoder"
     data: Data
+    held_out: Data | None = None  # images that are not learned from, to measure reconstructions on
+    measured: int = Field(256, ge=1)  # held-out images, at most, measured along training; at the end all
     crop: int | None = Field(None, ge=8)  # pixels of a side of random crops to train on; none: whole images
     model: AutoencoderModel = AutoencoderModel()
     loss: AutoencoderLoss = AutoencoderLoss()
@@ -61,6 +63,8 @@ class AutoencoderConfig(Run):
                 raise ValueError(f"{name} {side} is no multiple of {multiple}, the halvings of model.channels")
         if self.crop is not None and self.crop > self.data.size:
             raise ValueError(f"crop {self.crop} is larger than data.size {self.data.size}")
+        if self.held_out is not None and self.held_out.size != self.data.size:
+            raise ValueError(f"held_out.size {self.held_out.size} is not data.size {self.data.size}")
         if self.loss.adversarial:
             self._can_be_played()
         return self
