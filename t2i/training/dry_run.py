@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from t2i.config import Judged, Run, Text2ImageConfig, config_hash
+from t2i.config import AutoencoderConfig, Judged, Run, Text2ImageConfig, config_hash
 from t2i.data.sources import is_hub, open_source
 from t2i.distributed import processes
 from t2i.training.engine import check_division
@@ -90,9 +90,22 @@ def _time(config: Run, saved: list[Path], measure: bool) -> str:
         return "not measured"
     if isinstance(config, Text2ImageConfig) and not (config.latents and Path(config.latents).exists()):
         return "not measured: the latents of all images would have to be encoded first"
-    rate = images_per_second(config)
-    left = config.images - (int(saved[0].name) if saved else 0)
-    return f"{_duration(left / rate)} at {rate:.3g} images/s, measured over {MEASURED} steps here; samples not counted"
+    parts = [(left, images_per_second(part)) for left, part in _parts(config, int(saved[0].name) if saved else 0)]
+    seconds = sum(left / rate for left, rate in parts)
+    rates = ", then ".join(f"{rate:.3g}" for _, rate in parts)
+    return f"{_duration(seconds)} at {rates} images/s, measured over {MEASURED} steps here; samples not counted"
+
+
+def _parts(config: Run, seen: int) -> list[tuple[int, Run]]:
+    """The images that are left, in parts of one speed, each with a config that has this speed from its first step."""
+    if not isinstance(config, AutoencoderConfig) or not config.loss.adversarial:
+        return [(config.images - seen, config)]
+    joins = min(max(config.loss.adversarial_from, seen), config.images)
+    found: list[tuple[int, Run]] = []
+    for left, begins in ((joins - seen, 2**62), (config.images - joins, 0)):
+        loss = config.loss.model_copy(update={"adversarial_from": begins})
+        found.append((left, config.model_copy(update={"loss": loss})))
+    return [part for part in found if part[0]] or found[-1:]
 
 
 def _duration(seconds: float) -> str:
