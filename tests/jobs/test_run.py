@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import traceback
@@ -209,26 +210,70 @@ def test_a_prompt_of_one_dash_is_text_in_python(base: dict[str, Any]) -> None:
     assert drawn.recipe.prompt == "-"
 
 
-def files_on_the_stack() -> list[str]:
+def files_on_the_stack() -> set[str]:
     package = Path(sys.modules["t2i"].__file__ or "").parent
     names = [Path(frame.filename) for frame in traceback.extract_stack()]
-    return list(dict.fromkeys(str(name.relative_to(package)) for name in names if name.is_relative_to(package)))
+    return {str(name.relative_to(package)) for name in names if name.is_relative_to(package)}
 
 
-def test_the_way_from_the_command_to_the_network_is_short(
+def test_the_way_from_the_command_to_the_file_is_short(
     t2i: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader who follows one `generate` down to the U-Net opens at most 20 files; 37 in 0.1."""
-    from diffusers import UNet2DConditionModel
+    """A reader who follows one `generate` to its request, weights, text encoder, U-Net, decoder and file opens at most
+    20 files: those on the stack at each of these moments."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from PIL.Image import Image
+    from transformers import CLIPTextModel
 
-    real, seen = UNet2DConditionModel.forward, []
+    from t2i.jobs.spec import tasks
 
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        seen.append(files_on_the_stack())
-        return real(self, *args, **options)
+    seen: set[str] = set()
+    moments: list[str] = []
 
-    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            seen.update(files_on_the_stack())
+            moments.append(name)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(tasks, "check_seeds")
+    for owner, name in ((CLIPTextModel, "forward"), (UNet2DConditionModel, "forward"), (AutoencoderKL, "decode")):
+        watch(owner, name)
+    watch(Image, "save")
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", _watched_classmethod(seen))
     assert t2i("a horse", "-s", "1", "--steps", "1", "-o", "x.png").code == 0
-    assert "cli/main.py" in seen[0]
-    assert "jobs/run.py" in seen[0]
-    assert len(seen[0]) <= 20, seen[0]
+    assert {"check_seeds", "forward", "decode", "save"} == set(moments)
+    assert {"cli/generate.py", "jobs/run.py", "pipelines/loading/load.py", "imaging/images.py"} <= seen
+    assert len(seen) <= 20, sorted(seen)
+
+
+def _watched_classmethod(seen: set[str]) -> Any:
+    from diffusers import DiffusionPipeline
+
+    real = DiffusionPipeline.load_config.__func__  # type: ignore[attr-defined]
+
+    def load_config(cls: Any, *args: Any, **options: Any) -> Any:
+        seen.update(files_on_the_stack())
+        return real(cls, *args, **options)
+
+    return classmethod(load_config)
+
+
+def test_generate_imports_few_files(here: Path, tiny_pipeline: Path) -> None:
+    """95 of t2i's modules in 0.1; what only other commands need is not among them."""
+    code = (
+        "import sys; from t2i.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, *(name for name in sys.modules if name.startswith('t2i.')), file=sys.stderr)"
+    )
+    draw = ["generate", "a horse", "-m", str(tiny_pipeline), "--steps", "1", "-o", "x.png", "--quiet"]
+    ran = subprocess.run([sys.executable, "-c", code, *draw], capture_output=True, text=True, check=True)
+    code, *names = ran.stderr.split("\n")[-2].split()
+    assert code == "0"
+    files = [name for name in names if (getattr(sys.modules.get(name), "__file__", None) or "").endswith("__init__.py")]
+    assert len(set(names) - set(files)) <= 95, sorted(names)
+    for stranger in ("t2i.config.families", "t2i.training", "t2i.evaluation", "t2i.data", "t2i.jobs.batch", "t2i.api"):
+        assert not any(name == stranger or name.startswith(f"{stranger}.") for name in names), stranger
