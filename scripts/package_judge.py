@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from t2i import config
-from t2i.evaluation.extraction import look
+from t2i.evaluation.extraction import extract_features
 from t2i.evaluation.features import JUDGE_FILE, JUDGES, Extractor, load_resnet
 from t2i.evaluation.image_sources import open_stored
 from t2i.nn.resnet import ResNet
@@ -78,7 +78,7 @@ def write_weights(export: Path, folder: Path) -> int:
 def measure(judge: Extractor, test: str, columns: tuple[str, ...]) -> dict[str, Any]:
     """How well it tells the test images apart: each question in all, and class by class, as a table."""
     data = open_stored(config.Source(path=test), judge.size, columns[0], True)
-    found = look(judge, data, range(data.count), keep=data.count)
+    found = extract_features(judge, data, range(data.count), keep=data.count)
     assert found.logits is not None
     parts = found.logits.double().split([len(classes) for classes in judge.questions.values()], 1)
     said, losses, rows = [], [], []

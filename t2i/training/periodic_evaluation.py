@@ -21,8 +21,8 @@ from t2i.config import Evaluate, Judged
 from t2i.distributed import is_main
 from t2i.errors import ConfigError
 from t2i.evaluation.features import Extractor, load_extractor
-from t2i.evaluation.image_sources import drawn
-from t2i.evaluation.metric_table import MEASURES
+from t2i.evaluation.image_sources import generated_set
+from t2i.evaluation.metric_table import METRICS
 from t2i.evaluation.reference import Reference, check_extractor, extractor_spec, load_reference
 from t2i.evaluation.score import score
 from t2i.training.engine import Engine
@@ -75,7 +75,7 @@ class Judging:
         if not (engine.crossed(wanted.every) or engine.images_seen >= engine.config.images):
             return
         model = self.pipeline(engine.average())
-        pictures = drawn(model, self.reference.facts.size, wanted.n, wanted.seed, **self.settings)
+        pictures = generated_set(model, self.reference.facts.size, wanted.n, wanted.seed, **self.settings)
         result = score(pictures, self.reference, self.extractor, wanted.n, wanted.seed)
         if result is not None and is_main():
             self.keep(engine.images_seen, result, model)
@@ -96,7 +96,7 @@ class Judging:
             say(f"no best: the judge cannot tell {name} of these pictures")
             return
         value = float(f"{metrics[name]['value']:.6g}")  # as it is read back: rounding makes no number the better one
-        sign = MEASURES[name][1]
+        sign = METRICS[name][1]
         if all(sign * value > sign * other for other in before):
             self._save_best(model, {"images_seen": images_seen, "metric": name, "value": value})
 
