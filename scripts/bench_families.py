@@ -31,7 +31,7 @@ from t2i.training.device import choose_precision
 from t2i.training.elbo import dequantise, kl_nats, reconstruction_nats
 from t2i.training.engine import Step
 from t2i.training.families.classifier import build_resnet, train_classifier
-from t2i.training.families.dcgan import Players, train_dcgan
+from t2i.training.families.dcgan import AdversarialPair, train_dcgan
 from t2i.training.families.vae import build_vae, train_vae
 from t2i.training.runs.run_folder import Launch
 
@@ -54,7 +54,7 @@ def config_of(family: str, data: str, label: str) -> Any:
 
 def plain_dcgan(config: Any, batches: Batches, classes: int, device: torch.device) -> Iterator[None]:
     """As in pytorch/examples/dcgan, with a class and `d_steps`."""
-    players, game = Players(config, classes).to(device), GAMES[config.loss.game]
+    players, game = AdversarialPair(config, classes).to(device), GAMES[config.loss.game]
     g, d = players.generator, players.discriminator
     make = {"lr": config.optimizer.lr, "betas": config.optimizer.betas, "weight_decay": 0.0}
     g_optimizer, d_optimizer = torch.optim.AdamW(g.parameters(), **make), torch.optim.AdamW(d.parameters(), **make)

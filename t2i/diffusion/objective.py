@@ -94,7 +94,10 @@ def uniform_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
 
 
 def logit_normal_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
-    """Draw T * sigmoid of a standard normal: (n,) float64 in (0, T), densest in the middle (Esser et al. 2024, eq. 19)."""
+    """Draw T * sigmoid of a standard normal, densest in the middle: (n,) float64 in (0, T).
+
+    Esser et al. 2024, eq. 19.
+    """
     return schedule.T * torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
 
 

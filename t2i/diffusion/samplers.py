@@ -97,7 +97,10 @@ def ddim(step: SamplerStep, *, eta: float = 0.0) -> Tensor:
 
 
 def dpmpp_2m(step: SamplerStep) -> Tensor:
-    """Take a DPM-Solver++ step with the previous estimate: second order, one call each (Lu et al. 2022b, algorithm 2)."""
+    """Extrapolate from the previous estimate: DPM-Solver++, second order, one call each.
+
+    Lu et al. 2022b, algorithm 2.
+    """
     (a_t, b_t), (a_s, b_s) = step.at(step.t), step.at(step.s)
     if step.last:
         return step.x0 * a_s  # the limit: at s = 0 the log-SNR, and h with it, is infinite

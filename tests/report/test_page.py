@@ -453,10 +453,10 @@ def test_every_familys_run(family: str, makers: dict[str, Callable[..., Any]], t
 
 
 def test_parameters_are_counted_without_reading_them(makers: dict[str, Callable[..., Any]], tmp_path: Path) -> None:
-    from t2i.training.families.dcgan import Players
+    from t2i.training.families.dcgan import AdversarialPair
 
     config = makers["dcgan"]()
     train(config, tmp_path / "run")
-    count = sum(p.numel() for p in Players(config, 0).parameters())
+    count = sum(p.numel() for p in AdversarialPair(config, 0).parameters())
     assert read_run(tmp_path / "run").parameters == count
     assert read_numbers(tmp_path / "run" / "log.csv")["images"][-1] == 32
