@@ -11,7 +11,7 @@ from typing import Any
 
 from t2i.errors import T2IError
 from t2i.evaluation.metric_table import METRICS
-from t2i.report.runs import Run, part, read_run
+from t2i.report.runs import RunRecord, part, read_run
 from t2i.report.summary_rows import NONE, Rows, amount, duration, number
 
 
@@ -126,7 +126,7 @@ def warnings(result: dict[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {line}" for line, names in about.items()]
 
 
-def _run(subject: dict[str, Any]) -> Run | None:
+def _run(subject: dict[str, Any]) -> RunRecord | None:
     """Return the run of a model, where there is one; for weights kept as best, its log up to that moment."""
     path = Path(subject["path"]).resolve()
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from t2i.report.html_parts import Numbers, figures, json_data, swatch, table
 from t2i.report.plots import DARK, LIGHT, Theme
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 from t2i.report.samples import SampleImage, sample_images
 from t2i.report.scores import evaluation_section, score_tables
 from t2i.report.series import HALF_LIFE, plots
@@ -32,7 +32,7 @@ from t2i.report.summary_rows import (
 from t2i.version import __version__
 
 
-def build(runs: Sequence[Run], now: datetime) -> str:
+def build(runs: Sequence[RunRecord], now: datetime) -> str:
     """Return the whole page for these runs, as HTML."""
     families = {
         family: [run for run in runs if run.family == family] for family in dict.fromkeys(r.family for r in runs)
@@ -78,7 +78,7 @@ def frame_style() -> str:
     return style[1].replace("{{light}}", _variables(LIGHT)).replace("{{dark}}", _variables(DARK))
 
 
-def marker(runs: Sequence[Run]) -> str:
+def marker(runs: Sequence[RunRecord]) -> str:
     """Return the text that identifies a report by the names of its runs, the same in HTML, SVG and PNG."""
     names = json.dumps([run.name for run in runs])
     return "t2i report on " + re.sub("[<>&']", lambda match: f"\\u{ord(match[0]):04x}", names)
@@ -89,7 +89,7 @@ def _variables(theme: Theme) -> str:
     return f"--ink:{theme.ink};--quiet:{theme.quiet};--grid:{theme.grid};--paper:{theme.paper};{lines}"
 
 
-def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
+def _summary(runs: Sequence[RunRecord], families: dict[str, list[RunRecord]]) -> str:
     rows = summary_rows(runs)
     if len(runs) == 1:
         facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, (value,) in rows)
@@ -99,14 +99,14 @@ def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
     return table(headers, rows)
 
 
-def _warnings(runs: Sequence[Run]) -> str:
+def _warnings(runs: Sequence[RunRecord]) -> str:
     """Render the warnings of runs; nothing where there are none."""
     lines = [(run, line) for run in runs for line in warning_lines(run)]
     items = "".join(f"<li><b>{escape(run.name)}</b>: {escape(line)}</li>" for run, line in lines)
     return f'<ul class="warnings" aria-label="Warnings">{items}</ul>' if lines else ""
 
 
-def _curves(families: dict[str, list[Run]]) -> tuple[str, Numbers]:
+def _curves(families: dict[str, list[RunRecord]]) -> tuple[str, Numbers]:
     """Render the plots of each family, and return their numbers for the script."""
     parts: list[str] = []
     numbers: Numbers = {}
@@ -119,7 +119,7 @@ def _curves(families: dict[str, list[Run]]) -> tuple[str, Numbers]:
     return "".join(parts), numbers
 
 
-def _samples(runs: Sequence[Run]) -> str:
+def _samples(runs: Sequence[RunRecord]) -> str:
     """Render the newest sheet of each run, and embed all of them as JSON for the slider."""
     shown = [(run, found) for run in runs if (found := sample_images(run))]
     if not shown:
@@ -142,7 +142,7 @@ def _samples(runs: Sequence[Run]) -> str:
     return f'{slider}<div class="sheets">{sheets}</div>' + json_data("samples", data)
 
 
-def _sheet(k: int, run: Run, picture: SampleImage) -> str:
+def _sheet(k: int, run: RunRecord, picture: SampleImage) -> str:
     alt = f"Samples of {run.name} after {picture.images:,} images"
     return (
         f'<figure class="sheet" style="width:min(100%,{picture.shown}px)"><figcaption><b>{escape(run.name)}</b>'
@@ -152,7 +152,7 @@ def _sheet(k: int, run: Run, picture: SampleImage) -> str:
     )
 
 
-def _config(families: dict[str, list[Run]]) -> str:
+def _config(families: dict[str, list[RunRecord]]) -> str:
     parts = []
     for family, some in families.items():
         if len(some) > 1 and (rows := config_rows(some)):
@@ -164,16 +164,16 @@ def _config(families: dict[str, list[Run]]) -> str:
     return "".join(parts)
 
 
-def _environment(runs: Sequence[Run]) -> str:
+def _environment(runs: Sequence[RunRecord]) -> str:
     headers, rows = environment_rows(runs)
     return table([escape(head) for head in headers], rows) if rows else "<p>Not recorded.</p>"
 
 
-def _section(title: str, rows: Rows, runs: Sequence[Run]) -> str:
+def _section(title: str, rows: Rows, runs: Sequence[RunRecord]) -> str:
     return f"<section><h2>{title}</h2>{table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
 
 
-def _confusions(runs: Sequence[Run]) -> str:
+def _confusions(runs: Sequence[RunRecord]) -> str:
     """Render the confusion matrices of classifiers, in percent of the images of each true class."""
     parts = []
     for run in runs:

@@ -28,7 +28,7 @@ Confusion = tuple[list[str], list[list[int]]]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """The content of one run folder.
 
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
@@ -82,7 +82,7 @@ class Run:
         return float(np.sum(seen[rate > 0] / rate[rate > 0]))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     """Read the runs in these folders; runs of the same name get their parent's name in front.
 
     Raises UsageError for a folder that is no run, and for one that is given twice.
@@ -98,7 +98,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     ]
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(folder: Path, name: str | None = None) -> RunRecord:
     """Read one run folder.  Raises UsageError where there is none."""
     path = folder / "config.yaml"
     if not path.is_file():
@@ -111,7 +111,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     log = folder / "log.csv"
     scores = read_numbers(folder / "scores.csv")
     judge = _judge(folder, scores["images"][-1] if scores else 0)
-    return Run(
+    return RunRecord(
         name=name or folder.resolve().name,
         path=folder,
         config=config,

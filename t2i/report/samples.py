@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from t2i.errors import T2IError
 from t2i.imaging import images
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 
 MOST = 40  # sheets of a run; of more, as many are taken evenly, the first and the last among them
 QUALITY = 92  # of WebP: a fifth of the bytes; the originals stay in the run folder
@@ -32,7 +32,7 @@ class SampleImage:
         return self.width * max(1, WIDE // self.width)
 
 
-def sample_images(run: Run) -> list[SampleImage]:
+def sample_images(run: RunRecord) -> list[SampleImage]:
     """Return the run's sheets, oldest first, skipping unreadable ones."""
     found = []
     for k in evenly(len(run.samples), MOST):

@@ -11,7 +11,7 @@ import numpy as np
 
 from t2i.report.curve_specs import FLOOR, SCORES
 from t2i.report.html_parts import Numbers, figures, table
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 from t2i.report.series import Plot, score_plots
 from t2i.report.summary_rows import NONE, Rows, number
 
@@ -23,9 +23,9 @@ TITLES = {
 }
 
 
-def comparable_runs(runs: Sequence[Run]) -> list[list[Run]]:
+def comparable_runs(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Group the runs that were evaluated during training by settings under which scores compare."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         if run.scores:
             # `settings` is the sampler's: models that sample differently still compare
@@ -34,13 +34,13 @@ def comparable_runs(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def evaluation_plots(runs: Sequence[Run]) -> dict[str, list[Plot]]:
+def evaluation_plots(runs: Sequence[RunRecord]) -> dict[str, list[Plot]]:
     """Return the plots of each group of comparable runs, by the prefix of their file names."""
     groups = comparable_runs(runs)
     return {f"judged-{k}-" if len(groups) > 1 else "judged-": score_plots(group) for k, group in enumerate(groups, 1)}
 
 
-def evaluation_section(runs: Sequence[Run], first: int) -> tuple[str, Numbers]:
+def evaluation_section(runs: Sequence[RunRecord], first: int) -> tuple[str, Numbers]:
     """Render a section with a table and plots for runs evaluated during training, and return the plots' numbers.
 
     Empty where there are none.  first: number of the first plot's id.
@@ -58,7 +58,7 @@ def evaluation_section(runs: Sequence[Run], first: int) -> tuple[str, Numbers]:
     return f"<section><h2>Evaluation during training</h2>{meaning}{''.join(parts)}</section>" if parts else "", numbers
 
 
-def evaluation_rows(runs: Sequence[Run]) -> Rows:
+def evaluation_rows(runs: Sequence[RunRecord]) -> Rows:
     """Return rows with the evaluation settings, the best score of each run, and its newest."""
     rows: Rows = [
         ("metric", [str(run.judge.get("frechet_is", NONE)) for run in runs]),
@@ -89,7 +89,7 @@ def _settings(settings: Any) -> str:
     return ", ".join(found) or NONE
 
 
-def _moment(run: Run, metric: str, seen: float) -> str:
+def _moment(run: RunRecord, metric: str, seen: float) -> str:
     """Format a metric of a run, and when it was measured."""
     images, values = run.scores["images"], run.scores.get(metric)
     if values is None or seen not in images:
@@ -98,7 +98,7 @@ def _moment(run: Run, metric: str, seen: float) -> str:
     return f"{TITLES.get(metric, metric)} {number(value)} after {int(seen):,} images"
 
 
-def _newest(run: Run, metric: str) -> str:
+def _newest(run: RunRecord, metric: str) -> str:
     """Format the newest value of a metric, beside that of real images."""
     values = run.scores.get(metric, np.array([]))
     there = np.isfinite(values)
@@ -109,7 +109,7 @@ def _newest(run: Run, metric: str) -> str:
     return number(value) + (f" ({value / floor:.3g} times that of real pictures, {number(floor)})" if floor else "")
 
 
-def score_tables(runs: Sequence[Run]) -> str:
+def score_tables(runs: Sequence[RunRecord]) -> str:
     """Render a section with a table for each score in the run folders; nothing where there is none."""
     parts = [_score(run.name + (f", {name}" if name else ""), score) for run in runs for name, score in run.scored]
     return f"<section><h2>Scores</h2>{''.join(parts)}</section>" if any(parts) else ""

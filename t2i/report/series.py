@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t2i.report.curve_specs import FLOOR, Curve, Scale, curves_of, score_curves
-from t2i.report.runs import Columns, Run
+from t2i.report.runs import Columns, RunRecord
 
 POINTS = 600  # of a line; a longer log is averaged in groups, since a plot has no more pixels
 HALF_LIFE = 0.01  # of the moving average, as a part of the images shown
@@ -51,7 +51,7 @@ class Plot:
     doubling: bool = False  # the x axis is logarithmic, base 2
 
 
-def plots(runs: Sequence[Run]) -> list[Plot]:
+def plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """Return all plots of runs of one family: a plot for each curve of a single run, or for each column of several."""
     found: list[Plot] = []
     names = [_names(run) for run in runs]
@@ -70,7 +70,7 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
     return found
 
 
-def score_plots(runs: Sequence[Run]) -> list[Plot]:
+def score_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """Return the plots of evaluation during training, of runs of any family, beside the scores of real images."""
     found: list[Plot] = []
     names = [[f"scores/{name}" for name, y in run.scores.items() if np.isfinite(y).any()] for run in runs]
@@ -88,14 +88,14 @@ def score_plots(runs: Sequence[Run]) -> list[Plot]:
     return found
 
 
-def _score(run: Run, column: str, label: str, place: int) -> Line:
+def _score(run: RunRecord, column: str, label: str, place: int) -> Line:
     name = column.removeprefix("scores/")
     x, y = _finite(run.scores, name)
     metric, seen = run.best or ("", 0)
     return Line(label, place, x, y, y, best=seen if metric == name and seen in x else None)
 
 
-def _floors(runs: Sequence[Run], columns: Sequence[str], curve: Curve, reach: float) -> list[Line]:
+def _floors(runs: Sequence[RunRecord], columns: Sequence[str], curve: Curve, reach: float) -> list[Line]:
     """Return the lines of real images, for each column or run; one, in the last colour, where runs have the same."""
     found = []
     for k, run in enumerate(runs):
@@ -122,14 +122,14 @@ def _finite(table: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
     return table["images"][there], table[name][there]
 
 
-def _names(run: Run) -> list[str]:
+def _names(run: RunRecord) -> list[str]:
     """Return the run's columns with at least one value, by the names that curves use."""
     log = [name for name, values in run.log.items() if np.isfinite(values).any()]
     evaluation = [f"evaluation/{name}" for name, values in run.evaluation.items() if np.isfinite(values).any()]
     return [name for name in log + evaluation if name.rpartition("/")[2] != "images"]
 
 
-def _line(run: Run, column: str, curve: Curve, label: str, place: int) -> Line:
+def _line(run: RunRecord, column: str, curve: Curve, label: str, place: int) -> Line:
     measured = column.startswith("evaluation/")
     table = run.evaluation if measured else run.log
     x, y = _finite(table, column.removeprefix("evaluation/"))

@@ -12,14 +12,14 @@ import numpy as np
 import yaml
 
 from t2i.report.curve_specs import CURVES
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 from t2i.report.series import moving_average
 
 Rows = list[tuple[str, list[str]]]
 NONE = "–"
 
 
-def summary_rows(runs: Sequence[Run]) -> Rows:
+def summary_rows(runs: Sequence[RunRecord]) -> Rows:
     """Return progress, speed, size and key metrics of each run."""
     rows = [
         ("family", [run.family for run in runs]),
@@ -35,7 +35,7 @@ def summary_rows(runs: Sequence[Run]) -> Rows:
     return rows
 
 
-def metric_rows(runs: Sequence[Run]) -> Rows:
+def metric_rows(runs: Sequence[RunRecord]) -> Rows:
     """Return the metrics of the exported model; for a run that is still training, those of its last evaluation."""
     measured = []
     for run in runs:
@@ -46,7 +46,7 @@ def metric_rows(runs: Sequence[Run]) -> Rows:
     return [(name.replace("_", " "), [number(some.get(name, math.nan)) for some in by_name]) for name in names]
 
 
-def warning_lines(run: Run) -> list[str]:
+def warning_lines(run: RunRecord) -> list[str]:
     """Return the warnings of a run, each text once, with the number of images at which it occurred."""
     found = []
     for text in dict.fromkeys(text for _, text in run.warnings):
@@ -56,7 +56,7 @@ def warning_lines(run: Run) -> list[str]:
     return found
 
 
-def config_rows(runs: Sequence[Run]) -> Rows:
+def config_rows(runs: Sequence[RunRecord]) -> Rows:
     """Return every config key in which the runs differ."""
     leaves = [_leaves(without_paths(run.config)) for run in runs]
     names = dict.fromkeys(name for some in leaves for name in some)
@@ -64,12 +64,12 @@ def config_rows(runs: Sequence[Run]) -> Rows:
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def config_text(run: Run) -> str:
+def config_text(run: RunRecord) -> str:
     """Return the config as YAML."""
     return yaml.safe_dump(without_paths(run.config), sort_keys=False, allow_unicode=True, width=100)
 
 
-def environment_rows(runs: Sequence[Run]) -> tuple[list[str], Rows]:
+def environment_rows(runs: Sequence[RunRecord]) -> tuple[list[str], Rows]:
     """Return (headers, rows): a column for each run, and a further one for each change of its environment."""
     columns = [
         (run.name if k == 0 else f"{run.name} from {entry.get('since', 0):,} images", entry)
@@ -96,7 +96,7 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-def progress(run: Run) -> str:
+def progress(run: RunRecord) -> str:
     if not run.total:
         return f"{run.images_seen:,}"
     return f"{run.images_seen:,} of {run.total:,} ({100 * run.images_seen // run.total}\u00a0%)"
@@ -130,7 +130,7 @@ def number(value: float, digits: int = 4) -> str:
     return f"{float(text):,.0f}" if "e+0" in text else text
 
 
-def _key_metrics(run: Run) -> dict[str, float]:
+def _key_metrics(run: RunRecord) -> dict[str, float]:
     """Return {label: number} of the family's first curve: the newest value of its moving average."""
     found = {}
     for curve in CURVES.get(run.family, ())[:1]:
