@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 LISTED = 10
 
 
-class Part(NamedTuple):
+class Attempt(NamedTuple):
     """One start of the command: number of processes, the way it ended, images by then, seconds."""
 
     batch: str
@@ -58,7 +58,7 @@ def start(prompts: Path, folder: Path, processes: int, options: list[str]) -> su
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
 
 
-def run(prompts: Path, folder: Path, processes: int, options: list[str], kill_at: int | None = None) -> Part:
+def run(prompts: Path, folder: Path, processes: int, options: list[str], kill_at: int | None = None) -> Attempt:
     """Run until the end, or until SIGKILL at this number of images.  Exits where the command fails, or ends before."""
     began = time.monotonic()
     process = start(prompts, folder, processes, options)
@@ -71,7 +71,7 @@ def run(prompts: Path, folder: Path, processes: int, options: list[str], kill_at
     elif process.wait():
         sys.exit(f"{folder.name}: exit {process.returncode}")
     end = "done" if kill_at is None else "SIGKILL"
-    return Part(folder.name, processes, end, images(folder), time.monotonic() - began)
+    return Attempt(folder.name, processes, end, images(folder), time.monotonic() - began)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -102,7 +102,7 @@ def differences(a: dict[str, str], b: dict[str, str]) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def prove(here: Path, count: int, options: list[str]) -> list[Part]:
+def prove(here: Path, count: int, options: list[str]) -> list[Attempt]:
     """Generate A and B below this folder."""
     prompts, a, b = here / "prompts.jsonl", here / "A", here / "B"
     write_prompts(prompts, count)
@@ -114,13 +114,13 @@ def prove(here: Path, count: int, options: list[str]) -> list[Part]:
     ]
 
 
-def report(here: Path, count: int, parts: list[Part]) -> bool:
+def report(here: Path, count: int, attempts: list[Attempt]) -> bool:
     """Print the result; return whether both batches are complete and equal."""
     a, b = digests(here / "A"), digests(here / "B")
     wrong = differences(a, b)
     print("| batch | processes | ended | seconds |\n| --- | --- | --- | --- |")
-    for part in parts:
-        print(f"| {part.batch} | {part.processes} | {part.end} at {part.images} | {part.seconds:.0f} |")
+    for attempt in attempts:
+        print(f"| {attempt.batch} | {attempt.processes} | {attempt.end} at {attempt.images} | {attempt.seconds:.0f} |")
     equal = len(a.keys() | b.keys()) - len(wrong)
     print(f"\n{count} images: {len(a)} files of A, {len(b)} of B; {equal} equal byte for byte, {len(wrong)} not")
     for name in wrong[:LISTED]:

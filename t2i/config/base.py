@@ -67,7 +67,7 @@ class Optimizer(Strict):
 
 
 class Evaluate(Strict):
-    """Judging along training, by pictures that the averaged weights draw with random numbers of their own."""
+    """Evaluation during training, of images drawn by the EMA weights with random numbers of their own."""
 
     reference: str  # a file of `t2i eval reference`
     features: str | None = None  # its extractor, where that is a folder of this machine
