@@ -1,4 +1,4 @@
-"""How fast `t2i` starts, draws and trains, against plain diffusers and others.
+"""Benchmark `t2i`: start-up, generation and training, against plain diffusers and others.
 
     python scripts/bench.py help
     python scripts/bench.py generate [--parts overhead,first,many,bf16,startup,cache] [-m FOLDER] [--steps 20]
@@ -8,11 +8,10 @@
     python scripts/bench.py families [--data FILE.parquet] [--label COLUMN] [--rounds 5]
     python scripts/bench.py memory [--unet 35m] [--batch 16] [--device cuda]
 
-Every measurement is a fresh process; in `train` each side keeps its own, and `sample` and parts of `generate` make all
-turns in one. What is compared runs in turns in one session, and a ratio is the median over the rounds of the ratio
-within a round, so that a slow minute of the machine falls on both sides. For help and generate one round before the
-first is thrown away: it warms the disk. On a machine that is shared, OMP_NUM_THREADS=1 keeps threads from waiting for
-one another.
+Every measurement is a fresh process; in `train` each side keeps its own, and `sample` and parts of `generate` run in a
+single one. The sides of a comparison take turns in one session, and a ratio is the median over the rounds of the ratio
+within a round, so that a slow minute of the machine affects both sides. For help and generate a first round is
+discarded: it warms the disk. On a shared machine, OMP_NUM_THREADS=1 keeps threads from waiting for one another.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How fast t2i starts and draws, in turns with plain diffusers.")
+    parser = argparse.ArgumentParser(description="Benchmark t2i, in turns with plain diffusers and others.")
     parser.add_argument("what", choices=BENCHES)
     parser.add_argument("-m", "--model", type=Path, default=ROOT / "t2i" / "mini", help="pipeline folder [mini]")
     parser.add_argument("--steps", type=int, default=20)
@@ -58,21 +57,21 @@ def main() -> None:
 
 
 def bench_help(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """`t2i --help`, in turns with a Python that does nothing."""
+    """Measure `t2i --help`, in turns with a Python that does nothing."""
     sides = {"t2i": t2i("--help"), "python": [sys.executable, "-c", "pass"]}
     rounds = in_turns(sides, options.rounds or 21)
     return [result("t2i --help", rounds["t2i"], "s", 0.15), result("python -c pass", rounds["python"], "s", None)]
 
 
 def bench_generate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Drawing: overhead, the first picture, many prompts, bf16, start-up, step caching: see bench_generate.py."""
+    """Measure generation: overhead, first image, many prompts, bf16, start-up, step caching: see bench_generate.py."""
     from bench_generate import measure
 
     return [result(*row) for row in measure(options)]
 
 
 def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Training steps of our U-Net and loop, in turns with others': see bench_train.py."""
+    """Measure training steps of our U-Net and loop, in turns with others': see bench_train.py."""
     from bench_train import measure
 
     found = measure(options.unet, options.batch, options.rounds or 20, options.data, options.device)
@@ -80,14 +79,14 @@ def bench_train(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_sample(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Drawing with our U-Net and samplers, in turns with diffusers', in one process: see bench_sample.py."""
+    """Measure sampling with our U-Net and samplers, in turns with diffusers', in one process: see bench_sample.py."""
     from bench_sample import measure
 
     return [result(*row, None) for row in measure(options.unet, options.batch, options.rounds or 2, options.device)]
 
 
 def bench_families(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The trainers of dcgan, vae and classifier, in turns with the plainest loops: see bench_families.py."""
+    """Measure the trainers of dcgan, vae and classifier, in turns with plain loops: see bench_families.py."""
     lines = []
     for family in ("dcgan", "vae", "classifier"):
         rates: dict[str, list[float]] = {"t2i": [], "plain": [], "data": []}
@@ -109,7 +108,7 @@ def bench_families(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def bench_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The most memory that three training steps of each side take, in a process of its own."""
+    """Measure the peak memory of three training steps of each side, in a process of its own."""
     from bench_train import make_sides
 
     sides, _ = make_sides(options.unet, options.batch, options.data, options.device)
@@ -126,7 +125,7 @@ def t2i(*args: str) -> list[str]:
 
 
 def in_turns(sides: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round; each second round goes through the sides backwards."""
+    """Return the seconds of every side in every round; each second round runs the sides in reverse."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
@@ -139,14 +138,14 @@ def in_turns(sides: dict[str, list[str]], rounds: int) -> dict[str, list[float]]
 
 
 def wall(command: list[str]) -> float:
-    """Wall seconds of one fresh process."""
+    """Return the wall seconds of one fresh process."""
     start = time.perf_counter()
     run(command)
     return time.perf_counter() - start
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command that finds t2i; its failure is ours."""
+    """Run a command that can import t2i; exit if it fails."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     env = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -156,7 +155,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def result(what: str, values: list[float], unit: str, limit: float | None) -> dict[str, Any]:
-    """One line of the table: the median, the extremes, and the limit it is held against."""
+    """Return one row of the table: the median, the extremes, and the limit, if any."""
     return {
         "what": what,
         "median": round(median(values), 4),
@@ -170,7 +169,7 @@ def result(what: str, values: list[float], unit: str, limit: float | None) -> di
 
 
 def stamp() -> dict[str, Any]:
-    """What a number needs beside it: date, machine, commit, versions, command."""
+    """Return the context of a number: date, machine, commit, versions, command."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()

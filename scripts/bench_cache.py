@@ -1,8 +1,8 @@
-"""What step caching saves and what it costs: `python scripts/bench.py generate --parts cache`.
+"""Benchmark step caching, speed and quality: `python scripts/bench.py generate --parts cache`.
 
-On `mini` (or `-m FOLDER`): time, and how far the pictures are from those drawn without. On a small transformer of the
-build of Flux with random weights: time alone, since such weights tell nothing of quality, nor of how many steps
-first-block would skip.
+On `mini` (or `-m FOLDER`): time, and the distance of images to those without caching. On a small transformer like Flux
+with random weights: time alone, since random weights say nothing about quality, nor about how many steps first-block
+would skip.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = tuple[str, list[float], str, float | None]
 
 
 def measure_cache(options: Namespace) -> list[Row]:
-    """For each cache: the part of the time it takes, and the distances of its pictures."""
+    """Return, for each cache, the relative time and the distances of its images."""
     return [*on_a_model(options), *on_a_transformer(options)]
 
 
@@ -32,10 +32,10 @@ def on_a_model(options: Namespace) -> list[Row]:
     plain = TextToImage.load(str(options.model))
     rows: list[Row] = []
     for cache in CACHES:
-        painter = TextToImage.load(str(options.model), cache=cache)
+        model = TextToImage.load(str(options.model), cache=cache)
         for steps in STEPS:
             before = draw(plain, steps, options.guidance)
-            after = draw(painter, steps, options.guidance)
+            after = draw(model, steps, options.guidance)
             again = draw(plain, steps, options.guidance)
             what = f"{cache}, {steps} steps"
             gaps = [np.abs(a - b) for a, b in zip(before[0], after[0], strict=True)]
@@ -49,16 +49,16 @@ def on_a_model(options: Namespace) -> list[Row]:
     return rows
 
 
-def draw(painter: Any, steps: int, guidance: float) -> tuple[list[Any], float]:
-    """The pictures of all texts with two seeds, float64 (H, W, 3) each, and the CPU seconds of it."""
+def draw(model: Any, steps: int, guidance: float) -> tuple[list[Any], float]:
+    """Generate the images of all texts with two seeds, float64 (H, W, 3) each, and return them with the CPU seconds."""
     start = time.process_time()
-    results = painter(TEXTS, seeds=(0, 1), steps=steps, guidance=guidance)
+    results = model(TEXTS, seeds=(0, 1), steps=steps, guidance=guidance)
     pictures = [np.asarray(result.image, np.float64) for result in results]
     return pictures, time.process_time() - start
 
 
 def psnr(gap: Any) -> float:
-    """Peak signal-to-noise ratio in dB; 99 for equal pictures."""
+    """Return the peak signal-to-noise ratio in dB; 99 for equal images."""
     error = float((gap**2).mean())
     return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
@@ -104,7 +104,7 @@ def one(pipe: Any, torch: Any) -> float:
 
 
 def flux() -> Any:
-    """FluxPipeline without text encoders or VAE, 256 tokens of picture."""
+    """Build a FluxPipeline without text encoders or VAE, for 256 image tokens."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     network = FluxTransformer2DModel(

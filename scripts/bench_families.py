@@ -1,9 +1,9 @@
-"""The trainers of dcgan, vae and classifier, whole, in turns with the plainest loop around the same networks.
+"""Benchmark the complete trainers of dcgan, vae and classifier against plain loops around the same networks.
 
-`python scripts/bench.py families`. The plain loops are what PyTorch's own examples are: a DataLoader over the images
-in memory, the loss, backward, AdamW; no average of the weights, no log, no checks. Their networks, losses and image
-changes are t2i's, so that what differs is the loop. Each side of a turn is a process of its own that prints its images
-per second after a warm-up; ours is read from the run's log.
+`python scripts/bench.py families`. The plain loops follow PyTorch's own examples: a DataLoader over the images in
+memory, the loss, backward, AdamW; no EMA, no log, no checks. Their networks, losses and augmentations are t2i's, so
+that only the loop differs. Each side of a round is a process of its own that prints its images per second after a
+warm-up; ours is read from the run's log.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from t2i.training.device import choose_precision
 from t2i.training.elbo import dequantise, kl_nats, reconstruction_nats
 from t2i.training.engine import Step
 from t2i.training.families.classifier import build_resnet, train_classifier
-from t2i.training.families.dcgan import Players, train_dcgan
+from t2i.training.families.dcgan import AdversarialPair, train_dcgan
 from t2i.training.families.vae import build_vae, train_vae
 from t2i.training.runs.run_folder import Launch
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, S, S) in [-1, 1], and their classes (B,)
 TRAINERS: dict[str, Callable[..., Path]] = {"dcgan": train_dcgan, "vae": train_vae, "classifier": train_classifier}
-WARM, TIMED = 10, 60  # steps before the clock runs, and while it does
+WARM, TIMED = 10, 60  # steps before the measurement, and in it
 
 
 def config_of(family: str, data: str, label: str) -> Any:
-    """The shipped CIFAR-10 config of a family, on these images, without pauses for samples or checkpoints."""
+    """Return the shipped CIFAR-10 config of a family, for these images, without samples or checkpoints."""
     path = Path(__file__).resolve().parents[1] / "configs" / f"{family}-cifar10.yaml"
     first = load_config(path, family)
     count = (WARM + TIMED) * first.batch
@@ -53,20 +53,20 @@ def config_of(family: str, data: str, label: str) -> Any:
 
 
 def plain_dcgan(config: Any, batches: Batches, classes: int, device: torch.device) -> Iterator[None]:
-    """As in pytorch/examples/dcgan, with a class and `d_steps`."""
-    players, game = Players(config, classes).to(device), GAMES[config.loss.game]
-    g, d = players.generator, players.discriminator
+    """Train like pytorch/examples/dcgan, with classes and `d_steps`."""
+    networks, game = AdversarialPair(config, classes).to(device), GAMES[config.loss.game]
+    g, d = networks.generator, networks.discriminator
     make = {"lr": config.optimizer.lr, "betas": config.optimizer.betas, "weight_decay": 0.0}
     g_optimizer, d_optimizer = torch.optim.AdamW(g.parameters(), **make), torch.optim.AdamW(d.parameters(), **make)
 
-    def judge(x: Tensor, labels: Tensor) -> Tensor:
+    def discriminate(x: Tensor, labels: Tensor) -> Tensor:
         return d(diff_augment(x, torch.rand(len(x), NUMBERS, device=device), config.loss.augment), labels).float()
 
     for number, (real, labels) in enumerate(batches):
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 fake = g(torch.randn(len(real), config.model.latent, device=device), labels).float()
-            loss = game.discriminator(judge(real, labels), judge(fake, labels))
+            loss = game.discriminator(discriminate(real, labels), discriminate(fake, labels))
         d_optimizer.zero_grad()
         loss.backward()
         d_optimizer.step()
@@ -74,7 +74,7 @@ def plain_dcgan(config: Any, batches: Batches, classes: int, device: torch.devic
             d.requires_grad_(False)
             with torch.autocast(device.type, torch.bfloat16):
                 fake = g(torch.randn(len(real), config.model.latent, device=device), labels).float()
-                loss = game.generator(judge(fake, labels))
+                loss = game.generator(discriminate(fake, labels))
             g_optimizer.zero_grad()
             loss.backward()
             g_optimizer.step()
@@ -84,7 +84,7 @@ def plain_dcgan(config: Any, batches: Batches, classes: int, device: torch.devic
 
 
 def plain_vae(config: Any, batches: Batches, classes: int, device: torch.device) -> Iterator[None]:
-    """As in pytorch/examples/vae, with a calibrated decoder."""
+    """Train like pytorch/examples/vae, with a calibrated decoder."""
     net = build_vae(config, classes).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), config.optimizer.lr, config.optimizer.betas, weight_decay=0.0)
     for x, labels in batches:
@@ -103,7 +103,7 @@ def plain_vae(config: Any, batches: Batches, classes: int, device: torch.device)
 
 
 def plain_classifier(config: Any, batches: Batches, classes: int, device: torch.device) -> Iterator[None]:
-    """As the common CIFAR-10 training scripts, with a moved and partly hidden image."""
+    """Train like the common CIFAR-10 scripts, with translation and cutout."""
     net = build_resnet(config, classes).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), config.optimizer.lr, config.optimizer.betas)
     most, side = config.augment.shift, config.data.size
@@ -125,12 +125,12 @@ PLAIN = {"dcgan": plain_dcgan, "vae": plain_vae, "classifier": plain_classifier}
 
 
 def plain(family: str, data: str, label: str) -> float:
-    """Images per second of the plain loop."""
+    """Return the images per second of the plain loop."""
     config, device = config_of(family, data, label), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = load_table(config.data, False)
     rows = torch.arange(table.count)
-    held = torch.utils.data.TensorDataset(table.images(rows), class_numbers(table, config, rows))
-    loader = torch.utils.data.DataLoader(held, config.batch, shuffle=True, drop_last=True)
+    dataset = torch.utils.data.TensorDataset(table.images(rows), class_numbers(table, config, rows))
+    loader = torch.utils.data.DataLoader(dataset, config.batch, shuffle=True, drop_last=True)
     batches = (
         (images.from_uint8(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x).to(device)), labels.to(device))
         for x, labels in chain.from_iterable(repeat(loader))
@@ -145,7 +145,7 @@ def plain(family: str, data: str, label: str) -> float:
 
 
 def ours(family: str, data: str, label: str) -> float:
-    """Images per second of the trainer, by its own log, the first row left out."""
+    """Return the images per second of the trainer, from its own log without the first row."""
     config = config_of(family, data, label)
     with tempfile.TemporaryDirectory() as folder:
         TRAINERS[family](config, Path(folder), Launch(progress=False))
@@ -155,7 +155,7 @@ def ours(family: str, data: str, label: str) -> float:
 
 
 def data_path(family: str, data: str, label: str) -> float:
-    """Images per second that the data path alone hands to a trainer."""
+    """Return the images per second of the data path alone."""
     config = config_of(family, data, label)
     table = load_table(config.data, False)
     start = time.perf_counter()
@@ -170,7 +170,7 @@ def data_path(family: str, data: str, label: str) -> float:
 
 SIDES = {"t2i": ours, "plain": plain, "data": data_path}
 
-if __name__ == "__main__":  # `bench.py families` asks, in a fresh process for each side
+if __name__ == "__main__":  # called by `bench.py families`, in a fresh process for each side
     side, family, data, label = sys.argv[1:]
     assert choose_precision("auto") == "bf16", "both sides compute in bf16"
     print(SIDES[side](family, data, label))

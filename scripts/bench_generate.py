@@ -1,7 +1,7 @@
-"""What `t2i generate` costs and saves: `python scripts/bench.py generate`.
+"""Benchmark `t2i generate`: `python scripts/bench.py generate`.
 
-Sides run in turns, each second round backwards, and a ratio is taken within a round. CPU seconds are given beside wall
-seconds: on a machine that others use too they are the steadier measure.
+Sides run in turns, each second round in reverse, and a ratio is taken within a round. CPU seconds are given beside wall
+seconds: on a shared machine they are the more stable measure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Side = Callable[[], tuple[float, float]]  # wall and CPU seconds
 
 
 def measure(options: Namespace) -> list[Row]:
-    """The rows of all parts, or of those that `--parts` names."""
+    """Return the rows of all parts, or of those that `--parts` names."""
     chosen = options.parts.split(",") if options.parts else list(PARTS)
     unknown = sorted(set(chosen) - set(PARTS))
     if unknown:
@@ -40,17 +40,17 @@ def measure(options: Namespace) -> list[Row]:
 
 
 def overhead(options: Namespace) -> list[Row]:
-    """One picture drawn and saved, beyond start-up: the same pipeline object called by diffusers' rules and by t2i."""
+    """Compare one image, generated and saved, without start-up: one pipeline object called directly and by t2i."""
     import torch
 
     from t2i.imaging.images import save
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-    painter = TextToImage.load(str(options.model))
+    model = TextToImage.load(str(options.model))
     with tempfile.TemporaryDirectory() as out:
 
         def plain() -> None:
-            painter.pipe(
+            model.pipe(
                 PROMPTS[0],
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance,
@@ -58,7 +58,7 @@ def overhead(options: Namespace) -> list[Row]:
             ).images[0].save(f"{out}/plain.png")
 
         def ours() -> None:
-            for result in painter(PROMPTS[0], seeds=[0], steps=options.steps, guidance=options.guidance):
+            for result in model(PROMPTS[0], seeds=[0], steps=options.steps, guidance=options.guidance):
                 save(result.image, Path(out, "ours.png"), recipe=result.recipe, overwrite=True)
 
         found = in_turns({"plain": in_process(plain), "ours": in_process(ours)}, options.rounds or 15)
@@ -70,7 +70,7 @@ def overhead(options: Namespace) -> list[Row]:
 
 
 def first(options: Namespace) -> list[Row]:
-    """The first picture, as whole processes: `t2i generate` and `diffusers-cli run`, and eight pictures of t2i."""
+    """Compare the first image, as whole processes: `t2i generate` and `diffusers-cli run`, and eight images of t2i."""
     with tempfile.TemporaryDirectory() as out:
         ours = generate(options, "--overwrite", "-o", f"{out}/ours.png")
         sides = {
@@ -89,14 +89,14 @@ def first(options: Namespace) -> list[Row]:
 
 
 def many(options: Namespace) -> list[Row]:
-    """Four prompts in one process, from a file, against four processes one after another."""
+    """Compare four prompts in one process, from a file, with four processes one after another."""
     with tempfile.TemporaryDirectory() as out:
         file = Path(out, "prompts.txt")
         file.write_text("\n".join(PROMPTS), encoding="utf-8")
         one = [sys.executable, "-m", "t2i", "generate", "--prompts", str(file), *settings(options), "--quiet"]
 
         def alone() -> None:
-            shutil.rmtree(f"{out}/one", ignore_errors=True)  # else all of it is there already
+            shutil.rmtree(f"{out}/one", ignore_errors=True)  # else the batch is already complete
 
         def each() -> tuple[float, float]:
             runs = [process(generate(options, "--overwrite", "-o", f"{out}/each.png", prompt=p))() for p in PROMPTS]
@@ -112,7 +112,7 @@ def many(options: Namespace) -> list[Row]:
 
 
 def bf16(options: Namespace) -> list[Row]:
-    """One denoising step of Stable Diffusion 1.5's U-Net, 512x512, both branches of guidance: random weights."""
+    """Measure one denoising step of Stable Diffusion 1.5's U-Net, 512x512, with guidance and random weights."""
     import torch
 
     nets = {dtype: sd15_unet(dtype) for dtype in (torch.float32, torch.bfloat16)}
@@ -137,7 +137,7 @@ def bf16(options: Namespace) -> list[Row]:
 
 
 def sd15_unet(dtype: Any) -> Any:
-    """860M parameters, filled without the slow initialisation of each layer."""
+    """Build the 860M parameters without the slow initialisation of each layer."""
     import torch
 
     from t2i.model_files.library_logging import prepare_libraries, quiet
@@ -156,7 +156,7 @@ def sd15_unet(dtype: Any) -> Any:
 
 
 def startup(options: Namespace) -> list[Row]:
-    """Where the CPU seconds of a first picture go, each a lap in a fresh process."""
+    """Split the CPU seconds of a first image into laps, in a fresh process."""
     laps: dict[str, list[float]] = {}
     for _ in range(options.rounds or 3):
         words = [sys.executable, "-c", LAPS, str(options.model), str(options.steps), str(options.guidance)]
@@ -189,10 +189,10 @@ from t2i.pipelines.text_to_image.pipeline import TextToImage
 files = locate(folder)
 files.hash()
 lap("find, check and hash the weights")
-painter = TextToImage.wrap(load_pipeline(files, "cpu", "float32"))
+model = TextToImage.wrap(load_pipeline(files, "cpu", "float32"))
 lap("import and load the pipeline")
 gc.enable()
-list(painter("a horse", seeds=[0], steps=int(steps), guidance=float(guidance)))
+list(model("a horse", seeds=[0], steps=int(steps), guidance=float(guidance)))
 lap("draw")
 """
 
@@ -207,15 +207,15 @@ def settings(options: Namespace) -> list[str]:
 
 
 def diffusers_cli(options: Namespace, out: str) -> list[str]:
-    """The same picture by diffusers' own command."""
+    """Return the command for the same image by diffusers' own command line."""
     call = f'{{"prompt": "{PROMPTS[0]}", "num_inference_steps": {options.steps}, "guidance_scale": {options.guidance}}}'
     where = ["-m", str(options.model), "--device-map", "cpu", "--dtype", "float32", "--seed", "0", "--output", out]
-    main = "from diffusers.commands.diffusers_cli import main; main()"  # what the script `diffusers-cli` is
+    main = "from diffusers.commands.diffusers_cli import main; main()"  # the content of the script `diffusers-cli`
     return [sys.executable, "-c", main, "run", *where, "--pipeline-kwargs", call]
 
 
 def process(command: list[str], before: Callable[[], None] = lambda: None) -> Side:
-    """A fresh process.  before: what is done first and not measured."""
+    """Return a side that runs a fresh process.  before: called first and not measured."""
 
     def run() -> tuple[float, float]:
         before()
@@ -232,7 +232,7 @@ def process(command: list[str], before: Callable[[], None] = lambda: None) -> Si
 
 def in_process(call: Callable[[], Any]) -> Side:
     def run() -> tuple[float, float]:
-        gc.collect()  # the other side's garbage
+        gc.collect()  # else this side would pay for the other side's garbage
         start, cpu = time.perf_counter(), time.process_time()
         call()
         return time.perf_counter() - start, time.process_time() - cpu
@@ -241,13 +241,13 @@ def in_process(call: Callable[[], Any]) -> Side:
 
 
 def environment() -> dict[str, str]:
-    """t2i is found, and nothing asks the network."""
+    """Return an environment in which t2i can be imported, and nothing uses the network."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def in_turns(sides: dict[str, Side], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall, CPU) seconds of every side in every round, after one that is thrown away."""
+    """Return (wall, CPU) seconds of every side in every round, after one that is discarded."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name in list(sides) if number % 2 else reversed(list(sides)):
@@ -263,7 +263,7 @@ def wall(seconds: list[tuple[float, float]]) -> list[float]:
 
 
 def ratios(found: dict[str, list[tuple[float, float]]], a: str, b: str, which: int) -> list[float]:
-    """a / b within each round.  which: 0 wall, 1 CPU."""
+    """Return a / b within each round.  which: 0 wall, 1 CPU."""
     return [x[which] / y[which] for x, y in zip(found[a], found[b], strict=True)]
 
 

@@ -1,6 +1,6 @@
-"""Drawing with one U-Net, ours and diffusers' samplers, in turns in one process: `python scripts/bench.py sample`.
+"""Benchmark sampling with one U-Net, our samplers and diffusers', in turns in one process: `scripts/bench.py sample`.
 
-Random weights: what is measured does not depend on them. Both draw in float32, the default of both.
+Random weights: they do not affect the time. Both sample in float32, the default of both.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from t2i.pipelines.class_conditional.ddpm import DDPM
 from t2i.pipelines.class_conditional.diffusers_scheduler import make_scheduler
 from t2i.training.families.ddpm import build_unet
 
-WALKS = {"ddpm": 1000, "dpm++2m": 20}  # sampler -> steps
+SAMPLERS = {"ddpm": 1000, "dpm++2m": 20}  # sampler -> steps
 
 
 def measure(model: str, batch: int, rounds: int, device: str) -> list[tuple[str, list[float], str]]:
-    """The table: images/s of each sampler on both sides, and our ratio."""
+    """Return the table: images/s of each sampler on both sides, and our ratio."""
     config = DDPMConfig(
         images=1,
         batch=1,
@@ -36,10 +36,10 @@ def measure(model: str, batch: int, rounds: int, device: str) -> list[tuple[str,
     plain.load_state_dict(unet.state_dict())
     ours = DDPM(unet, make_scheduler("linear", "eps"))
     lines = []
-    for sampler, steps in WALKS.items():
+    for sampler, steps in SAMPLERS.items():
         sides: dict[str, Callable[[], Any]] = {
             "t2i": partial(ours, batch, sampler=sampler, steps=steps, batch_size=batch),
-            "diffusers": walk_of_diffusers(plain, sampler, steps, batch),
+            "diffusers": sampling_of_diffusers(plain, sampler, steps, batch),
         }
         seconds = in_turns(sides, rounds)
         for name, values in seconds.items():
@@ -50,21 +50,21 @@ def measure(model: str, batch: int, rounds: int, device: str) -> list[tuple[str,
     return lines
 
 
-def walk_of_diffusers(unet: Any, sampler: str, steps: int, batch: int) -> Callable[[], Any]:
-    """diffusers' own pipeline for the ancestral walk; its scheduler in the same pipeline for dpm++."""
+def sampling_of_diffusers(unet: Any, sampler: str, steps: int, batch: int) -> Callable[[], Any]:
+    """Return a call of diffusers' own pipeline for ancestral sampling; with its other scheduler for dpm++."""
     scheduler = (
         diffusers.DDPMScheduler(beta_schedule="linear")
         if sampler == "ddpm"
         else diffusers.DPMSolverMultistepScheduler(beta_schedule="linear", timestep_spacing="trailing")
     )
     pipeline = diffusers.DDPMPipeline(unet, scheduler)
-    pipeline.scheduler = scheduler  # the constructor makes a DDPMScheduler of any
+    pipeline.scheduler = scheduler  # the constructor converts any scheduler to a DDPMScheduler
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(batch, num_inference_steps=steps, generator=torch.Generator().manual_seed(0))
 
 
 def in_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in every round."""
+    """Return the seconds of each side in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, draw in sides.items() if number % 2 else reversed(sides.items()):

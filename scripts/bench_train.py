@@ -1,10 +1,10 @@
-"""Training steps of one U-Net, ours and diffusers', in turns: `python scripts/bench.py train`.
+"""Benchmark training steps of one U-Net, ours and diffusers', in turns: `python scripts/bench.py train`.
 
 Each side is a process of its own, as its users run it, and waits while another has its turn. t2i's side and diffusers'
-start from the same weights and see the same images, noise and times, so their losses must agree; what differs is the
-network's code, the optimiser's kernel, the average, the loop around them and how it keeps memory. Where
+start from the same weights and see the same images, noise and times, so their losses must agree; the differences are
+the network's code, the optimizer's kernel, the EMA, the loop around them and memory management. Where
 denoising-diffusion-pytorch is installed, its nearest U-Net (same widths, other blocks) and loop run beside them. A side
-steps as a generator: one step each time it is asked, whose loss it yields.
+steps as a generator: one step per request, whose loss it yields.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SIZE = 32  # pixels per side
 OPTIMIZER = Optimizer(lr=2e-4, betas=(0.9, 0.999), warmup=0)
-PAUSE = 0.3  # seconds before a turn: the threads of the one before go to sleep
+PAUSE = 0.3  # seconds before a turn, in which the threads of the previous side go to sleep
 Draw = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def ours(unet: UNet2DModel, draw: Draw, bf16: bool) -> Iterator[float]:
-    """A step as t2i's engine makes it."""
+    """Step like t2i's engine."""
     device, schedule = unet.device, linear()
     optimizer, ema = adamw(OPTIMIZER, unet, {}), Ema(unet, 50_000)
     seen = 0
@@ -73,7 +73,7 @@ def ours(unet: UNet2DModel, draw: Draw, bf16: bool) -> Iterator[float]:
 
 
 def theirs(unet: Any, draw: Draw, bf16: bool) -> Iterator[float]:
-    """A step in the manner of diffusers' example train_unconditional.py, with its EMA."""
+    """Step like diffusers' example train_unconditional.py, with its EMA."""
     device, scheduler = unet.device, diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -92,7 +92,7 @@ def theirs(unet: Any, draw: Draw, bf16: bool) -> Iterator[float]:
 
 
 def peer(diffusion: Any, draw: Draw, bf16: bool) -> Iterator[float]:
-    """A step in the manner of denoising-diffusion-pytorch's Trainer: its U-Net, its loss, Adam, and its EMA."""
+    """Step like denoising-diffusion-pytorch's Trainer: its U-Net, its loss, Adam, and its EMA."""
     from ema_pytorch import EMA
 
     device = next(diffusion.parameters()).device
@@ -112,7 +112,7 @@ def peer(diffusion: Any, draw: Draw, bf16: bool) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class Side:
-    """One of those that are compared: its network, how it steps, and whether its losses must be ours."""
+    """One side of the comparison: its network and its step.  same: its losses must equal ours."""
 
     network: Callable[[], Any]
     step: Callable[[Any, Draw, bool], Iterator[float]]
@@ -121,7 +121,7 @@ class Side:
 
 
 def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str, Side], Callable[[], Draw]]:
-    """All sides by name, ours first, and what makes each its own stream of the same batches."""
+    """Return all sides by name, ours first, and a function that gives each its own stream of the same batches."""
     config = DDPMConfig(
         images=1,
         batch=batch,
@@ -152,7 +152,7 @@ def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str
         return unet.to(device)
 
     def network_of_peer() -> Any:
-        # Its trainer and its scores want torchvision; network and loss, which alone are measured, do not.
+        # Its trainer and its metrics import torchvision; network and loss, which alone are measured, do not need it.
         absent = [n for n in ("torchvision", "pytorch_fid") if not find_spec(n)]
         parts = [n + part for n in absent for part in ("", ".transforms", ".utils", ".fid_score", ".inception")]
         with patch.dict(sys.modules, {name: MagicMock() for name in parts}):
@@ -174,21 +174,22 @@ def make_sides(model: str, batch: int, data: str, device: str) -> tuple[dict[str
 
 
 def serve(turns: Connection, model: str, batch: int, data: str, device: str, name: str) -> None:
-    """One side as a process: at every word it makes a step, and answers with its seconds and its loss."""
+    """Run one side as a process: at every message make a step, and answer with its seconds and its loss."""
     sides, draws = make_sides(model, batch, data, device)
     side = sides[name]
     steps = side.step(side.network(), draws(), side.bf16)
     while turns.recv():
         start = time.perf_counter()
-        loss = next(steps)  # it reads the loss, and so waits for the device
+        loss = next(steps)  # reading the loss waits for the device
         turns.send((time.perf_counter() - start, loss))
 
 
 def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[tuple[str, list[float], str]]:
-    """The table: one step of each side in turn, the first two left out.
+    """Return the table: one step of each side in turn, the first two left out.
 
-    Images/s, our ratio to each other side, how far the losses lie apart, and how near each comes to the convolutions
-    alone: the rate at which this machine computes a plain bf16 convolution, over the work of a training image.
+    Images/s, our ratio to each other side, the relative difference of the losses, and our rate relative to a ceiling of
+    convolutions alone: the rate at which this machine computes a plain bf16 convolution, over the work of a training
+    image.
     """
     sides, _ = make_sides(model, batch, data, device)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -210,7 +211,7 @@ def measure(model: str, batch: int, steps: int, data: str, device: str) -> list[
                 losses[name].append(loss)
     for turn in turns.values():
         turn.send(False)
-    for process in running:  # what is measured next has the machine for itself
+    for process in running:  # before the next measurement, which needs the machine for itself
         process.join()
     rates = {name: [batch / s for s in seconds[name]] for name in sides}
     lines = [(f"{name}, {work[name] / 1e9:.1f} GFLOP", rates[name], "images/s") for name in sides]
@@ -231,7 +232,7 @@ def quotients(a: list[float], b: list[float]) -> list[float]:
 
 
 def flops(network: Any, device: str) -> int:
-    """Floating-point operations of one image, forward and backward, as torch counts them."""
+    """Return the floating-point operations of one image, forward and backward, as torch counts them."""
     x, t = torch.zeros(1, 3, SIZE, SIZE, device=device), torch.zeros(1, device=device)
     with FlopCounterMode(display=False) as counter:
         if isinstance(network, UNet2DModel | diffusers.UNet2DModel):
@@ -243,7 +244,7 @@ def flops(network: Any, device: str) -> int:
 
 
 def convolution(batch: int, channels: int, device: str) -> list[float]:
-    """FLOP/s of a 3 x 3 bf16 convolution in the middle of the network, forward and backward, five times."""
+    """Measure FLOP/s of a 3 x 3 bf16 convolution in the middle of the network, forward and backward, five times."""
     conv = torch.nn.Conv2d(channels, channels, 3, padding=1).to(
         device, torch.bfloat16, memory_format=torch.channels_last
     )
@@ -262,7 +263,7 @@ def convolution(batch: int, channels: int, device: str) -> list[float]:
 
 
 def peak(model: str, batch: int, data: str, device: str, name: str) -> int:
-    """Bytes that this process took at most for three steps of one side: on a GPU those of its allocator."""
+    """Return the peak memory of this process for three steps of one side, in bytes: on a GPU that of its allocator."""
     sides, draws = make_sides(model, batch, data, device)
     side = sides[name]
     steps = side.step(side.network(), draws(), side.bf16)
@@ -273,5 +274,5 @@ def peak(model: str, batch: int, data: str, device: str, name: str) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
-if __name__ == "__main__":  # `bench.py memory` asks, in a fresh process for each side
+if __name__ == "__main__":  # called by `bench.py memory`, in a fresh process for each side
     print(peak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]))

@@ -1,4 +1,4 @@
-"""The README's strip of pictures: what `--image`, `--mask` and `--upscale` make of a horse.
+"""Make the README's strip of images: `--image`, `--mask` and `--upscale` applied to a horse.
 
 python scripts/editing_picture.py  # 15 seconds; writes docs/pictures/editing.png
 """
@@ -20,7 +20,7 @@ SEED = 22
 
 
 def main() -> None:
-    """Draw the five and save the strip, which says that a model made it."""
+    """Generate the five and save the strip, marked as generated."""
     draw = t2i.load("mini")
     with tempfile.TemporaryDirectory() as folder:
         horse, mask = Path(folder) / "horse.png", Path(folder) / "mask.png"

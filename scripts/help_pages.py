@@ -1,4 +1,4 @@
-"""Every command's help as one page: python scripts/help_pages.py > docs/commands.md (a test says when that is due)."""
+"""Print every command's help as one page: python scripts/help_pages.py > docs/commands.md (a test keeps it current)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ What `--help` says, for every command. Made by `python scripts/help_pages.py > d
 
 
 def pages(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
-    """(full name, help text) of a command and of every command below it."""
+    """Yield (full name, help text) of a command and of every command below it."""
     ctx = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     ctx.help_option_names = ["-h", "--help"]
     yield ctx.command_path, command.get_help(ctx)
@@ -28,7 +28,7 @@ def pages(command: click.Command, name: str, parent: click.Context | None = None
 
 
 def markdown() -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = [f"## `{name}`\n\n```text\n{text}\n```\n" for name, text in pages(cli, "t2i")]
     return "\n".join([HEAD, *sections])
 

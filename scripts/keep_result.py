@@ -1,9 +1,9 @@
-"""Keep what a finished run shows, without its weights, so that it can be looked at and reported later.
+"""Keep the records of a finished run, without its weights, so that it can be reported later.
 
     python scripts/keep_result.py runs/vae-cifar10 ...      # writes docs/results/vae-cifar10
     t2i report docs/results/* -o results.html
 
-Of the config only the last two parts of a data path are kept: the rest is of one machine.
+Of the config only the last two parts of a data path are kept: the rest belongs to one machine.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def main(runs: tuple[Path, ...]) -> None:
             shutil.copyfile(file, kept / file.relative_to(run))
         config = shortened(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
         (kept / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        if before is not None:  # what its maker wrote of the run, for RESULTS.md
+        if before is not None:  # written by hand, for RESULTS.md
             made.write_bytes(before)
         click.echo(kept)
 
 
 def shortened(value: Any, key: str = "") -> Any:
-    """The same value, with every absolute path under a key `path` cut to its last two parts."""
+    """Shorten every absolute path under a key `path` to its last two parts."""
     if isinstance(value, dict):
         return {name: shortened(part, name) for name, part in value.items()}
     if isinstance(value, list):

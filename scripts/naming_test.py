@@ -1,9 +1,9 @@
-"""Can someone who never saw the model name what it draws? Makes the sheet to show, and counts the answers.
+"""Test whether someone who never saw the model can name what it shows: make the sheet, and count the answers.
 
-    python scripts/naming_test.py sheet.png                             # the 35 pictures of the grid, in random order
-    python scripts/naming_test.py sheet.png --answers "1=house, 2=dog"  # how many are right, and which are not
+    python scripts/naming_test.py sheet.png                             # the 35 images of the grid, in random order
+    python scripts/naming_test.py sheet.png --answers "1=house, 2=dog"  # number of correct ones, and the wrong ones
 
-Whoever looks knows the seven words, and neither the order nor how often each comes.
+The person knows the seven words, but neither the order nor how often each occurs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEED = 7
 
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("sheet", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--answers", help='What was said: "1=horse, 2=house, ..."; the sheet is not made again.')
+@click.option("--answers", help='The answers, "1=horse, 2=house, ..."; the sheet is left as it is.')
 def main(sheet: Path, answers: str | None) -> None:
     order = [(style, thing) for style in STYLES for thing in OBJECTS]
     random.Random(SEED).shuffle(order)
@@ -46,7 +46,7 @@ def main(sheet: Path, answers: str | None) -> None:
 
 
 def cell(style: str, thing: str) -> Image.Image:
-    """One picture of the grid, whose labels stand left and above, enlarged."""
+    """Cut one image out of the grid, whose labels are left and above, and enlarge it."""
     grid = images.decode(GRID)
     left = grid.width - (len(OBJECTS) - OBJECTS.index(thing)) * (SIDE + GAP) + GAP
     top = grid.height - (len(STYLES) - STYLES.index(style)) * (SIDE + GAP) + GAP

@@ -3,8 +3,8 @@
     python scripts/package_judge.py --run runs/classifier-cifar10 --test cifar10/test.parquet --data-says "..." ...
     python scripts/package_judge.py judge64 --run runs/classifier-pairs --test data/pairs/held-out.parquet ...
 
-Weights in float16 safetensors. The card README.md says what the judge learned from and how well it tells test images
-apart: measured here, with the rounded weights, as `t2i eval` loads them.
+Weights in float16 safetensors. The card README.md names the judge's training data and its accuracy on test images,
+measured here with the rounded weights, as `t2i eval` loads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from t2i import config
-from t2i.evaluation.extraction import look
+from t2i.evaluation.extraction import extract_features
 from t2i.evaluation.features import JUDGE_FILE, JUDGES, Extractor, load_resnet
 from t2i.evaluation.image_sources import open_stored
 from t2i.nn.resnet import ResNet
@@ -33,8 +33,8 @@ COPIED = ("config.json", "classes.json")
 @click.command()
 @click.argument("name", type=click.Choice(list(JUDGES)), default="judge")
 @click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs/classifier-cifar10")
-@click.option("--test", required=True, help="The test images: a parquet file that the run did not learn from.")
-@click.option("--data-says", required=True, help="What the training images are and whose, for the card.")
+@click.option("--test", required=True, help="The test images: a parquet file that the run was not trained on.")
+@click.option("--data-says", required=True, help="Name and owner of the training images, for the card.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[t2i/NAME]")
 @click.option("--machine", required=True, help="Where it was trained, for the card.")
 @click.option("--date", required=True, help="When it was trained, for the card.")
@@ -43,8 +43,8 @@ def main(name: str, run: Path, test: str, data_says: str, out: Path | None, mach
     out = out or Path("t2i") / name
     settings = config.load_config(run / "config.yaml", "classifier")
     assert isinstance(settings, config.ClassifierConfig)
-    with tempfile.TemporaryDirectory() as workshop:
-        folder = Path(workshop) / name
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
         parameters = write_weights(run / "export", folder)
         (folder / JUDGE_FILE).write_text(json.dumps({"size": settings.data.size}) + "\n")
         judge = load_resnet(name, folder, settings.data.size, "cpu")
@@ -62,12 +62,12 @@ def main(name: str, run: Path, test: str, data_says: str, out: Path | None, mach
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder, out)
         for file in out.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
     click.echo(f"{out}  {size / 1e6:.1f} MB  {judge.tag}  {facts['accuracy']}")
 
 
 def write_weights(export: Path, folder: Path) -> int:
-    """The run's network in float16.  Returns its trained numbers."""
+    """Write the run's network in float16.  Returns the number of its parameters."""
     net = ResNet.from_pretrained(export, use_safetensors=True)
     net.half().save_pretrained(folder)
     for name in COPIED:
@@ -76,24 +76,24 @@ def write_weights(export: Path, folder: Path) -> int:
 
 
 def measure(judge: Extractor, test: str, columns: tuple[str, ...]) -> dict[str, Any]:
-    """How well it tells the test images apart: each question in all, and class by class, as a table."""
+    """Measure accuracy and cross-entropy on the test images: each question in all, and class by class, as a table."""
     data = open_stored(config.Source(path=test), judge.size, columns[0], True)
-    found = look(judge, data, range(data.count), keep=data.count)
+    found = extract_features(judge, data, range(data.count), keep=data.count)
     assert found.logits is not None
     parts = found.logits.double().split([len(classes) for classes in judge.questions.values()], 1)
-    said, losses, rows = [], [], []
+    accuracies, losses, rows = [], [], []
     for (question, classes), part, labels in zip(judge.questions.items(), parts, found.answers.unbind(1), strict=True):
         logits, known = part[labels >= 0], labels[labels >= 0]
         assert len(judge.questions) > 1 or len(known) == data.count, "every test image has a class that the judge knows"
         right = (logits.argmax(1) == known).double()
-        said.append(f"{question} {right.mean():.2%} of {len(known):,} test images".strip())
+        accuracies.append(f"{question} {right.mean():.2%} of {len(known):,} test images".strip())
         losses.append(f"{F.cross_entropy(logits, known):.3f}")
         rows += [f"| {name} | {right[known == number].mean():.1%} |" for number, name in enumerate(classes)]
-    return {"accuracy": "; ".join(said), "cross_entropy": " and ".join(losses), "per_class": "\n".join(rows)}
+    return {"accuracy": "; ".join(accuracies), "cross_entropy": " and ".join(losses), "per_class": "\n".join(rows)}
 
 
 def spent(run: Path) -> dict[str, Any]:
-    """Images seen, and hours of training, of a run."""
+    """Return images seen, and hours of training, of a run."""
     with (run / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     seen = torch.tensor([float(row["images"]) for row in rows], dtype=torch.float64)

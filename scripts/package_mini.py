@@ -2,8 +2,8 @@
 
     python scripts/package_mini.py --run runs/mini-text2image --out t2i/mini
 
-Weights in float16 safetensors; settings in t2i.json; a sheet of what it draws, and of what it learned from that is
-nearest to what it draws, both looked up here; the card README.md, whose numbers come from the run's own files.
+Weights in float16 safetensors; settings in t2i.json; a sheet of samples, and one of samples above their nearest
+training images, both made here; the card README.md, whose numbers come from the run's own files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIMIT = 40_000_000  # bytes of the folder
 PROMPTS = Path(__file__).parents[1] / "configs" / "mini-grid.txt"  # objects across, styles down
 OBJECTS = ("horse", "dog", "elephant", "giraffe", "house", "guitar", "person")
 STYLES = ("photo", "painting", "cartoon", "sketch", "Van Gogh")
-COMPARED = 8  # pictures whose nearest training images are shown
+COMPARED = 8  # samples whose nearest training images are shown
 SEED = 1
 
 
@@ -47,8 +47,8 @@ def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, s
     """Pack a finished text2image run as the embedded model."""
     settings = config.load_config(run / "config.yaml", "text2image")
     assert isinstance(settings, config.Text2ImageConfig)
-    with tempfile.TemporaryDirectory() as workshop:
-        folder = Path(workshop) / "mini"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "mini"
         parameters = write_weights(run / "export", folder)
         own = {"name": "mini", "steps": steps, "guidance": guidance, "size": settings.data.size}
         own |= {"scheduler": "dpm++2m", "license": "research data, see the card"}
@@ -77,12 +77,12 @@ def main(run: Path, autoencoder_run: Path, out: Path, machine: str, date: str, s
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder, out)
         for file in out.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner can read
     click.echo(f"{out}  {size / 1e6:.1f} MB")
 
 
 def write_weights(export: Path, folder: Path) -> int:
-    """The run's pipeline in float16, so written that plain diffusers loads it in float32.  Returns its parameters."""
+    """Write the run's pipeline in float16, in a form that plain diffusers loads in float32.  Returns its parameters."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(export, safety_checker=None)
@@ -91,29 +91,29 @@ def write_weights(export: Path, folder: Path) -> int:
         part.half()
     pipe.save_pretrained(folder)
     path = folder / "text_encoder" / "config.json"
-    # transformers loads in the stored dtype, diffusers in float32: without this the parts would not fit together.
+    # transformers loads in the stored dtype, diffusers in float32: without this their dtypes would differ
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
 def prompts() -> list[str]:
-    """Every object in every style, a row a style."""
+    """Return every object in every style, one style per row."""
     return PROMPTS.read_text(encoding="utf-8").splitlines()
 
 
 def draw_grid(model: TextToImage) -> Image:
-    """Objects across, styles down; seeds count up from SEED, as `t2i generate --prompts` does: nothing is picked."""
+    """Generate objects across, styles down; seeds count up from SEED, as `t2i generate --prompts` does: uncurated."""
     jobs = [Job(prompt, SEED + row) for row, prompt in enumerate(prompts())]
     results = model.draw(jobs, model.settings())
     return images.grid([result.image for result in results], row_labels=STYLES, column_labels=OBJECTS)
 
 
 def neighbours(model: TextToImage, table: ImageTable) -> tuple[Image, list[tuple[float, float]]]:
-    """Eight pictures above the training images nearest to them.
+    """Make a sheet of eight samples above the training images nearest to them.
 
     Distance is the root mean square over pixel values in [0, 255], mirrored images included. Returns the sheet, and
-    for each picture (distance to the nearest image, median over that image's own nearest other image) -- how near two
-    different training images come to each other is the measure of what near means.
+    for each sample (distance to the nearest image, distance of that image to its own nearest other image): the distance
+    between different training images shows which distances are small.
     """
     chosen = prompts()[:: len(prompts()) // COMPARED][:COMPARED]
     jobs = [Job(prompt, SEED + 100 + k) for k, prompt in enumerate(chosen)]
@@ -127,9 +127,9 @@ def neighbours(model: TextToImage, table: ImageTable) -> tuple[Image, list[tuple
 
 
 def closest(queries: torch.Tensor, pixels: torch.Tensor, others: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Root-mean-square distance to, and index of, the image in `pixels` nearest to each query, mirrored or not.
+    """Return root-mean-square distance to, and index of, the image in `pixels` nearest to each query, mirrored or not.
 
-    queries: (Q, 3, S, S), pixels: (N, 3, S, S), uint8.  others: the query itself, wherever it stands, does not count.
+    queries: (Q, 3, S, S), pixels: (N, 3, S, S), uint8.  others: ignore the query itself, wherever it is.
     """
     wanted = queries.flatten(1).float()
     best = torch.full((len(queries),), torch.inf)
@@ -147,7 +147,7 @@ def closest(queries: torch.Tensor, pixels: torch.Tensor, others: bool = False) -
 
 
 def spent(run: Path) -> dict[str, Any]:
-    """Images seen, hours of training and the last row of the log of a run."""
+    """Return images seen, hours of training and the last row of the log of a run."""
     with (run / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     images_seen = [int(row["images"]) for row in rows]
@@ -158,7 +158,7 @@ def spent(run: Path) -> dict[str, Any]:
 
 
 def card(facts: dict[str, Any]) -> str:
-    """The model card: mini_card.md, filled in."""
+    """Return the model card: mini_card.md, filled in."""
     settings, table, own = facts["settings"], facts["table"], facts["own"]
     first, second = facts["autoencoder"], facts["text2image"]
     kinds = [

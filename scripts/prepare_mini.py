@@ -64,7 +64,7 @@ HELD_OUT = ("lighthouse", "red panda", "teapot")  # nouns that no part of mini s
 WORK = 128  # pixels per side at which strokes are painted; at 64 they are then about two pixels wide
 BATCH = 28  # pictures stylised at once
 GREY, COLOURFUL = 0.02, 0.045  # mean Oklab chroma below which a reproduction is grey; from which it lends its palette
-# What a title honestly says about the whole picture, first match; a crop of a part says nothing.
+# Words that a title justifies for the whole painting, first match; none for a crop of a part.
 TITLES = {
     r"Portrait|Young Man|Woman|Girl|Child": "person",
     r"Wheat": "wheat field",
@@ -81,7 +81,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of an output file, and what stands above it on the contact sheet."""
+    """One row of an output file, and the image above it on the contact sheet."""
 
     data: bytes
     object: str
@@ -92,7 +92,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to stylise: its file bytes, what it shows, and the number that all its draws come from."""
+    """One image to stylise: its file bytes, its object, and the number from which all its draws derive."""
 
     data: bytes
     object: str
@@ -157,7 +157,7 @@ def main(
 
 
 def read(path: Path) -> Iterator[tuple[bytes, dict[str, str]]]:
-    """Undecoded images and columns of a parquet file or glob."""
+    """Yield undecoded images and columns of a parquet file or glob."""
     for row in open_source(Source(path=str(path))).rows:
         assert isinstance(row.image, bytes)
         yield row.image, row.columns
@@ -165,22 +165,22 @@ def read(path: Path) -> Iterator[tuple[bytes, dict[str, str]]]:
 
 def pacs(data: Path, size: int) -> Iterator[Picture]:
     for image, row in read(data / "pacs128/train.parquet"):
-        yield Picture(fitted(image, size), row["object"], STYLES[row["style"]], f"pacs/{row['source']}")
+        yield Picture(resized(image, size), row["object"], STYLES[row["style"]], f"pacs/{row['source']}")
 
 
 def nouns(data: Path, size: int) -> Iterator[Picture]:
     for image, row in read(data / "tinyimagenet64/train-*.parquet"):
         if row["name"] not in HELD_OUT:
-            yield Picture(fitted(image, size), row["name"], "photo", f"tinyimagenet/{row['source']}")
+            yield Picture(resized(image, size), row["name"], "photo", f"tinyimagenet/{row['source']}")
 
 
 def horses(data: Path, size: int) -> Iterator[Picture]:
     for image, row in read(data / "horses128/train.parquet"):
-        yield Picture(fitted(image, size), "horse", "photo", f"horses/{row['source']}")
+        yield Picture(resized(image, size), "horse", "photo", f"horses/{row['source']}")
 
 
 def vangogh(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
-    """Squares of every painting, from the largest that fits down to a quarter of its side, small ones more often."""
+    """Yield squares of every painting, from the largest down to a quarter of its side, small ones more often."""
     for number, (painting, row) in enumerate(paintings(data / "vangogh/train.parquet")):
         if row["kind"] == "drawing" or chroma(painting).norm(dim=0).mean() < GREY:
             continue
@@ -188,7 +188,7 @@ def vangogh(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
         for k in range(crops):
             scale = 1.0 if k < crops // 8 else 0.25 ** rng.random()
             crop, box = square(painting, scale, rng)
-            words = said(row["title"], row["kind"])
+            words = title_words(row["title"], row["kind"])
             shows = (
                 rng.choice(words) if scale >= 0.75 else words[-1] if scale >= 0.5 and words[-1] == "landscape" else ""
             )
@@ -197,7 +197,7 @@ def vangogh(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
 
 
 def arles(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
-    """Squares of the later paintings, from the whole down to half of the side; what they show is not known."""
+    """Yield squares of the later paintings, from the whole down to half of the side; their object is not known."""
     for number, (painting, row) in enumerate(paintings(data / "vangogh256/train.parquet")):
         rng = random.Random(derive_seed(seed, "arles", number))
         for k in range(crops):
@@ -206,14 +206,14 @@ def arles(data: Path, size: int, seed: int, crops: int) -> Iterator[Picture]:
             yield Picture(lossless(crop), "", "vangogh", f"vangogh256/{row['source']}#{box}")
 
 
-def said(title: str, kind: str) -> list[str]:
-    """The words that hold for a whole painting: by its title, and by its kind."""
+def title_words(title: str, kind: str) -> list[str]:
+    """Return the words that describe a whole painting: by its title, and by its kind."""
     by_title = [word for pattern, word in TITLES.items() if re.search(pattern, title)][:1]
     return by_title + ([kind] if kind in ("landscape", "portrait", "still life", "interior") else [""])
 
 
 def stylised(data: Path, size: int, seed: int, copies: int, processes: int) -> Iterator[Picture]:
-    """`copies` pictures of every PACS object: two thirds of photographs, the rest of paintings and cartoons."""
+    """Yield `copies` images of every PACS object: two thirds of photographs, the rest of paintings and cartoons."""
     photos: dict[str, list[tuple[bytes, str]]] = {}
     drawn: dict[str, list[tuple[bytes, str]]] = {}
     for image, row in read(data / "pacs128/train.parquet"):
@@ -241,10 +241,10 @@ def stylised(data: Path, size: int, seed: int, copies: int, processes: int) -> I
 
 
 def most_typical(made: Path, best: int) -> Iterator[Picture]:
-    """The `best` pictures of each object and style in the files made; in Van Gogh's manner, of the best photographs.
+    """Yield the `best` images of each object and style; in Van Gogh's manner, those of the best photographs.
 
-    Those chosen by eye, where there are any; else the most typical. All that show the same in the same style face the
-    same way.
+    Those chosen by eye, where there are any; else the most typical. All images of one object and style face the same
+    way.
     """
     by_eye = frozenset(CHOSEN.read_text().split())
     groups: dict[tuple[str, str], list[Picture]] = {}
@@ -269,7 +269,7 @@ def most_typical(made: Path, best: int) -> Iterator[Picture]:
 
 
 def rounds(items: list[tuple[bytes, str]], count: int, rng: random.Random) -> list[tuple[bytes, str]]:
-    """`count` items: all of them in a random order, then all of them again, and so on."""
+    """Return `count` items: all of them in a random order, then all of them again, and so on."""
     chosen: list[tuple[bytes, str]] = []
     while len(chosen) < count:
         chosen += rng.sample(items, len(items))
@@ -281,7 +281,7 @@ def one_core() -> None:
 
 
 def paint(references: Path, size: int, seed: int, jobs: list[Job]) -> list[Picture]:
-    """Stylise one batch, each picture after a crop of a colourful painting of its own.  Runs in a worker."""
+    """Stylise one batch, each image after a crop of a colourful painting of its own.  Runs in a worker."""
     views, palettes, sources = [], [], []
     for job in jobs:
         rng = random.Random(derive_seed(seed, "stylise", job.number))
@@ -302,14 +302,14 @@ def paint(references: Path, size: int, seed: int, jobs: list[Job]) -> list[Pictu
 
 
 def palette(references: Path, rng: random.Random) -> tuple[Image.Image, str]:
-    """A random crop of a random colourful painting at WORK pixels, and the title."""
+    """Return a random crop of a random colourful painting at WORK pixels, and the title."""
     painting, title = rng.choice(colourful(references))
     return square(painting, rng.uniform(0.5, 1.0), rng)[0].resize((WORK, WORK), Image.Resampling.LANCZOS), title
 
 
 @lru_cache(maxsize=1)  # decoded once per worker
 def colourful(references: Path) -> list[tuple[Image.Image, str]]:
-    """The paintings whose palette is worth lending."""
+    """Return the paintings whose palette is used: those that are not too grey."""
     found = paintings(references)
     return [(p, row["title"]) for p, row in found if chroma(p).norm(dim=0).mean() >= COLOURFUL]
 
@@ -319,19 +319,19 @@ def paintings(path: Path) -> list[tuple[Image.Image, dict[str, str]]]:
 
 
 def chroma(image: Image.Image) -> torch.Tensor:
-    """(2, N) green-red and blue-yellow of a reduced copy, in Oklab."""
+    """Return (2, N) green-red and blue-yellow of a reduced copy, in Oklab."""
     return to_oklab(images.pixels(image.resize((64, 64))).unsqueeze(0))[0, 1:].flatten(1)
 
 
 def square(image: Image.Image, scale: float, rng: random.Random) -> tuple[Image.Image, str]:
-    """A random square of `scale` times the short side, and its place as left,top,side."""
+    """Cut a random square of `scale` times the short side; return it and its place as left,top,side."""
     side = round(min(image.size) * scale)
     left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
     return image.crop((left, top, left + side, top + side)), f"{left},{top},{side}"
 
 
-def fitted(data: bytes, size: int) -> bytes:
-    """An encoded size x size picture: the bytes as they are where they already are one."""
+def resized(data: bytes, size: int) -> bytes:
+    """Return an encoded size x size image: the bytes as they are where they already are one."""
     image = images.decode(data, "image")
     return data if image.size == (size, size) else lossless(images.fit(image, size))
 

@@ -1,11 +1,11 @@
-"""Make the data of `classifier-pairs`, the judge of text-to-image: which object is it, and in which style?
+"""Make the data of `classifier-pairs`, the judge of text-to-image: object and style of an image.
 
     python scripts/prepare_pairs.py --data ../shared/data --out data/pairs
 
 train.parquet and held-out.parquet, with columns image (size x size), object (the seven of PACS), style (photo,
 painting, cartoon, sketch, Van Gogh) and source. Objects come from PACS; Van Gogh's paintings have a style and no
-object, and none of the copies in his manner that `mini` learns from is among them. Training pictures are crops of most
-of the side, so that framing tells nothing; held-out ones, from the validation files alone, are whole squares.
+object, and none of the stylised copies that `mini` is trained on is among them. Training images are crops of most of
+the side, so that framing carries no information; held-out ones, from the validation files alone, are whole squares.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FEATURES = datasets.Features(
         "source": datasets.Value("string"),
     }
 )
-LEAST = 0.75  # of the side of a PACS picture, that a crop keeps: the object is to stay in it
+LEAST = 0.75  # least part of the side of a PACS image in a crop, so that the object stays in it
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -64,7 +64,7 @@ def main(data: Path, out: Path, size: int, seed: int, crops: int, paintings: int
 
 
 def pacs(path: Path, crops: int, least: float, size: int, rng: random.Random) -> Iterator[dict[str, object]]:
-    """Crops of every picture, from `least` of its side to all of it."""
+    """Yield crops of every image, from `least` of its side to all of it."""
     for data, columns in tqdm(list(read(path)), desc="PACS", unit="image"):
         image = images.decode(data, columns["source"])
         for _ in range(crops):

@@ -23,7 +23,7 @@ PATH = Path(__file__).parents[1] / "configs" / "shapes.parquet"
 
 
 def draw(index: int) -> Image.Image:
-    """Picture number `index`: the shape in turn, one bright colour on a dark ground."""
+    """Draw image number `index`: the shape in turn, one bright colour on a dark ground."""
     hue, x, y, size, ground = torch.rand(5, generator=generator(0, "shape", index)).tolist()
     radius = FINE * (3 + 2.5 * size)
     left, right = radius, FINE * SIZE - radius

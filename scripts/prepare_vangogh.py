@@ -1,12 +1,12 @@
-"""Make the data of `classifier-vangogh`: is this by Van Gogh?
+"""Make the data of `classifier-vangogh`, which recognises paintings by Van Gogh.
 
     python scripts/prepare_vangogh.py --data ../shared/data --out data/vangogh
 
 train.parquet and held-out.parquet, with columns image (size x size), by ("other", "Van Gogh"), kind (van gogh,
 painting, photo) and source. Half of each file are crops of his paintings, a quarter other paintings (PACS), an eighth
-each PACS and Tiny ImageNet photographs. No painting or photograph is in both: what is held out comes from the
-validation files alone. Every picture is a crop of half to all of its side, so that neither sharpness nor framing
-tells the painter; a few of PACS' paintings may be his, and count as others.
+each PACS and Tiny ImageNet photographs. No painting or photograph is in both: held-out ones come from the validation
+files alone. Every image is a crop of half to all of its side, so that neither sharpness nor framing gives the painter
+away; a few of PACS' paintings may be his, and count as others.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FEATURES = datasets.Features(
         "source": datasets.Value("string"),
     }
 )
-WORK = 128  # pixels per side that every picture is brought to before it is cropped: what PACS has
-GREY = 0.02  # mean Oklab chroma below which a reproduction is grey: it would be told by that alone
+WORK = 128  # pixels per side of every image before it is cropped: the size of PACS
+GREY = 0.02  # mean Oklab chroma below which a reproduction is grey: that alone would give it away
 
 Shown = tuple[Image.Image, str, str]  # a picture, its kind and its source
 
@@ -69,7 +69,7 @@ def main(data: Path, out: Path, size: int, seed: int, crops: int) -> None:
 
 
 def vangogh(path: Path, crops: int, rng: random.Random) -> Iterator[Shown]:
-    """Crops of every painting in colour, from half of its short side to all of it."""
+    """Yield crops of every painting in colour, from half of its short side to all of it."""
     for data, columns in tqdm(list(read(path)), desc="paintings", unit="image"):
         painting = images.decode(data, columns["source"])
         if columns["kind"] != "drawing" and chroma(painting).norm(dim=0).mean() >= GREY:
@@ -89,7 +89,7 @@ def tiny(path: Path) -> list[tuple[bytes, str]]:
 def crops_of(
     pictures: list[tuple[bytes, str]], kind: str, count: int, size: int, rng: random.Random
 ) -> Iterator[Shown]:
-    """`count` crops, of as many different pictures as there are; a picture of the target size stays whole."""
+    """Yield `count` crops, of as many different images as there are; an image of the target size stays whole."""
     for data, source in rounds(pictures, count, rng):
         image = images.decode(data, source)
         least = max(0.5, size / min(image.size))

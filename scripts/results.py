@@ -15,7 +15,7 @@ from typing import Any
 import click
 import yaml
 
-from t2i.report.runs import Run, read_run
+from t2i.report.runs import RunRecord, read_run
 from t2i.report.summary_rows import duration, number
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def _section(folder: Path, made: dict[str, Any], score: dict[str, Any] | None) -
     return f"\n## {folder.name}\n\n{made['says']}\n\n```bash\n{made['command'].strip()}\n```\n\n{lines}\n{shown}"
 
 
-def _measured(run: Run) -> list[str]:
+def _measured(run: RunRecord) -> list[str]:
     """Numbers of the export, as the run wrote them."""
     return [
         f"{name.replace('_', ' ').replace('.', ', ')}: {number(value)}"
@@ -122,7 +122,7 @@ def _scores(results: Path) -> dict[str, dict[str, Any]]:
     return found | {path.parent.name: json.loads(path.read_text("utf-8")) for path in results.glob("*/score.json")}
 
 
-def _run(folder: Path) -> Run | None:
+def _run(folder: Path) -> RunRecord | None:
     return read_run(folder) if (folder / "log.csv").is_file() else None
 
 

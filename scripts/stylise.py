@@ -1,14 +1,14 @@
-"""Photographs painted over in the manner of a given painting: palette by optimal transport, strokes by convolution.
+"""Stylise photographs in the manner of a given painting: palette by optimal transport, strokes by convolution.
 
-No network and no weights: everything is taken from the two pictures and from drawn noise.
+No network and no weights: everything is taken from the two images and from random noise.
 
 1. Orientation. The photo's structure tensor gives the direction along its edges. Where the photo is flat there is no
    such direction, and the strokes follow a swirling field instead.
 2. Strokes. Noise smeared along that field (line-integral convolution, Cabral and Leedom 1993) gives the streaks of a
    loaded brush; the photo's colours are smeared likewise, so that a stroke has one colour.
-3. Palette. The colours go to those of the painting by sliced optimal transport (Rabin et al. 2011) between smoothed
-   quantiles in Oklab. The streaks are added before, so that neighbouring strokes of a flat wall land on neighbouring
-   colours of the painting. The photo's light and shade are kept in part: they are what makes a horse a horse.
+3. Palette. The colours are mapped to those of the painting by sliced optimal transport (Rabin et al. 2011) between
+   smoothed quantiles in Oklab. The streaks are added before, so that neighbouring strokes of a flat wall get
+neighbouring colours of the painting. The photo's light and shade are kept in part: they keep a horse recognisable.
 4. Dark contours along strong edges, and the streaks once more as relief of the paint.
 """
 
@@ -69,7 +69,10 @@ def stylise(photos: Tensor, paintings: Tensor, generator: torch.Generator) -> Te
 
 
 def salience(lab: Tensor) -> Tensor:
-    """How unlike the picture's border each pixel is, (B, 1, S, S), mean 0, deviation 1: a guess at the object."""
+    """Return how much each pixel differs from the image's border, (B, 1, S, S), mean 0, standard deviation 1.
+
+    It is an estimate of the object.
+    """
     b, c, h, w = lab.shape
     rim = max(h // 10, 1)
     flat = lab.flatten(2)
@@ -83,7 +86,7 @@ def salience(lab: Tensor) -> Tensor:
 
 
 def orientation(light: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit vectors (B, 2, S, S) along the edges of `light`, (B, 1, S, S); swirling where there is no edge.
+    """Return unit vectors (B, 2, S, S) along the edges of `light`, (B, 1, S, S); swirling where there is no edge.
 
     Directions have no sign, so they are averaged as doubled angles.
     """
@@ -100,14 +103,14 @@ def orientation(light: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def brush(like: Tensor, lines: Tensor, generator: torch.Generator) -> Tensor:
-    """Streaks along the field, (B, 3, S, S), mean 0 and deviation 1: three colours of noise at a stroke's width."""
+    """Return streaks along the field, (B, 3, S, S), mean 0 and standard deviation 1: noise of a stroke's width."""
     noise = torch.randn(like.shape, generator=generator)
     band = blur(noise, 1.1) - blur(noise, 3.0)
     return standardise(smear(band, lines, 7)).clamp(-2, 2)
 
 
 def trace(direction: Tensor, reach: int) -> Tensor:
-    """Where each pixel's stream line leads: flat pixel numbers (reach, 2, B, 1, S * S), both ways from the pixel.
+    """Follow each pixel's stream line: flat pixel numbers (reach, 2, B, 1, S * S), both ways from the pixel.
 
     direction: (B, 2, S, S) unit vectors without sign, x then y.
     """
@@ -126,7 +129,7 @@ def trace(direction: Tensor, reach: int) -> Tensor:
 
 
 def smear(image: Tensor, lines: Tensor, reach: int) -> Tensor:
-    """Line-integral convolution: the weighted mean of (B, C, S, S) over `reach` pixels to either side on its line."""
+    """Convolve along lines: the weighted mean of (B, C, S, S) over `reach` pixels to either side on its line."""
     flat = image.flatten(2)
     total, weights = flat.clone(), 1.0
     for step in range(reach):
@@ -152,7 +155,7 @@ def transport(colours: Tensor, palette: Tensor, generator: torch.Generator, roun
 
 
 def piecewise(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """x (B, C, N) through the line with the given knots and values, (B, C, K); constant beyond the ends."""
+    """Map x (B, C, N) through the line with the given knots and values, (B, C, K); constant beyond the ends."""
     right = torch.searchsorted(knots, x.contiguous()).clamp(1, knots.shape[2] - 1)
     k0, k1 = knots.gather(2, right - 1), knots.gather(2, right)
     v0, v1 = values.gather(2, right - 1), values.gather(2, right)
@@ -160,7 +163,7 @@ def piecewise(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def contours(lab: Tensor, lines: Tensor) -> Tensor:
-    """How strongly each pixel is part of an outline, (B, 1, S, S) in [0, 1]."""
+    """Return how strongly each pixel is part of a contour, (B, 1, S, S) in [0, 1]."""
     strength = sum(gx**2 + gy**2 for gx, gy in (gradient(blur(lab[:, i : i + 1], 1.0)) for i in range(3)))
     strength = smear(strength.sqrt(), lines, 4)
     strong = torch.quantile(strength.flatten(1), 0.96, dim=1).clamp(min=0.02).view(-1, 1, 1, 1)
@@ -168,26 +171,29 @@ def contours(lab: Tensor, lines: Tensor) -> Tensor:
 
 
 def relief(heights: Tensor) -> Tensor:
-    """Paint as a landscape lit from the upper left: (B, 1, S, S), about -1 to 1."""
+    """Light the heights from the upper left: (B, 1, S, S), about -1 to 1."""
     gx, gy = gradient(blur(heights, 0.7))
     return standardise(gx + gy).clamp(-2, 2)
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences of (B, 1, S, S) along x and y."""
+    """Return central differences of (B, 1, S, S) along x and y."""
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, S, S), the picture mirrored beyond its edges."""
+    """Blur (B, C, S, S) by a Gaussian, the image mirrored beyond its edges."""
     kernel = gaussian(x.shape[-1], sigma)
     return kernel @ x @ kernel.T
 
 
 @lru_cache(maxsize=32)
 def gaussian(size: int, sigma: float) -> Tensor:
-    """(size, size): row i holds the weights of all places for place i.  As a matrix it beats convolution threefold."""
+    """Return (size, size): row i holds the weights of all places for place i.
+
+    As a matrix it is three times as fast.
+    """
     reach = torch.arange(-size, 2 * size)
     weights = torch.exp(-((torch.arange(size)[:, None] - reach) ** 2) / (2 * sigma**2))
     left, middle, right = weights.split(size, dim=1)
@@ -196,19 +202,19 @@ def gaussian(size: int, sigma: float) -> Tensor:
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 for each image and channel."""
+    """Return x with mean 0 and standard deviation 1 for each image and channel."""
     return (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-6)
 
 
 def to_oklab(rgb: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 sRGB -> Oklab (Ottosson 2020): lightness 0..1, green-red, blue-yellow."""
+    """Convert (B, 3, H, W) uint8 sRGB to Oklab (Ottosson 2020): lightness 0..1, green-red, blue-yellow."""
     x = rgb.float() / 255
     linear = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     return torch.einsum("ij,bjhw->bihw", LAB, torch.einsum("ij,bjhw->bihw", LMS, linear) ** (1 / 3))
 
 
 def from_oklab(lab: Tensor) -> Tensor:
-    """Oklab -> (B, 3, H, W) uint8 sRGB; colours outside of sRGB are cut off."""
+    """Convert Oklab to (B, 3, H, W) uint8 sRGB; colours outside of sRGB are clipped."""
     linear = torch.einsum("ij,bjhw->bihw", LMS.inverse(), torch.einsum("ij,bjhw->bihw", LAB.inverse(), lab) ** 3)
     x = linear.clamp(0, 1)
     x = torch.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)

@@ -1,8 +1,8 @@
-"""Which pictures of a thing show it best: the usual outline, before a plain background.
+"""Select the images that show an object best: the usual outline, before a plain background.
 
-From a few dozen of them per object and style `mini` learns shapes in the time it has; to end the training on few,
-well-chosen pictures is the idea of Dai et al. 2023 (Emu). Outlines are compared as histograms of oriented gradients
-(Dalal and Triggs 2005), the better of a picture and its mirror image.
+From a few dozen of them per object and style `mini` learns shapes in the time it has; ending the training on few,
+well-chosen images is the idea of Dai et al. 2023 (Emu). Outlines are compared as histograms of oriented gradients
+(Dalal and Triggs 2005), the better of an image and its mirror image.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 
 CELL, BINS = 8, 9  # pixels per side of a cell, and orientations between 0 and 180 degrees
-NEIGHBOURS = 12  # a picture is typical when it looks like this many others
-SAME = 0.95  # outlines more alike than this are copies of one picture
+NEIGHBOURS = 12  # an image is typical when it is similar to this many others
+SAME = 0.95  # outlines more alike than this are copies of one image
 FRAME = 10  # pixels at the left, the right and the top that should be plain
 
 
 def typical(pictures: torch.Tensor, count: int) -> list[tuple[int, bool]]:
-    """The `count` most typical of (N, 3, H, W) pictures in [0, 255], best first; no copies among them.
+    """Return the `count` most typical of (N, 3, H, W) images in [0, 255], best first, without copies.
 
-    Returns the index of each, and whether it must be mirrored to face as those before it do.
-    The score is the rank of the mean likeness to the nearest neighbours, less the rank of the unrest in the frame.
+    Each is its index, and whether it must be mirrored to face as those before it do.
+    The score is the rank of the mean similarity to the nearest neighbours, less the rank of the unrest in the frame.
     """
     strength, angle = gradients(pictures.float().mean(1) / 255)
     outlines, mirrored = histograms(strength, angle), histograms(strength.flip(2), (torch.pi - angle).flip(2))
@@ -39,13 +39,13 @@ def typical(pictures: torch.Tensor, count: int) -> list[tuple[int, bool]]:
 
 
 def gradients(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, H, W) strength, and angle in [0, pi), of the brightness gradient."""
+    """Return (N, H, W) strength, and angle in [0, pi), of the brightness gradient."""
     dy, dx = torch.gradient(grey, dim=(1, 2))
     return torch.hypot(dx, dy), torch.atan2(dy, dx).remainder(torch.pi)
 
 
 def histograms(strength: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """(N, cells x BINS) of unit length: gradient strength per cell and orientation, shared by the two nearest bins."""
+    """Return (N, cells x BINS) of unit length: gradient strength per cell and orientation, interpolated."""
     place = angle.remainder(torch.pi) / torch.pi * BINS
     lower = place.floor()
     part = place - lower
@@ -60,5 +60,5 @@ def histograms(strength: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """The place of each value in their order, from 0 to 1."""
+    """Return the place of each value in their order, from 0 to 1."""
     return values.argsort().argsort() / max(1, len(values) - 1)

@@ -1,4 +1,4 @@
-"""What a user is shown when something cannot go on: the cause in one line, the way out in the next.
+"""Errors that a user can act on: the cause in one line, a suggestion in the next.
 
 Library code raises these and nothing else on purpose; `cli/main.py` alone turns them into exit codes.
 """
@@ -7,7 +7,7 @@ Library code raises these and nothing else on purpose; `cli/main.py` alone turns
 class T2IError(Exception):
     """Something went wrong that a user can act on.
 
-    message: what, got, allowed.  hint: the way out, a sentence or a command.
+    message: what, got, allowed.  hint: a suggestion, a sentence or a command.
     """
 
     exit_code = 1
@@ -38,7 +38,7 @@ class PartialFailure(T2IError):
 
 
 class ModelUnavailable(T2IError):
-    """The model cannot be had here: gated, offline and not cached, or no such id."""
+    """The model is not available: gated, offline and not cached, or no such id."""
 
     exit_code = 4
 
@@ -76,5 +76,5 @@ class Terminated(T2IError):
 
 
 def one_line(e: Exception, most: int = 200) -> str:
-    """What a library's error says, on one line of at most so many characters."""
+    """Return a library's message on one line, truncated to `most` characters."""
     return " ".join(str(e).split())[:most]

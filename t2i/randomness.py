@@ -1,7 +1,7 @@
 """Stateless randomness: every draw is a function of (seed, purpose, index).
 
-No generator lives longer than the draw it serves, so there is no generator state to save, lose or restore: a run
-that is killed and resumed, or spread over other processes, makes the same draws.
+No generator outlives the draw it serves, so there is no generator state to save, lose or restore: a run that is resumed
+after a kill, or distributed over other processes, makes the same draws.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """The 63-bit seed of one draw.
+    """Return the 63-bit seed of one draw.
 
-    purpose: what is drawn ("order", "noise", ...), so that two purposes never share a stream.
+    purpose: names the draw ("order", "noise", ...), so that two purposes never share a stream.
     index: the global step or global image index of the draw.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
@@ -24,7 +24,7 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
 
 
 def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A fresh CPU generator for one draw; the CPU's, so that every device and process count sees the same numbers."""
+    """Return a fresh generator for one draw, on the CPU: every device and process count sees the same numbers."""
     import torch
 
     return torch.Generator("cpu").manual_seed(derive_seed(seed, purpose, index))

@@ -1,4 +1,4 @@
-"""The configs of every family: frozen, strict, typed; YAML in, `--set` overrides, YAML out.
+"""The configs of every family: frozen, strict, typed; read from YAML, overridden by `--set`, written as YAML.
 
 Durations and intervals are in images seen, never in steps. Numbers are coerced, since YAML reads `1e-4` as a string.
 Names are resolved lazily: a command that trains nothing imports no family.

@@ -1,4 +1,4 @@
-"""What every training run's config has: its data, its optimiser, its durations."""
+"""Config sections that all families share: data, optimizer, durations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Optimizer(Strict):
 
 
 class Evaluate(Strict):
-    """Judging along training, by pictures that the averaged weights draw with random numbers of their own."""
+    """Evaluation during training, of images drawn by the EMA weights with random numbers of their own."""
 
     reference: str  # a file of `t2i eval reference`
     features: str | None = None  # its extractor, where that is a folder of this machine
@@ -80,7 +80,7 @@ class Evaluate(Strict):
 
 
 class Run(Strict):
-    """What every training run has, whatever it trains."""
+    """The config of any training run."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     images: int = Field(gt=0)  # duration, in images seen
@@ -99,6 +99,6 @@ class Run(Strict):
 
 
 class Judged(Run):
-    """A run that may be judged along the way."""
+    """The config of a run that can be evaluated during training."""
 
     evaluate: Evaluate | None = None

@@ -82,9 +82,9 @@ class AutoencoderConfig(Run):
 
 
 class Captions(Strict):
-    """How a row of the table becomes a caption.
+    """The captions of a row of the table.
 
-    Either `column` names a column of ready captions, or `by` names a column whose value picks the list of templates.
+    Either `column` names a column of ready captions, or `by` names a column whose value selects the list of templates.
     """
 
     column: str | None = None
@@ -138,7 +138,7 @@ class FlowObjective(Strict):
 
 
 class Objective(Strict):
-    """How images are noised, what the network learns to predict, and which noise levels count how much."""
+    """The noise schedule, the network's prediction target, and the distribution and weight of noise levels."""
 
     schedule: Literal["linear", "cosine", "flow"] = "linear"
     predict: Literal["eps", "x0", "v", "flow"] = "eps"
@@ -153,7 +153,7 @@ class Objective(Strict):
 
 
 class Samples(Strict):
-    """The grid of pictures drawn along training: fixed prompts, fixed seeds."""
+    """The sample sheet of training: fixed prompts, fixed seeds."""
 
     prompts: tuple[str, ...] = Field(min_length=1)
     negative: str = ""
@@ -198,7 +198,7 @@ class PixelUNet(Strict):
 
 
 class ClassSamples(Strict):
-    """The grid of pictures drawn along training: fixed seeds, the classes in turn."""
+    """The sample sheet of training: fixed seeds, the classes in turn."""
 
     count: int = Field(40, ge=1)
     columns: int = Field(10, ge=1)
@@ -237,7 +237,7 @@ class GANModel(Strict):
 
 
 class GANLoss(Strict):
-    """The game of the two networks, and what keeps the discriminator from winning it."""
+    """The adversarial loss, and regularisation of the discriminator."""
 
     game: Literal["hinge", "bce", "wgan-gp"] = "hinge"
     gradient_penalty: float = Field(10.0, ge=0)  # wgan-gp only
@@ -246,14 +246,14 @@ class GANLoss(Strict):
 
 
 class NoiseSamples(Strict):
-    """The grid of pictures drawn along training: fixed seeds, the classes in turn."""
+    """The sample sheet of training: fixed seeds, the classes in turn."""
 
     count: int = Field(40, ge=1)
     columns: int = Field(10, ge=1)
 
 
 class DCGANConfig(Judged):
-    """`t2i train dcgan`; images are counted as the discriminator sees real ones."""
+    """`t2i train dcgan`; images seen are the real ones shown to the discriminator."""
 
     family: Literal["dcgan"] = "dcgan"
     data: Data
@@ -294,9 +294,9 @@ class VAEModel(Strict):
 
 
 class VAELoss(Strict):
-    """The variational lower bound, and what one may do to it.
+    """The negative ELBO, and modifications of it.
 
-    What is a mean over the batch, calibrated sigma and free bits, is one over a part of it where `accumulate` cuts it.
+    Calibrated sigma and free bits are means over the batch, or over a part of it where `accumulate` splits it.
     """
 
     sigma: float | None = Field(None, gt=0)  # the decoder's deviation, of pixels in [-1, 1]; none: calibrated
@@ -305,7 +305,7 @@ class VAELoss(Strict):
 
 
 class VAESamples(Strict):
-    """The sheet drawn along training: samples, training images and what comes back of them, ways between seeds."""
+    """The sample sheet of training: samples, training images and their reconstructions, seed interpolations."""
 
     columns: int = Field(10, ge=2)
 
@@ -344,7 +344,7 @@ class ClassifierModel(Strict):
 
 
 class Augment(Strict):
-    """How training images are changed, beside mirroring (data.flip)."""
+    """Augmentation of training images, besides mirroring (data.flip)."""
 
     shift: int = Field(4, ge=0)  # pixels, at most, each way
     erase: int = Field(0, ge=0)  # side of a square that is hidden
@@ -363,7 +363,7 @@ class ClassifierConfig(Run):
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """The columns that hold a class."""
+        """Return the columns that hold a class."""
         return (self.label,) if isinstance(self.label, str) else self.label
 
     @model_validator(mode="after")

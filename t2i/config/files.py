@@ -1,4 +1,4 @@
-"""Config files: found by name, read strictly, overridden by `--set`, written back, compared."""
+"""Config files: find by name, read strictly, override by `--set`, write, compare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=Strict)
 
 
 def shipped_config(name: str) -> Path:
-    """The path of a config that comes with t2i: inside an installed package, beside it in a checkout.
+    """Return the path of a config that comes with t2i: inside an installed package, beside it in a checkout.
 
     Raises ConfigError.
     """
@@ -32,9 +32,12 @@ def shipped_config(name: str) -> Path:
 
 
 def find_config(given: str) -> Path:
-    """A config's path from what a user wrote: a file, or the name of one that comes with t2i.  Raises ConfigError."""
+    """Return a config's path from user input: a file, or the name of a config that comes with t2i.
+
+    Raises ConfigError.
+    """
     if Path(given).suffix in (".yaml", ".yml") or Path(given).exists():
-        return Path(given)  # reading it tells what is wrong with it
+        return Path(given)  # reading it raises an error if it is not there
     try:
         return shipped_config(given)
     except ConfigError:
@@ -45,14 +48,14 @@ def find_config(given: str) -> Path:
 
 
 def shipped_data(path: str) -> str:
-    """A source's path; `t2i:NAME` is the data file of that name that stands beside the configs that come with t2i."""
+    """Return a source's path; `t2i:NAME` is a data file that comes with t2i, beside its configs."""
     if not path.startswith("t2i:"):
         return path
     return str(shipped_config("ddpm-smoke").with_name(path.removeprefix("t2i:")))
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (alias bombs) and without duplicate keys (the last one would win in silence)."""
+    """Safe YAML without aliases (alias bombs) and without duplicate keys (the last one would silently win)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -71,7 +74,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, where: str = "config") -> Any:
-    """Plain data from YAML text; tags, aliases and duplicate keys are refused with their line.
+    """Parse YAML into plain data; tags, aliases and duplicate keys are refused with their line.
 
     Raises ConfigError.
     """
@@ -115,7 +118,7 @@ def build_config(kind: type[C], data: dict[str, Any], where: str = "config") -> 
 
 
 def dump_config(config: Strict) -> str:
-    """The whole config as YAML, defaults included; `load_config` reads it back to an equal config."""
+    """Return the whole config as YAML, defaults included; `load_config` reads it back to an equal config."""
     plain = config.model_dump(mode="json")
     # PyYAML folds U+0085 into spaces, unless everything beyond ASCII is escaped
     readable = "\x85" not in json.dumps(plain, ensure_ascii=False)
@@ -123,13 +126,13 @@ def dump_config(config: Strict) -> str:
 
 
 def config_hash(config: Strict) -> str:
-    """16 hex digits that change when any value of the config does."""
+    """Return 16 hex digits that change when any value of the config does."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def config_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (old, new)} of every leaf in which two dumped configs differ."""
+    """Return {dotted key: (old, new)} of every leaf in which two dumped configs differ."""
     changes: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
@@ -153,7 +156,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[Strict], error: Any) -> str:
-    """One validation error as `key.path: what is wrong`, with the nearest known key for an unknown one."""
+    """Format one validation error as `key.path: message`, with the nearest known key for an unknown one."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         section: Any = kind

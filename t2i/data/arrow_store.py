@@ -1,8 +1,8 @@
-"""Memory-mapped sets: Arrow files on disk, any row in any order, and nothing in memory that grows with the set.
+"""Memory-mapped data sets: Arrow files on disk, random access to rows, and memory independent of the set's size.
 
-Parquet files and Hub data sets are turned into Arrow files once, by `datasets`, in its cache (HF_DATASETS_CACHE; it
-takes as much disk as the data) and are mapped from there at every start. A folder's files stay where they are: the
-list of them is what is mapped, written anew at every start, which takes as long as there are files.
+Parquet files and Hub data sets are converted to Arrow files once, by `datasets`, in its cache (HF_DATASETS_CACHE; it
+takes as much disk as the data) and are mapped from there at every start. A folder's files stay where they are: only
+their list is mapped, and written again at every start, in time proportional to the number of files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from t2i.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-CHUNK = 1000  # rows of a folder's list that are written, and values of a column that are read, at once
+CHUNK = 1000  # rows of a folder's list written at once, and values of a column read at once
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class ArrowPart:
 class ArrowStore:
     """Rows in memory-mapped Arrow files, visited in a keyed permutation.
 
-    digest covers, per source, `repeat` and: of parquet files what `Parquet.digest` does; of a Hub data set the
-    addresses, with the commit, and sizes of the files it came from; of a folder names, sizes and columns of its files.
+    digest covers, per source, `repeat` and: for parquet files `Parquet.digest`; for a Hub data set the addresses, with
+    the commit, and sizes of its files; for a folder names, sizes and columns of its files.
     """
 
     def __init__(self, data: config.Data, progress: bool = True) -> None:
-        """progress: bars on stderr while Arrow files are made.  Raises DataError."""
-        with _bars(progress):
+        """Map all sources.  progress: bars on stderr while Arrow files are written.  Raises DataError."""
+        with _progress_bars(progress):
             found = [_parts(source) for source in data.sources]
         self._parts = [part for parts in found for part in parts]
         self._starts = [0, *accumulate(len(part.data) for part in self._parts)]
@@ -76,18 +76,19 @@ class ArrowStore:
         self.digest = f"mapped {repeats} {[part.digest for part in self._parts]}"
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         visits = visit_order(seed, self.visits, first, count)
         source = torch.searchsorted(self._visit_starts, visits, right=True) - 1
         return self._row_starts[source] + (visits - self._visit_starts[source]) % self._rows[source]
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` rows, evenly spaced: (n,) int64."""
+        """Return at most `count` rows, evenly spaced: (n,) int64."""
         return spread(self.count, count)
 
     def fetch(self, rows: Sequence[int]) -> list[Row]:
-        """The undecoded rows of these numbers."""
+        """Return the undecoded rows of these numbers."""
         found: dict[int, Row] = {}
+        # one access per part, in rising order: a random access maps a page for each row
         for number, group in groupby(sorted(set(rows)), key=lambda row: bisect_right(self._starts, row) - 1):
             part, start = self._parts[number], self._starts[number]
             indices = [row - start for row in group]
@@ -95,17 +96,17 @@ class ArrowStore:
                 found[start + index] = part.row(index, values)
         return [found[row] for row in rows]
 
-    def prepare(self, seed: int, first: int, count: int) -> None:
-        """Nothing: the system reads mapped files ahead as it sees fit."""
+    def read_ahead(self, seed: int, first: int, count: int) -> None:
+        """Do nothing: the system reads mapped files ahead by itself."""
 
     def column(self, name: str) -> Iterator[str]:
-        """One column of all rows, in order, without the images; "" where a part has no such column."""
+        """Yield one column of all rows, in order, without reading images; "" where a part has no such column."""
         for part in self._parts:
             yield from part.column(name) if name in part.names else repeat("", len(part.data))
 
 
 def _parts(source: config.Source) -> list[ArrowPart]:
-    """The Arrow files of one source.  Raises DataError."""
+    """Return the Arrow files of one source.  Raises DataError."""
     if is_hub(source):
         dataset, layout = hub_dataset(source)
         where = f"{source.path}[{source.split}]"
@@ -129,7 +130,7 @@ def _part(
 
 
 def _hub_digest(dataset: datasets.Dataset) -> str:
-    """Addresses and sizes of the files a Hub data set was made from; without them, the fingerprint of `datasets`."""
+    """Hash addresses and sizes of a Hub data set's files, or, without them, the fingerprint of `datasets`."""
     sources = dataset.info.download_checksums
     known = sorted((str(url), fact.get("num_bytes")) for url, fact in sources.items()) if sources else None
     text = repr((known or dataset._fingerprint, str(dataset.split), len(dataset)))
@@ -137,7 +138,7 @@ def _hub_digest(dataset: datasets.Dataset) -> str:
 
 
 def _parquet_part(files: list[Parquet]) -> ArrowPart:
-    """Consecutive parquet files with the same columns."""
+    """Map consecutive parquet files with the same columns."""
     import datasets
 
     layout = files[0].layout
@@ -146,7 +147,7 @@ def _parquet_part(files: list[Parquet]) -> ArrowPart:
         dataset = datasets.load_dataset(
             "parquet", data_files=paths, split="train", columns=layout.columns, writer_batch_size=CHUNK
         )
-    except Exception as e:  # datasets wraps what it meets in kinds of its own
+    except Exception as e:  # datasets wraps errors in types of its own
         cause = e.__cause__ or e
         raise DataError(
             f"cannot map {files[0].path}{f' and {len(files) - 1} more' if files[1:] else ''}: {one_line(cause)}",
@@ -162,7 +163,7 @@ def _parquet_part(files: list[Parquet]) -> ArrowPart:
 
 
 def _folder_part(root: Path) -> ArrowPart:
-    """The list of a folder's files as an Arrow table in a mapped temporary file, which goes with the process."""
+    """Map the list of a folder's files as an Arrow table in a temporary file, which is deleted with the process."""
     import datasets
     import pyarrow as pa
 
@@ -181,7 +182,7 @@ def _folder_part(root: Path) -> ArrowPart:
                     size = row.image.stat().st_size if isinstance(row.image, Path) else -1
                     update(digest, str(Path(row.where).relative_to(root)), str(size), text)
         file.flush()
-        # The map outlives the file's name and handle: nothing is left behind, and nothing can grow stale.
+        # The map outlives the file's name and handle: no file is left behind, and none can be stale.
         table = pa.ipc.open_stream(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
     data = datasets.Dataset(table, fingerprint=digest.hexdigest()[:16]).with_format("arrow")
 
@@ -197,8 +198,8 @@ def _folder_part(root: Path) -> ArrowPart:
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Whether `datasets` draws progress bars in this block."""
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Show or hide the progress bars of `datasets` in this block."""
     import datasets
 
     if shown or datasets.are_progress_bars_disabled():

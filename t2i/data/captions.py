@@ -1,8 +1,8 @@
-"""Caption templates and dropping: from a row of the table to the words that the model reads.
+"""Caption templates and dropping: from a row of the table to the text that the model is given.
 
 A template is text with fields: `{object}` stands for the row's value in column `object`, `{a object}` for the same
-with its article ("a horse", "an elephant", "sunflowers"). A template counts only for rows in which all its fields have
-a value, so that one list of templates serves rows that know their object and rows that do not.
+with its article ("a horse", "an elephant", "sunflowers"). A template applies only to rows in which all its fields have
+a value, so that one list of templates serves rows with a known object and rows without.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIELD = re.compile(r"\{(a )?([^{}]+)\}")
 
 
 def caption(row: Mapping[str, str], captions: Captions, seed: int, index: int) -> str:
-    """The caption of one visit: a pure function of its arguments.
+    """Return the caption of one visit: a pure function of its arguments.
 
     row: column -> value.  index: the global image index, which decides the template and whether the caption is dropped.
     Returns "" when dropped, or when no template fits the row.  Raises DataError: no such column.
@@ -34,7 +34,7 @@ def caption(row: Mapping[str, str], captions: Captions, seed: int, index: int) -
 
 
 def all_captions(columns: Mapping[str, Sequence[str]], captions: Captions) -> Iterator[str]:
-    """Every distinct caption that a table can get, in a fixed order; the empty one is left out.
+    """Yield every distinct caption of a table, in a fixed order, without the empty one.
 
     Raises DataError where the config and the table do not fit: see `check`.
     """
@@ -55,7 +55,7 @@ def all_captions(columns: Mapping[str, Sequence[str]], captions: Captions) -> It
 
 
 def check(columns: Mapping[str, Sequence[str]], captions: Captions) -> None:
-    """See before training that every row can get a caption.
+    """Check before training that every row can get a caption.
 
     Raises DataError: a column or field that the table lacks, or a value of `by` that has no templates.
     """
@@ -78,17 +78,17 @@ def check(columns: Mapping[str, Sequence[str]], captions: Captions) -> None:
 
 
 def fields(template: str) -> tuple[str, ...]:
-    """The columns a template needs."""
+    """Return the columns that a template needs."""
     return tuple(name for _, name in _parse(template))
 
 
 def fill(template: str, row: Mapping[str, str]) -> str:
-    """A template with the row's values put in."""
+    """Fill a template with the row's values."""
     return FIELD.sub(lambda m: (with_article if m[1] else str)(_value(row, m[2])), template)
 
 
 def with_article(noun: str) -> str:
-    """`noun` with a or an; plurals stay bare ("sunflowers"). By spelling, so rare words may come out wrong."""
+    """Return `noun` with a or an; plurals stay bare ("sunflowers"). By spelling, so rare words may come out wrong."""
     word = noun.lower()
     if word.endswith("s") and not word.endswith(("ss", "us", "is", "as")):
         return noun
@@ -98,7 +98,7 @@ def with_article(noun: str) -> str:
 
 
 def _choices(row: Mapping[str, str], captions: Captions) -> list[str]:
-    """The templates that fit a row: of its group, with a value for every field."""
+    """Return the templates that fit a row: of its group, with a value for every field."""
     assert captions.by is not None
     templates = captions.templates.get(_value(row, captions.by), ())
     return [t for t in templates if all(_value(row, name) for name in fields(t))]

@@ -1,4 +1,4 @@
-"""Image folders: what lies in them, what metadata files and file names say of it, and what may not be followed."""
+"""Image folders: files, metadata files, captions and labels by name, and links that must not be followed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_TEXT = 64_000  # bytes of a caption file
 
 
 def folder_rows(root: Path) -> Rows:
-    """The images below a folder, in the order of their sorted paths; hidden and stray files are ignored.
+    """Read the images below a folder, in the order of their sorted paths; hidden and stray files are ignored.
 
     Columns: `label`, the name of the sub-folder an image lies in ("" in `root` itself); `text`, the content of
-    `image.txt` beside `image.png`; and whatever a `metadata.jsonl` or `metadata.csv` in the folder or in a sub-folder
-    says of the `file_name`s it names, which wins.  The values of `label` are its classes, sorted.
-    Nothing may lead out of the folder, and no link may lead in circles.  JobList takes as long as there are files; what
-    is held is the metadata, and the entries of one sub-folder at a time.
+    `image.txt` beside `image.png`; and the columns of a `metadata.jsonl` or `metadata.csv` in the folder or in a
+    sub-folder for the `file_name`s it names, which take precedence.  The values of `label` are its classes, sorted.
+    Nothing may lead out of the folder, and no link may form a loop.  Listing takes time proportional to the number of
+    files; in memory are the metadata, and the entries of one sub-folder at a time.
     Raises DataError.
     """
     real, suffixes = root.resolve(), _suffixes()
@@ -30,7 +30,7 @@ def folder_rows(root: Path) -> Rows:
     for path in _walk(root, real, ()):
         if path.name in METADATA:
             _add_metadata(path, root, described)
-    # Walked again, not remembered: the paths of a million files are larger than what is said of them.
+    # Walked again instead of kept in memory: the paths of a million files are larger than their metadata.
     count, named, labels, captions = 0, 0, set(), False
     for path in _walk(root, real, ()):
         if path.suffix.lower() in suffixes:
@@ -74,7 +74,7 @@ def _no_images(root: Path, real: Path, suffixes: frozenset[str]) -> DataError:
 
 
 def _walk(folder: Path, root: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Files below a folder, sorted.  root, above: resolved; above holds the folders on the way here."""
+    """Yield files below a folder, sorted.  root, above: resolved; above holds the folders on the way here."""
     real = _resolve(folder, root)
     if real in above:
         raise DataError(f"{folder} is a link that leads back to {real}: a symlink loop", "remove the link")
@@ -90,12 +90,12 @@ def _walk(folder: Path, root: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             _resolve(path, root)
         if entry.is_dir():
             yield from _walk(path, root, (*above, real))
-        elif entry.is_file():  # no pipes, no sockets: reading one would wait for ever
+        elif entry.is_file():  # no pipes, no sockets: reading one would block
             yield path
 
 
 def _resolve(path: Path, root: Path) -> Path:
-    """Where a path really leads.  Raises DataError: in circles, nowhere, or out of root (resolved)."""
+    """Resolve a path.  Raises DataError: a loop, a broken link, or a target outside of root (resolved)."""
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as e:  # RuntimeError: a loop, before Python 3.13
@@ -111,7 +111,7 @@ def _add_metadata(path: Path, root: Path, described: dict[Path, dict[str, str]])
         where = f"{path} line {number}"
         if not isinstance(record, dict) or not isinstance(name := record.get("file_name"), str) or not name:
             raise DataError(f"{where}: no file_name", "each line names its image as file_name, relative to the file")
-        image = _inside(path.parent, name, root, where)
+        image = _resolve_name(path.parent, name, root, where)
         if image in described:
             raise DataError(f"{where}: {name!r} is described twice")
         plain = {k: v for k, v in record.items() if isinstance(k, str) and k != "file_name"}
@@ -123,7 +123,7 @@ def _add_metadata(path: Path, root: Path, described: dict[Path, dict[str, str]])
 
 
 def _records(path: Path) -> Iterator[tuple[int, object]]:
-    """(line number, record) of each line of a metadata file."""
+    """Yield (line number, record) of each line of a metadata file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
@@ -136,8 +136,9 @@ def _records(path: Path) -> Iterator[tuple[int, object]]:
         raise DataError(f"cannot read {path}: {e}") from None
 
 
-def _inside(folder: Path, name: str, root: Path, where: str) -> Path:
-    """The file a metadata line names.  Raises DataError where it is not below the folder."""
+def _resolve_name(folder: Path, name: str, root: Path, where: str) -> Path:
+    """Return the file that a metadata line names.  Raises DataError where it is not below the folder."""
+    # by the rules of both systems: the same data set must be safe on either
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or "\0" in name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise DataError(f"{where}: file_name {name!r} leads out of the folder; it must be a plain relative path")
@@ -160,7 +161,7 @@ def _read_text(path: Path, root: Path) -> str:
 
 
 def _suffixes() -> frozenset[str]:
-    """File name endings of the formats that `images.decode` accepts."""
+    """Return the file name endings of the formats that `images.decode` accepts."""
     from PIL import Image
 
     from t2i.imaging.images import FORMATS

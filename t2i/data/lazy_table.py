@@ -1,10 +1,10 @@
-"""Sets of any size: images decoded when they are visited, the next step's while this one is learned from.
+"""Tables of any size: images decoded on access, those of the next step in the background.
 
-A `Store` knows where undecoded rows lie and in which order they are visited; a `LazyTable` decodes them in threads.
-What comes out is a function of (store, seed, place): threads, looking ahead and memos save time and change nothing.
+A `Store` holds undecoded rows and their order; a `LazyTable` decodes them in threads. The result is a function of
+(store, seed, position): threads, prefetching and caches save time and change nothing.
 
-A row whose image is bad ends the run, or, with `bad_images: skip`, the next good row of the store stands in for it,
-pixels, columns and labels alike, every time it is visited.
+A bad image ends the run, or, with `bad_images: skip`, is replaced by the next good row of the store: pixels, columns
+and labels alike, at every visit.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2i.data.memory_table import stop
+from t2i.data.memory_table import bad_image_error
 from t2i.data.rows import Classes, Row, class_numbers, decode
 from t2i.errors import DataError, ImageError
 
 THREADS = 4  # Pillow decodes outside the interpreter lock
 PIECE = 16  # images decoded by a thread at a time
-MAX_RUN = 1000  # bad images one after the other, at which skipping gives up
-EXPECTED = 64  # calls of `images` that are prepared at a time: the parts of a step, where it is taken in parts
-SAID = 10  # bad images named on stderr; the others are counted
+MAX_RUN = 1000  # consecutive bad images, at which skipping gives up
+PREFETCHED = 64  # calls of `images` that are prefetched at a time: more than one for an accumulated step
+REPORTED = 10  # bad images reported on stderr; the others are counted
 
 
 class Store(Protocol):
-    """Undecoded rows that are found by number, and their order."""
+    """Undecoded rows with random access, and their order."""
 
     count: int  # rows
     visits: int  # of one epoch
@@ -42,23 +42,23 @@ class Store(Protocol):
     classes: Classes
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         ...
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` rows from all over the store, the same every time: (n,) int64."""
+        """Return at most `count` rows from all over the store, the same every time: (n,) int64."""
         ...
 
     def fetch(self, rows: Sequence[int]) -> list[Row]:
-        """The undecoded rows of these numbers; called from several threads."""
+        """Return the undecoded rows of these numbers; called from several threads."""
         ...
 
-    def prepare(self, seed: int, first: int, count: int) -> None:
-        """Get ready what will be visited soon after these global images; called from a thread."""
+    def read_ahead(self, seed: int, first: int, count: int) -> None:
+        """Read what will be visited soon after these global images; called from a thread."""
         ...
 
     def column(self, name: str) -> Iterator[str]:
-        """One column of all rows, in order, without the images."""
+        """Yield one column of all rows, in order, without reading images."""
         ...
 
 
@@ -66,17 +66,17 @@ class LazyTable:
     """A table whose images are decoded on access; the same interface as `ImageTable`."""
 
     def __init__(self, store: Store, size: int, skip: bool, threads: int = THREADS) -> None:
-        """size: pixels per side.  skip: bad images have stand-ins.  threads: 0 decodes in the caller's."""
+        """Wrap a store.  size: pixels per side.  skip: bad images are replaced.  threads: 0 decodes in the caller's."""
         self.store, self.size, self.skip = store, size, skip
         self.hash = hashlib.sha256(f"{size} {store.visits} {store.digest}".encode()).hexdigest()
         self.classes, self.count = store.classes, store.count
         self.columns: Mapping[str, Sequence[str]] = {name: _Column(store, name) for name in store.names}
         self.device = torch.device("cpu")
         self._pool = ThreadPoolExecutor(threads) if threads else None
-        self._expected: dict[bytes, list[Callable[[], Tensor]]] = {}
-        # Memos of pure functions: what is known of rows. Zeros that nobody writes take no memory.
+        self._prefetched: dict[bytes, list[Callable[[], Tensor]]] = {}
+        # Caches of facts about rows. Pages of zeros that are never written take no memory.
         self._good = np.zeros(store.count if skip else 0, np.bool_)
-        self._stand_ins: dict[int, int] = {}
+        self._replacements: dict[int, int] = {}
         self._bad: dict[int, str] = {}
         self._lock = Lock()
 
@@ -85,43 +85,46 @@ class LazyTable:
 
     @property
     def skipped(self) -> list[str]:
-        """What was wrong, one line per bad image met so far, in the order of the rows."""
+        """Return one line per bad image found so far, in the order of the rows."""
         return [self._bad[row] for row in sorted(self._bad)]
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         return self.store.order(seed, first, count)
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` rows from all over the table, the same every time: (n,) int64."""
+        """Return at most `count` rows from all over the table, the same every time: (n,) int64."""
         return self.store.spread(count)
 
     def images(self, rows: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8, on the device after `to`.  Raises DataError: a bad image, named."""
-        pieces = self._expected.pop(rows.numpy().tobytes(), None) or self._begin(rows)
+        """Return images, (B, 3, S, S) uint8, on the device after `to`.  Raises DataError: a bad image, named."""
+        pieces = self._prefetched.pop(rows.numpy().tobytes(), None) or self._begin(rows)
         return torch.cat([wait() for wait in pieces]).to(self.device)
 
-    def expect(self, seed: int, first: int, count: int, share: slice) -> None:
-        """Begin to decode what `images` will be asked for next: this share of these global images."""
+    def prefetch(self, seed: int, first: int, count: int, share: slice) -> None:
+        """Begin to decode this share of these global images, for a later call of `images`."""
         if self._pool is None:
             return
         rows = self.order(seed, first, count)[share]
-        self._expected[rows.numpy().tobytes()] = self._begin(rows)
-        while len(self._expected) > EXPECTED:  # what nobody asked for after all
-            del self._expected[next(iter(self._expected))]
-        self._pool.submit(self.store.prepare, seed, first, count)
+        self._prefetched[rows.numpy().tobytes()] = self._begin(rows)
+        while len(self._prefetched) > PREFETCHED:  # prefetched, but never used
+            del self._prefetched[next(iter(self._prefetched))]
+        self._pool.submit(self.store.read_ahead, seed, first, count)
 
     def row(self, index: int) -> dict[str, str]:
-        """The columns of one row."""
+        """Return the columns of one row."""
         return self._columns([index])[0]
 
     def labels(self, rows: Tensor, column: str) -> Tensor:
-        """Class numbers, -1 where a row has no class: (B,) int64.  Raises DataError: a column without classes."""
+        """Return class numbers, -1 where a row has no class: (B,) int64.
+
+        Raises DataError: a column without classes.
+        """
         texts = (row.get(column, "") for row in self._columns(rows.tolist()))
         return torch.tensor(class_numbers(self.classes, column, texts), dtype=torch.int64)
 
     def to(self, device: torch.device) -> LazyTable:
-        """This table, its images from now on moved to the device."""
+        """Return this table, with its images on the device from now on."""
         self.device = device
         return self
 
@@ -132,7 +135,7 @@ class LazyTable:
         return [self._pool.submit(self._decode, piece).result for piece in pieces]
 
     def _decode(self, rows: list[int]) -> Tensor:
-        wanted = [self._stand_ins.get(row, row) for row in rows]
+        wanted = [self._replacements.get(row, row) for row in rows]
         return torch.stack([self._pixels(*pair) for pair in zip(wanted, self.store.fetch(wanted), strict=True)])
 
     def _pixels(self, index: int, row: Row) -> Tensor:
@@ -140,14 +143,14 @@ class LazyTable:
             pixels = decode(row, self.size)
         except ImageError as e:
             if not self.skip:
-                raise stop(e) from None
-            return self._stand_in(index, e)
+                raise bad_image_error(e) from None
+            return self._replacement(index, e)
         if self.skip:
             self._good[index] = True
         return pixels
 
-    def _stand_in(self, index: int, error: ImageError) -> Tensor:
-        """The pixels of the next good row after a bad one, in the order of the store and round its end."""
+    def _replacement(self, index: int, error: ImageError) -> Tensor:
+        """Return the pixels of the next good row after a bad one, in the order of the store, cyclically."""
         self._note(index, error)
         for other in range(index + 1, index + min(MAX_RUN, self.count)):
             other %= self.count
@@ -157,7 +160,7 @@ class LazyTable:
                 self._note(other, e)
                 continue
             self._good[other] = True
-            self._stand_ins[index] = other
+            self._replacements[index] = other
             return pixels
         raise DataError(f"{min(MAX_RUN, self.count)} images in a row cannot be read; the first: {error.message}")
 
@@ -167,22 +170,22 @@ class LazyTable:
                 return
             self._bad[index] = error.message
             n = len(self._bad)
-        if n <= SAID:
+        if n <= REPORTED:
             print(f"left out, bad image {n}: {error.message}", file=sys.stderr)
         elif n % 100 == 0:
             print(f"left out: {n} bad images so far", file=sys.stderr)
 
     def _columns(self, rows: list[int]) -> list[dict[str, str]]:
-        if self.skip:  # whether another row stands in is known only when the image has been decoded
-            unknown = [row for row in rows if not self._good[row] and row not in self._stand_ins]
+        if self.skip:  # only decoding an image shows whether its row is replaced
+            unknown = [row for row in rows if not self._good[row] and row not in self._replacements]
             if unknown:
                 self._decode(unknown)
-            rows = [self._stand_ins.get(row, row) for row in rows]
+            rows = [self._replacements.get(row, row) for row in rows]
         return [{name: row.columns.get(name, "") for name in self.store.names} for row in self.store.fetch(rows)]
 
 
 class _Column(Sequence[str]):
-    """One column of a store, read as it is walked through; nothing is kept."""
+    """One column of a store, read during iteration; nothing is kept."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name

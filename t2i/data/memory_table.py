@@ -1,4 +1,4 @@
-"""Small sets: all images decoded once, as uint8 in memory or on the device, with no loader in the way."""
+"""Small data sets: all images decoded once, as uint8 in memory or on the device, without a loader."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from t2i.data.sources import open_source
 from t2i.errors import DataError, ImageError
 
 T = TypeVar("T")
-CHUNK = 256  # rows read, and images decoded, at once: bounds what is held undecoded
+CHUNK = 256  # rows read, and images decoded, at once: a bound on undecoded rows in memory
 THREADS = 4  # Pillow decodes outside the interpreter lock
-DEVICE_SHARE = 0.25  # of a device's free memory, that pixels may take
+DEVICE_SHARE = 0.25  # share of a device's free memory that pixels may take
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageTable:
 
     pixels: (N, 3, S, S) uint8.  columns: name -> N values, "" where a row has none.
     visits: (V,) int64, the row of each visit; `Source.repeat` makes V larger than N.
-    hash: sha256 over pixels, columns and visits.  skipped: what was wrong, one line per image left out.
+    hash: sha256 over pixels, columns and visits.  skipped: one line per bad image left out.
     classes: class column -> its names, in the order of their numbers.
     """
 
@@ -47,41 +47,44 @@ class ImageTable:
 
     @property
     def count(self) -> int:
-        """Rows: images that differ."""
+        """Return the number of rows: distinct images."""
         return len(self.pixels)
 
     @property
     def size(self) -> int:
-        """Pixels per side."""
+        """Return the pixels per side."""
         return self.pixels.shape[-1]
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         return self.visits[visit_order(seed, len(self), first, count)]
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` rows from all over the table, the same every time: (n,) int64."""
+        """Return at most `count` rows from all over the table, the same every time: (n,) int64."""
         return spread(self.count, count)
 
     def images(self, rows: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8, where the pixels are: on the device, after `to`."""
+        """Return images, (B, 3, S, S) uint8, where the pixels are: on the device, after `to`."""
         return self.pixels[rows.to(self.pixels.device)]
 
-    def expect(self, seed: int, first: int, count: int, share: slice) -> None:
-        """Nothing to prepare: all is decoded."""
+    def prefetch(self, seed: int, first: int, count: int, share: slice) -> None:
+        """Do nothing: everything is decoded."""
 
     def row(self, index: int) -> dict[str, str]:
-        """The columns of one row."""
+        """Return the columns of one row."""
         return {name: values[index] for name, values in self.columns.items()}
 
     def labels(self, rows: Tensor, column: str) -> Tensor:
-        """Class numbers, -1 where a row has no class: (B,) int64.  Raises DataError: a column without classes."""
+        """Return class numbers, -1 where a row has no class: (B,) int64.
+
+        Raises DataError: a column without classes.
+        """
         values = self.columns.get(column, [])
         texts = (values[row] for row in rows.tolist())
         return torch.tensor(class_numbers(self.classes, column, texts), dtype=torch.int64)
 
     def to(self, device: torch.device) -> ImageTable:
-        """The same table with its pixels on the device, where they take no more than a quarter of its free memory."""
+        """Return the same table with its pixels on the device, if they fit into DEVICE_SHARE of its free memory."""
         if device.type == "cuda" and self.pixels.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self
         return replace(self, pixels=self.pixels.to(device))
@@ -90,7 +93,7 @@ class ImageTable:
 def load_memory(data: config.Data, progress: bool = True) -> ImageTable:
     """Read and decode every source of a config into memory.
 
-    progress: a bar on stderr.  Raises DataError: a source that is missing, empty or of no known kind, no such column,
+    progress: a bar on stderr.  Raises DataError: a source that is missing, empty or of unknown kind, no such column,
     and the first bad image where `data.bad_images` is "stop"; with "skip" bad images are listed in `skipped`.
     """
     sources = [open_source(source) for source in data.sources]
@@ -107,7 +110,7 @@ def load_memory(data: config.Data, progress: bool = True) -> ImageTable:
                         pixels[len(rows)] = result
                         rows.append(row.columns)
                     elif data.bad_images == "stop":
-                        raise stop(result)
+                        raise bad_image_error(result)
                     else:
                         skipped.append(result.message)
                 bar.update(len(chunk))
@@ -125,25 +128,25 @@ def load_memory(data: config.Data, progress: bool = True) -> ImageTable:
     return ImageTable(pixels, columns, order, _hash(pixels, columns, order), skipped, classes)
 
 
-def stop(error: ImageError) -> DataError:
-    """What ends a run at its first bad image."""
+def bad_image_error(error: ImageError) -> DataError:
+    """Return the error that ends a run at its first bad image."""
     return DataError(error.message, "set data.bad_images=skip to leave out what cannot be read")
 
 
 def spread(size: int, count: int) -> Tensor:
-    """At most `count` numbers from 0 to size - 1, evenly spaced: (n,) int64."""
+    """Return at most `count` numbers from 0 to size - 1, evenly spaced: (n,) int64."""
     return torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).long()
 
 
 def chunks(rows: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
-    """The same things in lists of at most `size`."""
+    """Split an iterable into lists of at most `size`."""
     iterator = iter(rows)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
 def _decode(row: Row, size: int) -> Tensor | ImageError:
-    """The pixels, or what is wrong.  Runs in a thread."""
+    """Return the pixels, or the error.  Runs in a thread."""
     try:
         return decode(row, size)
     except ImageError as e:
@@ -153,7 +156,7 @@ def _decode(row: Row, size: int) -> Tensor | ImageError:
 def _hash(pixels: Tensor, columns: dict[str, list[str]], visits: Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     digest.update(pixels.contiguous().numpy().data)
-    for name in sorted(columns):  # lengths first, so that no two tables give the same bytes
+    for name in sorted(columns):  # with lengths, so that different tables never give the same bytes
         update(digest, name, *columns[name])
     digest.update(visits.numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Parquet files: what the footer says, rows in order, and row groups one by one."""
+"""Parquet files: footers, rows in order, and single row groups."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TAIL = 8  # bytes after the footer: its length, and the mark of the format
 
 @dataclass(frozen=True)
 class Parquet:
-    """A file, local or behind any URL that fsspec opens (`hf://datasets/...`), known by its footer alone.
+    """A file, local or at any URL that fsspec opens (`hf://datasets/...`), known by its footer alone.
 
     groups: rows of each row group.  digest: sha256 over the file's size and footer: row counts, positions, compressed
-    sizes and column statistics, not the pixels. A picture changed in place, into one of the same size, goes unseen.
+    sizes and column statistics, not the pixels. An image replaced by another of the same size goes undetected.
     """
 
     path: str
@@ -34,11 +34,11 @@ class Parquet:
 
     @property
     def count(self) -> int:
-        """Rows of the file."""
+        """Return the number of rows."""
         return sum(self.groups)
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order.  Raises DataError where the file turns out to be damaged."""
+        """Yield all rows in order.  Raises DataError where the file is damaged."""
         import pyarrow.parquet as pq
 
         start, broken = 0, _unreadable()
@@ -51,17 +51,17 @@ class Parquet:
             raise DataError(f"cannot read {self.path} after row {start}: {one_line(e)}") from None
 
     def group(self, index: int) -> pa.Table:
-        """The undecoded columns of one row group.  Raises DataError."""
+        """Return the undecoded columns of one row group.  Raises DataError."""
         return self._read(index, self.layout.columns)
 
     def column(self, name: str) -> Iterator[str]:
-        """One plain column as text, without touching the images."""
+        """Yield one plain column as text, without reading images."""
         for index in range(len(self.groups)):
             for value in self._read(index, [name]).column(name).to_pylist():
                 yield self.layout.text(name, value)
 
     def row(self, index: int, values: dict[str, Any]) -> Row:
-        """The row of one line, by its number in the file."""
+        """Return the row of these values, by its number in the file."""
         return self.layout.row(f"{self.path} row {index}", values)
 
     def _rows(self, batch: pa.RecordBatch, start: int) -> Iterator[Row]:
@@ -78,7 +78,7 @@ class Parquet:
 
 
 def open_parquet(path: str, image: str | None) -> Parquet:
-    """Read the footer of a file; takes as long for a large file as for a small one.
+    """Read the footer of a file, in a time that does not depend on its size.
 
     Raises DataError: not parquet, no rows, no such image column.
     """
@@ -100,7 +100,7 @@ def open_parquet(path: str, image: str | None) -> Parquet:
     return Parquet(path, layout, schema, groups, digest)
 
 
-@lru_cache(maxsize=16)  # of a file with many row groups it takes long to parse; held for the files in use
+@lru_cache(maxsize=16)  # the footer of a file with many row groups takes long to parse
 def _footer(path: str) -> Any:
     import pyarrow.parquet as pq
 
@@ -109,7 +109,7 @@ def _footer(path: str) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message in one line, at most 200 characters."""
+    """Return a library's message in one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 

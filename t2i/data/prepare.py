@@ -1,8 +1,7 @@
-"""From any source to one parquet data set that the trainers and `datasets` read, in one pass and bounded memory.
+"""Convert any source to one parquet data set that the trainers and `datasets` read, in one pass and bounded memory.
 
-What is written is a function of the source and the options, byte for byte: rows keep their order, and whether a picture
-is for testing is decided by its pixels alone, so that it stays where it is when others come or go, and so that equal
-pictures are never on both sides.
+The output is a function of the source and the options, byte for byte. Rows keep their order. The test split depends on
+an image's pixels alone, so that an image stays in its part when others come or go, and equal images are never in both.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from t2i.data.writing import Cell, Columns, parquet_writer
 from t2i.errors import DataError, ImageError, UsageError, one_line
 from t2i.imaging import images
 
-AHEAD = 16  # pictures decoded and encoded at once
-NAMED = 100  # bad pictures named; all are counted
-EXAMPLES = 10  # of these, in what a human reads
-SPLIT = "test split"  # part of the contract: changing it moves pictures from training to testing
+AHEAD = 16  # images decoded and encoded at once
+NAMED = 100  # bad images listed; all are counted
+EXAMPLES = 10  # of these, in the summary
+SPLIT = "test split"  # never change it: that moves images from training to testing
 
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are prepared.
+    """Options of the conversion.
 
-    size: pixels per side after a centre crop; None leaves pictures as large as they are.
-    format: how they are encoded; None: as PNG where a size is given, else the bytes of their files stay as they are.
-    quality: of JPEG.  bad: what becomes of pictures that cannot be read.  unique: of pictures with the same pixels only
-    the first is kept.  limit: at most so many rows are read, evenly spaced.  test_fraction: of the pictures, about, go
-    into a part of their own.
+    size: pixels per side after a centre crop; None keeps images as large as they are.
+    format: encoding; None: PNG where a size is given, else the bytes of the files stay as they are.
+    quality: of JPEG.  bad: treatment of unreadable images.  unique: of images with the same pixels keep only the first.
+    limit: read at most this many rows, evenly spaced.  test_fraction: approximate share of images in a part of their
+    own.
     """
 
     size: int | None = None
@@ -66,10 +65,10 @@ class PreparedFile:
 
 @dataclass
 class Prepared:
-    """What was done.
+    """The result of a conversion.
 
-    rows: read from the source.  enlarged: pictures that were smaller than asked for.
-    bad: where and why, the first NAMED.  duplicates: left out; None where none were looked for.
+    rows: read from the source.  enlarged: images smaller than the size.
+    bad: where and why, the first NAMED.  duplicates: left out; None where they were not searched for.
     columns: beside the image, with their classes.
     """
 
@@ -83,11 +82,11 @@ class Prepared:
     columns: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """As plain JSON data."""
+        """Return the result as plain JSON data."""
         return asdict(self)
 
     def lines(self) -> list[tuple[str, str]]:
-        """As names and texts, for a human."""
+        """Return the result as labels and texts, for a human."""
         found = [(part.path, f"{part.rows:,} pictures, {part.bytes / 1e6:,.1f} MB") for part in self.parts]
         if self.bad:
             few = "\n".join([f"{self.bad_count:,} that cannot be read", *self.bad[:EXAMPLES]])
@@ -102,8 +101,8 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A picture to be written.  key: sha256 of its pixels as they were before any cropping."""
+class _EncodedImage:
+    """An image to be written.  key: sha256 of its pixels before any cropping."""
 
     image: Cell
     key: bytes
@@ -113,10 +112,10 @@ class _Ready:
 def prepare(
     source: config.Source, output: Path, options: Options, overwrite: bool = False, progress: bool = True
 ) -> Prepared:
-    """Write a source's pictures and columns as parquet: `output`, or with a test fraction NAME-train and NAME-test.
+    """Write a source's images and columns as parquet: `output`, or with a test fraction NAME-train and NAME-test.
 
-    progress: a bar on stderr.  The files take their names when all are complete.  Raises DataError: a source that is
-    missing or empty, the first bad picture (unless skipped), a part without a picture; UsageError: a file exists.
+    progress: a bar on stderr.  The files get their names when all are complete.  Raises DataError: a source that is
+    missing or empty, the first bad image (unless skipped), a part without an image; UsageError: a file exists.
     """
     paths = part_paths(output, options)
     _check_paths(source, paths, overwrite)
@@ -125,9 +124,9 @@ def prepare(
     done = Prepared(source.path, columns={name: found.classes.get(name) for name in found.names})
     with ExitStack() as stack:
         writers = {name: stack.enter_context(parquet_writer(path, columns, overwrite)) for name, path in paths.items()}
-        for row, ready in _ready(found, source, options, done, progress):
-            writer = writers["test" if _is_test(ready.key, options.test_fraction) else "train"]
-            writer.add(ready.image, columns.values(row))
+        for row, encoded in _encode_all(found, source, options, done, progress):
+            writer = writers["test" if _is_test(encoded.key, options.test_fraction) else "train"]
+            writer.add(encoded.image, columns.values(row))
         for name, writer in writers.items():
             if not writer.rows:
                 raise _empty(source, name, options, done, sum(other.rows for other in writers.values()))
@@ -136,7 +135,7 @@ def prepare(
 
 
 def part_paths(output: Path, options: Options) -> dict[str, Path]:
-    """{part: file}: names by which `datasets` knows a folder's parts."""
+    """Return {part: file}, by the names that `datasets` expects for the parts of a folder."""
     if options.test_fraction is None:
         return {"train": output}
     return {part: output.with_name(f"{output.stem}-{part}{output.suffix}") for part in ("train", "test")}
@@ -152,10 +151,10 @@ def _check_paths(source: config.Source, paths: dict[str, Path], overwrite: bool)
             raise UsageError(f"{path} is part of what is to be read, {source.path}", "choose another name")
 
 
-def _ready(
+def _encode_all(
     found: Rows, source: config.Source, options: Options, done: Prepared, progress: bool
-) -> Iterator[tuple[Row, _Ready]]:
-    """The pictures to be written, in order; what is left out is counted."""
+) -> Iterator[tuple[Row, _EncodedImage]]:
+    """Yield the images to be written, in order, counting those that are left out."""
     from tqdm import tqdm
 
     root = Path(source.path)
@@ -164,23 +163,23 @@ def _ready(
     done.duplicates = 0 if options.unique else None
     bar = tqdm(total=total, unit="image", desc="preparing", file=sys.stderr, disable=not progress)
     with ThreadPoolExecutor(THREADS) as pool, bar:
-        for chunk in chunks(_chosen(found, total), AHEAD):
-            for row, ready in zip(chunk, pool.map(lambda row: _encode(row, root, options), chunk), strict=True):
+        for chunk in chunks(_sampled_rows(found, total), AHEAD):
+            for row, encoded in zip(chunk, pool.map(lambda row: _encode(row, root, options), chunk), strict=True):
                 done.rows += 1
-                if isinstance(ready, ImageError):
-                    _note(ready, options, done)
-                elif options.unique and ready.key in seen:
+                if isinstance(encoded, ImageError):
+                    _note(encoded, options, done)
+                elif options.unique and encoded.key in seen:
                     done.duplicates = (done.duplicates or 0) + 1
                 else:
-                    done.enlarged += ready.enlarged
+                    done.enlarged += encoded.enlarged
                     if options.unique:
-                        seen.add(ready.key)
-                    yield row, ready
+                        seen.add(encoded.key)
+                    yield row, encoded
             bar.update(len(chunk))
 
 
-def _chosen(found: Rows, total: int) -> Iterator[Row]:
-    """`total` rows, evenly spaced: the first ones of a folder would be all of one class."""
+def _sampled_rows(found: Rows, total: int) -> Iterator[Row]:
+    """Yield `total` rows, evenly spaced: the first ones of a folder would all be of one class."""
     wanted = iter(spread(found.count, total).tolist())
     following = next(wanted, None)
     for number, row in enumerate(found.rows):
@@ -191,8 +190,8 @@ def _chosen(found: Rows, total: int) -> Iterator[Row]:
             return
 
 
-def _encode(row: Row, root: Path, options: Options) -> _Ready | ImageError:
-    """Decode, check, crop and encode one picture.  Runs in a thread."""
+def _encode(row: Row, root: Path, options: Options) -> _EncodedImage | ImageError:
+    """Decode, check, crop and encode one image.  Runs in a thread."""
     try:
         image = picture(row)
         key = hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).digest()
@@ -202,7 +201,7 @@ def _encode(row: Row, root: Path, options: Options) -> _Ready | ImageError:
         return e
     inside = isinstance(row.image, Path) and row.image.is_relative_to(root)
     name = row.image.relative_to(root).as_posix() if inside and isinstance(row.image, Path) else None
-    return _Ready({"bytes": data, "path": name}, key, enlarged)
+    return _EncodedImage({"bytes": data, "path": name}, key, enlarged)
 
 
 def _bytes(row: Row, image: Image.Image, options: Options) -> bytes:
@@ -228,7 +227,7 @@ def _note(error: ImageError, options: Options, done: Prepared) -> None:
 
 
 def _is_test(key: bytes, fraction: float | None) -> bool:
-    """Whether a picture is for testing; a larger fraction holds all pictures of a smaller one."""
+    """Return whether an image belongs to the test part; a larger fraction includes all images of a smaller one."""
     digest = hashlib.sha256(SPLIT.encode() + key).digest()
     return fraction is not None and int.from_bytes(digest[:8], "big") < fraction * 2**64
 

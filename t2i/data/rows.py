@@ -1,4 +1,4 @@
-"""What every kind of source hands on: undecoded images with what is known of them."""
+"""Rows: undecoded images with their columns, the common output of every kind of source."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ Classes = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Row:
-    """One undecoded image and what is known of it."""
+    """One undecoded image and its columns."""
 
-    where: str  # what an error names
+    where: str  # its place, for error messages
     image: bytes | Path | None
     columns: dict[str, str]
-    problem: str | None = None  # what is wrong with it, where that is known before decoding
+    problem: str | None = None  # an error known before decoding
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One source: how many rows it holds, the rows in a fixed order, the class names of its class columns, and the
-    names of all columns in which a row may have a value.
+    """The rows of one source, in a fixed order.
+
+    classes: the class names of its class columns.  names: all columns in which a row may have a value.
     """
 
     count: int
@@ -43,12 +44,12 @@ class Rows:
 
 
 def decode(row: Row, size: int) -> Tensor:
-    """(3, size, size) uint8.  Raises ImageError whose message names the row."""
+    """Return the pixels of a row, (3, size, size) uint8.  Raises ImageError whose message names the row."""
     return images.pixels(images.fit(picture(row), size))
 
 
 def picture(row: Row) -> Image:
-    """The picture as it is, upright and RGB.  Raises ImageError whose message names the row."""
+    """Return the image as it is, upright and RGB.  Raises ImageError whose message names the row."""
     if row.problem is not None or row.image is None:
         raise ImageError(f"{row.where}: {row.problem or 'no image'}")
     try:
@@ -59,9 +60,9 @@ def picture(row: Row) -> Image:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the values of an Arrow table become rows.
+    """The conversion of an Arrow table's values to rows.
 
-    readers: how each plain column becomes text: class numbers turn into names; lists and binary columns are left out.
+    readers: converts each plain column to text: class numbers become names; lists and binary columns are left out.
     classes: the names behind the numbers of each class column.
     """
 
@@ -71,7 +72,10 @@ class Layout:
 
     @classmethod
     def of(cls, where: str, schema: pa.Schema, image: str | None) -> Layout:
-        """image: None takes the only column of images.  Raises DataError: no such column, or several."""
+        """Derive the layout from a schema.
+
+        image: None takes the only column of images.  Raises DataError: no such column, or several.
+        """
         import datasets
         import pyarrow.types as types
 
@@ -92,11 +96,11 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """The columns to read."""
+        """Return the columns to read."""
         return [self.image, *self.readers]
 
     def row(self, where: str, values: dict[str, Any]) -> Row:
-        """The row of one line of the table.  A path beside the image is named, never followed."""
+        """Return the row of one line of the table.  A path beside the image is named in errors, never opened."""
         columns = {name: self.text(name, values[name]) for name in self.readers}
         cell = values[self.image]
         if isinstance(cell, dict):
@@ -105,12 +109,12 @@ class Layout:
         return Row(where, cell, columns, None if cell else "no image bytes")
 
     def text(self, column: str, value: Any) -> str:
-        """One value as text: "" where there is none."""
+        """Return one value as text: "" where there is none."""
         return "" if value is None else self.readers[column](value)
 
 
 def merge_classes(parts: Iterable[Classes]) -> Classes:
-    """The classes of several sources as one: their names in the order in which they are met."""
+    """Merge the classes of several sources, in the order of their first occurrence."""
     merged: dict[str, dict[str, None]] = {}
     for part in parts:
         for column, names in part.items():
@@ -119,7 +123,7 @@ def merge_classes(parts: Iterable[Classes]) -> Classes:
 
 
 def class_numbers(classes: Classes, column: str, values: Iterable[str]) -> list[int]:
-    """Each value's number among the classes of a column, -1 for a row without one.  Raises DataError."""
+    """Return each value's number among the classes of a column, -1 for a row without one.  Raises DataError."""
     if column not in classes:
         raise DataError(
             f"column {column!r} has no classes; there are {', '.join(map(repr, classes)) or 'none'}",

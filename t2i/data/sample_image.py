@@ -1,4 +1,4 @@
-"""One picture of a data set, to show."""
+"""One example image of a data set."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def example(data: config.Data, column: str | None = None, value: str = "") -> Image | None:
-    """The first picture that can be read, of those with this value in a column where one is named; None: there is none.
+    """Return the first readable image, of those with this value in a column where one is given; None: there is none.
 
-    Data sets on the Hub are left out: one picture is not worth a download.  Raises DataError: the data is not here.
+    Data sets on the Hub are skipped: one image is not worth a download.  Raises DataError: the data is not here.
     """
     for source in data.sources:
         if is_hub(source):

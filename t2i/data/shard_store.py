@@ -1,14 +1,14 @@
-"""Streamed sets: parquet shards read where they lie, on this disk or on the Hub, with no copy of their own.
+"""Streamed data sets: parquet shards read in place, on this disk or on the Hub, without a copy.
 
-The shuffle is approximate, and of two parts, each a function of (seed, epoch):
+The shuffle is approximate, and has two parts, each a function of (seed, epoch):
 1. the shards of the epoch, which are the row groups of all files, in the order of a keyed permutation;
-2. a shuffle buffer: the rows of so ordered shards are cut into buffers of `shuffle_buffer` rows, and each buffer is
-   visited in a keyed permutation of its own before the next one is begun.
+2. a shuffle buffer: the rows of the shards in that order are cut into buffers of `shuffle_buffer` rows, and each buffer
+   is visited in a keyed permutation of its own before the next one is begun.
 So two rows of one shard are never further apart than a buffer and a shard: a buffer should hold many shards.
 
-Every place of every epoch is found by arithmetic over the row counts in the footers. To resume, the footers and the
-shards of the current buffer are read, and nothing of what was seen before. In memory are the row counts of all shards,
-and, undecoded, two buffers and two shards; every process reads all shards.
+Every position of every epoch is computed from the row counts in the footers. To resume, the footers and the shards of
+the current buffer are read, and nothing that was seen before. In memory are the row counts of all shards, and,
+undecoded, two buffers and two shards; every process reads all shards.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class ShardStore:
     """Rows in parquet row groups, visited shard by shard through a shuffle buffer.
 
     digest covers size and footer of every file (see `Parquet.digest`), the repeats, and the buffer, since it decides
-    what is seen when.
+    the order.
     """
 
     def __init__(self, data: config.Data) -> None:
-        """Raises DataError."""
+        """Read the footers of all files.  Raises DataError."""
         found = [_files(source) for source in data.sources]
         repeats = [source.repeat for source in data.sources]
         self._files = [file for files in found for file in files]
@@ -59,10 +59,10 @@ class ShardStore:
         of_sources = [np.arange(a, b) for a, b in pairwise(edges)]
         self._epoch = np.concatenate([np.tile(part, n) for part, n in zip(of_sources, repeats, strict=True)])
         self._orders: dict[tuple[int, int], tuple[Places, Places]] = {}
-        self._held: OrderedDict[int, Future[pa.Table]] = OrderedDict()
+        self._cached: OrderedDict[int, Future[pa.Table]] = OrderedDict()
         self._lock = Lock()
         self.buffer = data.shuffle_buffer
-        self.room = 2 * self.buffer + 2 * int(self._sizes.max())  # rows held undecoded
+        self.room = 2 * self.buffer + 2 * int(self._sizes.max())  # rows cached undecoded
         self.count, self.visits = int(self._starts[-1]), int(self._sizes[self._epoch].sum())
         layouts = [file.layout for file in self._files]
         self.names = tuple(dict.fromkeys(name for layout in layouts for name in layout.readers))
@@ -70,7 +70,7 @@ class ShardStore:
         self.digest = f"stream {self.buffer} {repeats} {[file.digest for file in self._files]}"
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         rows = np.empty(count, np.int64)
         for epoch, here, places in _split(np.arange(first, first + count), self.visits):
             shuffled = np.empty_like(places)
@@ -84,11 +84,14 @@ class ShardStore:
         return torch.from_numpy(rows)
 
     def spread(self, count: int) -> Tensor:
-        """The first `count` rows in the order of seed 0: (n,) int64. From all over the set they would be all shards."""
+        """Return the first `count` rows in the order of seed 0: (n,) int64.
+
+        Evenly spaced ones would need all shards.
+        """
         return self.order(0, 0, min(count, self.visits))
 
     def fetch(self, rows: Sequence[int]) -> list[Row]:
-        """The undecoded rows of these numbers; any will do, those of one buffer are found in memory."""
+        """Return the undecoded rows of these numbers; rows of one buffer are usually cached."""
         found: dict[int, Row] = {}
         for shard, group in groupby(sorted(set(rows)), key=self._shard):
             table, number = self._table(shard), bisect_right(self._first_shards, shard) - 1
@@ -97,25 +100,26 @@ class ShardStore:
                 found[row] = self._files[number].row(row - self._file_starts[number], values)
         return [found[row] for row in rows]
 
-    def prepare(self, seed: int, first: int, count: int) -> None:
-        """Read the shards that the next buffer takes in these places, so that it is there when its turn comes."""
+    def read_ahead(self, seed: int, first: int, count: int) -> None:
+        """Read the shards of the next buffer at these positions, so that they are cached when that buffer begins."""
         for epoch, _, places in _split(np.arange(first, first + count) + self.buffer, self.visits):
             shards, starts = self._ordered_shards(seed, epoch)
             for shard in np.unique(shards[np.searchsorted(starts, places, "right") - 1]):
                 self._table(int(shard))
 
     def column(self, name: str) -> Iterator[str]:
-        """One column of all rows, in order, without the images; "" where a file has no such column."""
+        """Yield one column of all rows, in order, without reading images; "" where a file has no such column."""
         for file in self._files:
             yield from file.column(name) if name in file.layout.readers else repeat("", file.count)
 
     def _ordered_shards(self, seed: int, epoch: int) -> tuple[Places, Places]:
-        """The shards of an epoch in their order, and the place at which each begins."""
+        """Return the shards of an epoch in their order, and the position at which each begins."""
         if (seed, epoch) not in self._orders:
             n = len(self._epoch)
             shards = self._epoch[permute(f"{seed}/shards/{epoch}", np.arange(n), n)]
             starts = np.concatenate([[0], np.cumsum(self._sizes[shards])])[:-1]
-            # At most two epochs are under way at a time; kept since computing it takes as long as there are shards.
+            # Cached, since computing it takes time proportional to the number of shards; two, since a batch and the
+            # prefetch may be in different epochs.
             last = list(self._orders.items())[-1:]
             self._orders = {**dict(last), (seed, epoch): (shards, starts)}
         return self._orders[seed, epoch]
@@ -124,28 +128,28 @@ class ShardStore:
         return int(self._starts.searchsorted(row, "right")) - 1
 
     def _table(self, shard: int) -> pa.Table:
-        """The rows of a shard, undecoded: from memory, or read, by the first thread that asks for it."""
+        """Return the undecoded rows of a shard: from the cache, or read by the first thread that needs it."""
         with self._lock:
-            held = self._held.get(shard)
-            future = held or Future()
-            self._held[shard] = future
-            self._held.move_to_end(shard)
-            rows = sum(int(self._sizes[k]) for k in self._held)
+            cached = self._cached.get(shard)
+            future = cached or Future()
+            self._cached[shard] = future
+            self._cached.move_to_end(shard)
+            rows = sum(int(self._sizes[k]) for k in self._cached)
             while rows > self.room:
-                rows -= int(self._sizes[self._held.popitem(last=False)[0]])
-        if held is None:
+                rows -= int(self._sizes[self._cached.popitem(last=False)[0]])
+        if cached is None:
             number = bisect_right(self._first_shards, shard) - 1
             try:
                 future.set_result(self._files[number].group(shard - self._first_shards[number]))
             except BaseException as e:
                 future.set_exception(e)
                 with self._lock:
-                    self._held.pop(shard, None)
+                    self._cached.pop(shard, None)
         return future.result()
 
 
 def _split(places: Places, size: int) -> Iterator[tuple[int, NDArray[np.bool_], Places]]:
-    """Places by the stretch of `size` they lie in: its number, which of `places` are its own, from its start."""
+    """Group positions by blocks of `size`: its number, a mask of its positions, and these relative to its start."""
     number, inside = np.divmod(places, size)
     for k in np.unique(number).tolist():
         here = number == k
@@ -153,7 +157,7 @@ def _split(places: Places, size: int) -> Iterator[tuple[int, NDArray[np.bool_], 
 
 
 def _files(source: config.Source) -> list[Parquet]:
-    """The parquet files of a source.  Raises DataError."""
+    """Return the parquet files of a source.  Raises DataError."""
     if is_folder(source):
         raise DataError(
             f"{source.path}: a folder of images cannot be streamed, only parquet files can", "set data.storage=mapped"

@@ -1,8 +1,7 @@
-"""Folder, parquet, Hub id -> rows; what is wrong is said per file.
+"""Data sources: image folder, parquet files or Hub id -> rows, with errors per file.
 
-Every kind of source is a `Rows`: a count and an iterator of undecoded rows, which never holds more than a few of them.
-What becomes of the rows is decided by who reads them: `memory_table.py`, `arrow_store.py`,
-`shard_store.py`, `summary.py`.
+Every kind of source is a `Rows`: a count and an iterator of undecoded rows, of which few are in memory at a time. Their
+readers are `memory_table.py`, `arrow_store.py`, `shard_store.py` and `summary.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def open_source(source: config.Source) -> Rows:
-    """The rows of one source, by what its path is: `hub:owner/name`, an image folder, parquet files.
+    """Open one source, according to its path: `hub:owner/name`, an image folder, parquet files.
 
     Raises DataError.
     """
@@ -43,23 +42,23 @@ def open_source(source: config.Source) -> Rows:
 
 
 def is_hub(source: config.Source) -> bool:
-    """Whether a source is a Hub data set."""
+    """Return whether a source is a Hub data set."""
     return source.path.startswith("hub:")
 
 
 def is_folder(source: config.Source) -> bool:
-    """Whether a source is an image folder."""
+    """Return whether a source is an image folder."""
     return not is_hub(source) and Path(source.path).is_dir()
 
 
 def parquet_files(source: config.Source) -> list[Parquet]:
-    """The parquet files of a path or glob, sorted, with their footers read.  Raises DataError."""
+    """Return the parquet files of a path or glob, sorted, with their footers read.  Raises DataError."""
     paths = sorted(map(Path, glob.glob(config.shipped_data(source.path), recursive=True)))
     if not paths:
         raise DataError(
             f"no such data: {source.path}",
-            "a source is an image folder, a parquet file or glob, or hub:owner/name; how the data of a config that"
-            " comes with t2i are made, its comments say",
+            "a source is an image folder, a parquet file or glob, or hub:owner/name; the comments in a config that"
+            " comes with t2i describe how to make its data",
         )
     for path in paths:
         if path.suffix.lower() not in (".parquet", ".pq"):
@@ -68,20 +67,23 @@ def parquet_files(source: config.Source) -> list[Parquet]:
 
 
 def hub_dataset(source: config.Source) -> tuple[datasets.Dataset, Layout]:
-    """A Hub data set through `datasets`, which downloads it, or finds it in its cache; undecoded.  Raises DataError."""
+    """Load a Hub data set through `datasets`, which downloads it or finds it in its cache; undecoded.
+
+    Raises DataError.
+    """
     name = hub_name(source)
     import datasets
 
     try:
         dataset = datasets.load_dataset(name, split=source.split)
-    except Exception as e:  # datasets and huggingface_hub raise a dozen unrelated kinds
+    except Exception as e:  # datasets and huggingface_hub raise a dozen unrelated types
         raise not_available(source, e) from None
     layout = Layout.of(source.path, dataset.features.arrow_schema, source.image)
     return undecoded(dataset, layout), layout
 
 
 def hub_shards(source: config.Source) -> list[Parquet]:
-    """The parquet files of a Hub data set where they lie, none of them downloaded.  Raises DataError."""
+    """Open the parquet files of a Hub data set in place, without downloading them.  Raises DataError."""
     name = hub_name(source)
     import datasets
 
@@ -105,7 +107,7 @@ def hub_shards(source: config.Source) -> list[Parquet]:
 
 
 def undecoded(dataset: datasets.Dataset, layout: Layout) -> datasets.Dataset:
-    """The columns of a layout, the images as the bytes they are stored in, for our own decoder to see."""
+    """Select the columns of a layout, with the images as stored bytes, for our own decoder."""
     import datasets
 
     if isinstance(dataset.features[layout.image], datasets.Image):
@@ -114,7 +116,7 @@ def undecoded(dataset: datasets.Dataset, layout: Layout) -> datasets.Dataset:
 
 
 def hub_name(source: config.Source) -> str:
-    """owner/name of a Hub source.  Raises DataError."""
+    """Return owner/name of a Hub source.  Raises DataError."""
     name = source.path.removeprefix("hub:")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DataError(f"{source.path!r} is not a Hub data set", "write hub:owner/name")
@@ -122,7 +124,7 @@ def hub_name(source: config.Source) -> str:
 
 
 def not_available(source: config.Source, e: Exception) -> DataError:
-    """The one answer to all that can go wrong between here and the Hub."""
+    """Return the error for any failure between here and the Hub."""
     name = hub_name(source)
     return DataError(
         f"data set {name!r}, split {source.split!r}, is not available: {type(e).__name__}: {one_line(e)}",

@@ -1,6 +1,6 @@
-"""What is in a data set: counts, sizes, classes, broken files, duplicates, and a contact sheet; in one pass.
+"""The statistics of a data set: counts, sizes, classes, broken files, duplicates, and a contact sheet; in one pass.
 
-Nothing kept grows with the set: lists of examples, of sizes and of values have an end, which the summary names.
+Memory does not grow with the set: lists of examples, of sizes and of values are bounded, and the summary says where.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from t2i.data.sources import open_source
 from t2i.errors import ImageError
 from t2i.imaging import images
 
-NAMED = 100  # broken and duplicate images named; all are counted
-EXAMPLES = 10  # of these, in what a human reads
-VALUES = 1_000  # different values, or sizes, told apart
+NAMED = 100  # broken and duplicate images listed; all are counted
+EXAMPLES = 10  # of these, in the text for humans
+VALUES = 1_000  # distinct values, or sizes, counted separately
 LONGEST = 200  # characters of a value
-COMPARED = 1_000_000  # images among which duplicates are looked for
-SHOWN = 64  # pictures of the contact sheet
+COMPARED = 1_000_000  # images among which duplicates are searched for
+SHOWN = 64  # images of the contact sheet
 THUMBNAIL = 96  # pixels per side
 
 
 @dataclass
 class Column:
-    """One column: how many rows have a value, and how often each occurs; None where there are more than VALUES."""
+    """One column: number of rows with a value, and of each value; None where there are more than VALUES."""
 
     filled: int = 0
     values: dict[str, int] | None = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Column:
 
 @dataclass
 class Summary:
-    """What a pass over a source found.
+    """The statistics of a source.
 
     sizes: "width x height" -> images, upright, the most frequent first; "other" beyond VALUES of them.
     short_sides: lower bound of the shorter side, a power of two -> images.
@@ -75,8 +75,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One image, looked at: upright size, bytes and hash of its file, and its picture where the sheet wants it."""
+class _InspectedImage:
+    """One decoded image: upright size, bytes and hash of its file, and a thumbnail if it is on the contact sheet."""
 
     size: tuple[int, int]
     bytes: int
@@ -85,9 +85,9 @@ class _Look:
 
 
 def summarize(source: config.Source, sheet: bool = False, progress: bool = True) -> tuple[Summary, Image | None]:
-    """Read a source once, decoding every image; with `sheet`, also its contact sheet, evenly spaced rows of it.
+    """Read a source once, decoding every image; with `sheet`, also make its contact sheet, of evenly spaced rows.
 
-    progress: a bar on stderr.  Raises DataError: a source that is missing, empty or of no known kind.
+    progress: a bar on stderr.  Raises DataError: a source that is missing, empty or of unknown kind.
     """
     from tqdm import tqdm
 
@@ -103,13 +103,13 @@ def summarize(source: config.Source, sheet: bool = False, progress: bool = True)
     with ThreadPoolExecutor(THREADS) as pool, bar:
         numbered = enumerate(found.rows)
         for chunk in chunks(numbered):
-            looks = pool.map(lambda pair: _look(pair[1], pair[0] in wanted), chunk)
-            for (_, row), look in zip(chunk, looks, strict=True):
+            looks = pool.map(lambda pair: _inspect(pair[1], pair[0] in wanted), chunk)
+            for (_, row), inspected in zip(chunk, looks, strict=True):
                 for name, value in row.columns.items():
                     summary.columns.setdefault(name, Column()).add(value)
-                _count(summary, row, look, sizes, seen)
-                if isinstance(look, _Look) and look.thumbnail is not None:
-                    shown.append(look.thumbnail)
+                _count(summary, row, inspected, sizes, seen)
+                if isinstance(inspected, _InspectedImage) and inspected.thumbnail is not None:
+                    shown.append(inspected.thumbnail)
             bar.update(len(chunk))
     summary.sizes = {f"{s[0]} x {s[1]}" if s else "other": n for s, n in sizes.most_common()}
     summary.short_sides = dict(sorted(summary.short_sides.items()))
@@ -117,7 +117,7 @@ def summarize(source: config.Source, sheet: bool = False, progress: bool = True)
 
 
 def lines(summary: Summary) -> list[tuple[str, str]]:
-    """The summary as names and texts, for a human."""
+    """Return the summary as labels and texts, for a human."""
     found = [
         ("images", f"{summary.images:,} of {summary.rows:,} rows, {summary.bytes / 1e6:,.1f} MB"),
         ("broken", _examples(f"{summary.broken_count:,}", summary.broken, summary.broken_count)),
@@ -130,7 +130,7 @@ def lines(summary: Summary) -> list[tuple[str, str]]:
     return [*found, ("duplicates", _examples(f"{summary.duplicates:,}{among}", summary.duplicated, summary.duplicates))]
 
 
-def _look(row: Row, wanted: bool) -> _Look | ImageError:
+def _inspect(row: Row, wanted: bool) -> _InspectedImage | ImageError:
     """Decode one image.  Runs in a thread."""
     try:
         if row.problem is not None or row.image is None:
@@ -139,28 +139,33 @@ def _look(row: Row, wanted: bool) -> _Look | ImageError:
     except ImageError as e:
         return e
     data = row.image.read_bytes() if isinstance(row.image, Path) else row.image
-    short = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")  # two of 10^6 files agree by chance: 1 in 10^7
-    return _Look(image.size, len(data), short, images.fit(image, THUMBNAIL) if wanted else None)
+    # 64 bits: the chance that any two of 10^6 files collide is 1 in 10^7
+    short = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+    return _InspectedImage(image.size, len(data), short, images.fit(image, THUMBNAIL) if wanted else None)
 
 
-def _count(summary: Summary, row: Row, look: _Look | ImageError, sizes: Counter[Any], seen: set[int]) -> None:
-    if isinstance(look, ImageError):
+def _count(
+    summary: Summary, row: Row, inspected: _InspectedImage | ImageError, sizes: Counter[Any], seen: set[int]
+) -> None:
+    if isinstance(inspected, ImageError):
         summary.broken_count += 1
         if summary.broken_count <= NAMED:
-            summary.broken.append(look.message if row.where in look.message else f"{row.where}: {look.message}")
+            summary.broken.append(
+                inspected.message if row.where in inspected.message else f"{row.where}: {inspected.message}"
+            )
         return
     summary.images += 1
-    summary.bytes += look.bytes
-    sizes[look.size if look.size in sizes or len(sizes) < VALUES else None] += 1
-    side = 1 << (min(look.size).bit_length() - 1)
+    summary.bytes += inspected.bytes
+    sizes[inspected.size if inspected.size in sizes or len(sizes) < VALUES else None] += 1
+    side = 1 << (min(inspected.size).bit_length() - 1)
     summary.short_sides[side] = summary.short_sides.get(side, 0) + 1
     if summary.images <= COMPARED:
         summary.compared += 1
-        if look.hash in seen:
+        if inspected.hash in seen:
             summary.duplicates += 1
             if summary.duplicates <= NAMED:
                 summary.duplicated.append(row.where)
-        seen.add(look.hash)
+        seen.add(inspected.hash)
 
 
 def _column(column: Column) -> str:
@@ -173,13 +178,13 @@ def _column(column: Column) -> str:
 
 
 def _examples(head: str, some: list[str], count: int) -> str:
-    """A number, and below it the first of what it counts."""
+    """Return a count, and below it the first of the items counted."""
     more = count - len(some[:EXAMPLES])
     return "\n".join([head, *some[:EXAMPLES], *([f"and {more:,} more"] if more else [])])
 
 
 def _most(counts: dict[str, int], most: int = 8) -> str:
-    """The first `most` of these counts in words, and how many there are beside."""
+    """Return the first `most` of these counts as text, and the number of the others."""
     some = [f"{name} ({n:,})" for name, n in list(counts.items())[:most]]
     more = len(counts) - len(some)
     return ", ".join(some) + (f", and {more:,} more" if more else "")

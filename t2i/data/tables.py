@@ -1,4 +1,4 @@
-"""From a config to the table its run learns from: in memory, memory-mapped or streamed."""
+"""Tables: the data of a run, in memory, memory-mapped or streamed, as its config asks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from t2i.data.rows import Classes
 from t2i.data.shard_store import ShardStore
 from t2i.data.sources import open_source
 
-MEMORY_BYTES = 4 * 2**30  # of decoded pixels, up to which `storage: auto` holds them in memory; on every machine
+# Of decoded pixels, up to which `storage: auto` keeps them in memory; the same on every machine.
+MEMORY_BYTES = 4 * 2**30
 
 
 class Table(Protocol):
     """Images and their columns by row number, and the order in which a run visits them.
 
     columns: name -> one value per row, "" where a row has none.  classes: class column -> its names.
-    hash: identity of the data.  skipped: what was wrong, one line per bad image left out.
+    hash: identity of the data.  skipped: one line per bad image left out.
     """
 
     @property
@@ -36,51 +37,57 @@ class Table(Protocol):
     def skipped(self) -> list[str]: ...
     @property
     def count(self) -> int:
-        """Rows: images that differ."""
+        """Return the number of rows: distinct images."""
         ...
 
     @property
     def size(self) -> int:
-        """Pixels per side."""
+        """Return the pixels per side."""
         ...
 
     def __len__(self) -> int:
-        """Visits of one epoch: rows, each as often as its source says."""
+        """Return the visits of one epoch: rows, each as often as its source repeats it."""
         ...
 
     def order(self, seed: int, first: int, count: int) -> Tensor:
-        """The rows of the global images first..first+count-1: (count,) int64."""
+        """Return the rows of the global images first..first+count-1: (count,) int64."""
         ...
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` rows to look at, the same every time: (n,) int64."""
+        """Return at most `count` rows from all over the table, the same every time: (n,) int64."""
         ...
 
     def images(self, rows: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8, on the device after `to`.  rows: (B,) int64.  Raises DataError: a bad image, named."""
+        """Return images, (B, 3, S, S) uint8, on the device after `to`.  rows: (B,) int64.
+
+        Raises DataError: a bad image, named.
+        """
         ...
 
-    def expect(self, seed: int, first: int, count: int, share: slice) -> None:
-        """Say what will be asked for next: this share of these global images."""
+    def prefetch(self, seed: int, first: int, count: int, share: slice) -> None:
+        """Announce a later call of `images`: this share of these global images."""
         ...
 
     def row(self, index: int) -> dict[str, str]:
-        """The columns of one row."""
+        """Return the columns of one row."""
         ...
 
     def labels(self, rows: Tensor, column: str) -> Tensor:
-        """Class numbers, -1 where a row has no class: (B,) int64.  Raises DataError: a column without classes."""
+        """Return class numbers, -1 where a row has no class: (B,) int64.
+
+        Raises DataError: a column without classes.
+        """
         ...
 
     def to(self, device: torch.device) -> Self:
-        """The table that hands out its images on this device."""
+        """Return the table with its images on this device."""
         ...
 
 
 def load_table(data: config.Data, progress: bool = True) -> Table:
-    """The table of a config's data, stored as it asks.
+    """Load the table of a config's data, with the storage that it asks for.
 
-    progress: bars on stderr.  Raises DataError: a source that is missing, empty or of no known kind, no such column; a
+    progress: bars on stderr.  Raises DataError: a source that is missing, empty or of unknown kind, no such column; a
     bad image where `data.bad_images` is "stop", at once in memory, else when it is visited.
     """
     storage = choose_storage(data)
@@ -91,7 +98,7 @@ def load_table(data: config.Data, progress: bool = True) -> Table:
 
 
 def choose_storage(data: config.Data) -> Literal["memory", "mapped", "stream"]:
-    """What a config's `storage` comes to: "auto" is memory up to MEMORY_BYTES of pixels, mapped beyond."""
+    """Resolve a config's `storage`: "auto" is memory up to MEMORY_BYTES of pixels, mapped beyond."""
     if data.storage != "auto":
         return data.storage
     images = sum(open_source(source).count for source in data.sources)
@@ -99,11 +106,11 @@ def choose_storage(data: config.Data) -> Literal["memory", "mapped", "stream"]:
 
 
 def share_of(table: Table, seed: int, first: int, count: int, share: slice) -> tuple[Tensor, Tensor]:
-    """One process's share of the global images first..first+count-1: rows (b,) and uint8 images (b, 3, S, S).
+    """Return one process's share of the global images first..first+count-1: rows (b,) and uint8 images (b, 3, S, S).
 
-    The share of the next `count` images begins to be decoded in the background.
+    Begins to decode the share of the next `count` images in the background.
     """
     rows = table.order(seed, first, count)[share]
     pixels = table.images(rows)
-    table.expect(seed, first + count, count, share)
+    table.prefetch(seed, first + count, count, share)
     return rows, pixels

@@ -1,4 +1,4 @@
-"""Parquet files of pictures as `datasets` writes them, row by row and in row groups of bounded size."""
+"""Write parquet files of images in the format of `datasets`, row by row and in row groups of bounded size."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from t2i import atomic
 from t2i.data.rows import Row, Rows
 from t2i.errors import DataError
 
-GROUP_ROWS = 256  # of a row group: what is held encoded, and what a streaming trainer reads at once
-GROUP_BYTES = 32_000_000  # of encoded pictures, that end a row group early
+GROUP_ROWS = 256  # of a row group: a bound on memory here, and the unit that a streaming trainer reads
+GROUP_BYTES = 32_000_000  # of encoded images, at which a row group ends early
 
-Cell = dict[str, bytes | str | None]  # of the image column: the encoded picture, and what its file was called
+Cell = dict[str, bytes | str | None]  # of the image column: the encoded image, and the name of its file
 Values = dict[str, str | int | None]
 
 
 class Columns:
-    """The columns of a source beside its image, and what stands in them: classes are numbers, all else is text."""
+    """The columns of a source beside its image, with their values: classes as numbers, all others as text."""
 
     def __init__(self, found: Rows) -> None:
-        """Raises DataError: a column that would be in the way of the images."""
+        """Check the columns of a source.  Raises DataError: a column named like that of the images."""
         if "image" in found.names:
             raise DataError("a column 'image' that holds no images is in the way of the pictures", "rename it first")
         self.names = found.names
@@ -30,7 +30,7 @@ class Columns:
         self._numbers = {name: {c: k for k, c in enumerate(classes)} for name, classes in self.classes.items()}
 
     def schema(self) -> Any:
-        """Arrow's schema, with the features for `datasets` as JSON in its metadata."""
+        """Return Arrow's schema, with the features for `datasets` as JSON in its metadata."""
         import datasets
 
         columns = {
@@ -42,7 +42,7 @@ class Columns:
         return datasets.Features({"image": datasets.Image(), **columns}).arrow_schema
 
     def values(self, row: Row) -> Values:
-        """What a row says; None where it says nothing.  Raises DataError: a value that is no class of its column."""
+        """Return a row's values, None where it has none.  Raises DataError: a value that is no class of its column."""
         values: Values = {}
         for name in self.names:
             text = row.columns.get(name, "")
@@ -57,21 +57,21 @@ class Columns:
 
 
 class Writer:
-    """Rows into a parquet file."""
+    """A parquet file that is written row by row."""
 
     def __init__(self, file: BinaryIO, columns: Columns) -> None:
-        """file: left open."""
+        """Begin the file.  file: left open."""
         import pyarrow.parquet as pq
 
         self._schema = columns.schema()
-        # Pictures repeat nothing: a dictionary of them would be built in vain.
+        # Images hardly ever repeat: a dictionary of them would cost time and save nothing.
         self._parquet = pq.ParquetWriter(file, self._schema, use_dictionary=list(columns.names))
         self._group: list[dict[str, Any]] = []
         self._bytes = 0
         self.rows = 0
 
     def add(self, image: Cell, values: Values) -> None:
-        """One row."""
+        """Add one row."""
         self._group.append({"image": image, **values})
         self._bytes += len(image["bytes"] or b"")
         self.rows += 1
@@ -79,12 +79,12 @@ class Writer:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and the footer."""
+        """Write the remaining rows, and the footer."""
         self._flush()
         self._parquet.close()
 
     def abandon(self) -> None:
-        """Write nothing more: without this an unfinished writer closes itself later, on a file that is gone."""
+        """Write nothing more: an unfinished writer would close itself later, on a file that is gone."""
         self._parquet.is_open = False
 
     def _flush(self) -> None:
@@ -97,7 +97,7 @@ class Writer:
 
 @contextmanager
 def parquet_writer(path: Path, columns: Columns, overwrite: bool = False) -> Iterator[Writer]:
-    """A parquet file that takes its name when the block ends well.  Raises as `files.whole` does."""
+    """Open a parquet file that gets its name when the block ends without an error.  Raises like `atomic.whole`."""
     with atomic.whole(path, overwrite=overwrite) as file:
         writer = Writer(file, columns)
         try:

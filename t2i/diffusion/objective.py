@@ -1,6 +1,6 @@
-"""What a diffusion network is trained to do: noise a clean image to time t, and predict what was mixed.
+"""Training objectives of a diffusion network: noise a clean image to time t, and predict a mix of image and noise.
 
-Every prediction is a mix of image and noise, p * x0 + q * eps; with x_t = alpha * x0 + sigma * eps it gives back x0:
+Every prediction is such a mix, p * x0 + q * eps; with x_t = alpha * x0 + sigma * eps it gives back x0:
 
     out = p * x0 + q * eps    =>    x0 = (q * x_t - sigma * out) / (q * alpha - p * sigma)
 
@@ -40,7 +40,7 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def target(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, predict: str) -> Tensor:
-    """What the network must answer at time t, p * x0 + q * eps: (B, ...).
+    """Return the network's regression target at time t, p * x0 + q * eps: (B, ...).
 
     x0, eps: (B, ...).  t: (B,).  predict: a key of PREDICTIONS.
     """
@@ -49,7 +49,10 @@ def target(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, predict: str)
 
 
 def image_from(out: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predict: str) -> Tensor:
-    """The x0 that a network's answer stands for: (B, ...).  out, x_t: (B, ...).  t: (B,) or scalar, in (0, T]."""
+    """Convert a network's output to its estimate of x0: (B, ...).
+
+    out, x_t: (B, ...).  t: (B,) or scalar, in (0, T].  predict: a key of PREDICTIONS.
+    """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     p, q = PREDICTIONS[predict](alpha, sigma)
     scale = q * alpha - p * sigma
@@ -57,14 +60,14 @@ def image_from(out: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, predict:
 
 
 def plain_weight(t: Tensor, schedule: Schedule, predict: str) -> Tensor:
-    """Every time counts the same in the network's own units: ones, (B,) float64."""
+    """Weigh every time alike, in the units of the prediction: ones, (B,) float64."""
     return torch.ones_like(t, dtype=torch.float64)
 
 
 def min_snr_weight(t: Tensor, schedule: Schedule, predict: str, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma), as a weight on the error of x0, in units of what is predicted: (B,) float64.
+    """Return min(SNR, gamma), a weight on the error of x0, in units of the prediction: (B,) float64.
 
-    An error of the answer is one of x0 times sigma / |q * alpha - p * sigma|: for eps the weight is
+    An error of the output is one of x0 times sigma / |q * alpha - p * sigma|: for eps the weight is
     min(SNR, gamma) / SNR, for v min(SNR, gamma) / (SNR + 1).  Hang et al. 2023, eq. 8 and section 3.4.
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -76,7 +79,7 @@ WEIGHTS: dict[str, Callable[[Tensor, Schedule, str], Tensor]] = {"plain": plain_
 
 
 def integer_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
-    """(n,) float64, each of 1 .. T equally often: the discrete steps of Ho et al. 2020, algorithm 1.
+    """Draw from 1 .. T, each equally often: (n,) float64. The discrete steps of Ho et al. 2020, algorithm 1.
 
     A schedule without discrete steps is cut into 1000.
     """
@@ -85,17 +88,21 @@ def integer_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
 
 
 def uniform_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
-    """(n,) float64, uniform in (0, T]: every time equally often."""
+    """Draw uniformly from (0, T]: (n,) float64."""
+    # 1 - [0, 1) is (0, 1]: at t = 0 the SNR is infinite
     return schedule.T * (1 - torch.rand(n, generator=generator, dtype=torch.float64))
 
 
 def logit_normal_time(n: int, schedule: Schedule, generator: Generator) -> Tensor:
-    """(n,) float64 in (0, T): T * sigmoid of a standard normal; the middle is seen most (Esser et al. 2024, eq. 19)."""
+    """Draw T * sigmoid of a standard normal, densest in the middle: (n,) float64 in (0, T).
+
+    Esser et al. 2024, eq. 19.
+    """
     return schedule.T * torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
 
 
 def shifted(t: Tensor, schedule: Schedule, shift: float) -> Tensor:
-    """Times moved towards noise, or, by a shift below 1, towards the image; 0 and T stay: (B,).
+    """Shift times towards noise, or, by a shift below 1, towards the image: (B,). 0 and T stay.
 
     shift: factor of t / (T - t), and for flow of sigma / alpha.  Esser et al. 2024, eq. 23, with shift = sqrt(m / n).
     """
@@ -110,5 +117,6 @@ TIMES: dict[str, Callable[[int, Schedule, Generator], Tensor]] = {
 
 
 def _like(factor: Tensor, x: Tensor) -> Tensor:
-    """(B,) or scalar factors made to multiply x, (B, ...), in its type and on its device."""
+    """Broadcast factors, (B,) or scalar, over x, (B, ...), in its type and on its device."""
+    # Cast last: the factors are computed in float64, and only their product with x is rounded.
     return factor.reshape(-1, *[1] * (x.dim() - 1)).to(x)

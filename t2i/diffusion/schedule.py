@@ -20,9 +20,9 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
-    """How much of the image (alpha) and of the noise (sigma) is left at time t.
+    """The share of the image (alpha) and of the noise (sigma) at time t.
 
-    T: the last time.  steps: how many steps the schedule is defined by, None where time is continuous.
+    T: the last time.  steps: number of discrete steps that define the schedule, None where time is continuous.
     bend: 0 or 1. Divided by c = alpha + bend * sigma, the path of one pair (x0, eps) is a straight line in sigma / c;
     solvers of the ODE work in these coordinates (samplers.py).
     """
@@ -32,13 +32,13 @@ class Schedule(Protocol):
     bend: int
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Factor of the clean image, decreasing from 1.  t: any shape, in [0, T].  Returns float64."""
+        """Return the factor of the clean image, decreasing from 1: float64.  t: any shape, in [0, T]."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Factor of the noise, increasing from 0.  t: any shape, in [0, T].  Returns float64."""
+        """Return the factor of the noise, increasing from 0: float64.  t: any shape, in [0, T]."""
 
     def time(self, ratio: Tensor) -> Tensor:
-        """The t at which sigma(t) / alpha(t) = ratio; the inverse.  ratio: any shape, >= 0.  Returns float64."""
+        """Return the t at which sigma(t) / alpha(t) = ratio, the inverse: float64.  ratio: any shape, >= 0."""
 
 
 class Flow:
@@ -68,12 +68,13 @@ class VariancePreserving:
     bend = 0
 
     def __init__(self, betas: Tensor) -> None:
-        """betas: (T,) in (0, 1)."""
+        """Tabulate log(sigma / alpha) at t = 1 .. T.  betas: (T,) in (0, 1)."""
         self.betas = betas.double()
         self.steps: int | None = len(betas)
         self.T = float(len(betas))
+        # log1p and expm1, not products of 1 - beta: 1 - abar loses digits near t = 0
         log_abar = torch.log1p(-self.betas).cumsum(0)
-        self._log_ratio = 0.5 * (torch.log(-torch.expm1(log_abar)) - log_abar)  # log(sigma / alpha) at t = 1 .. T
+        self._log_ratio = 0.5 * (torch.log(-torch.expm1(log_abar)) - log_abar)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-2 * self._log_ratio_at(t)).sqrt()
@@ -84,6 +85,7 @@ class VariancePreserving:
     def time(self, ratio: Tensor) -> Tensor:
         log_ratio, table = ratio.double().log(), self._log_ratio.to(ratio.device)
         low = (torch.searchsorted(table, log_ratio.contiguous()) - 1).clamp(0, len(table) - 2)
+        # past the last step, the last interval is extended
         t = 1 + low + (log_ratio - table[low]) / (table[low + 1] - table[low])
         return torch.where(log_ratio < table[0], (log_ratio - table[0]).exp(), t)
 
@@ -95,21 +97,24 @@ class VariancePreserving:
 
 
 def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> VariancePreserving:
-    """Variances that grow linearly (Ho et al. 2020, section 4)."""
+    """Return the schedule whose variances grow linearly (Ho et al. 2020, section 4)."""
     return VariancePreserving(torch.linspace(first, last, steps, dtype=torch.float64))
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> VariancePreserving:
-    """abar(t) proportional to cos^2 of (t / T + offset) / (1 + offset) * pi / 2 (Nichol and Dhariwal 2021, eq. 17)."""
+    """Return the schedule with abar(t) proportional to cos^2 of (t / T + offset) / (1 + offset) * pi / 2.
+
+    largest: upper bound of every beta, against singularities near T.  Nichol and Dhariwal 2021, eq. 17.
+    """
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     abar = ((t + offset) / (1 + offset) * math.pi / 2).cos().square()
     return VariancePreserving((1 - abar[1:] / abar[:-1]).clamp(max=largest))
 
 
 def timestep(t: Tensor, schedule: Schedule) -> Tensor:
-    """The time as diffusers counts it, which is what networks are given: 0 .. 999 at T = 1000 discrete steps.
+    """Convert a time to diffusers' count, which is the networks' input: 0 .. 999 at T = 1000 discrete steps.
 
-    A discrete schedule's step t is timestep t - 1; continuous time t of [0, 1] is 1000 t.
+    Step t of a discrete schedule is timestep t - 1; continuous time t in [0, 1] is 1000 t.
     """
     return t - 1 if schedule.steps else 1000 * t / schedule.T
 

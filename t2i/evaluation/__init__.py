@@ -1,1 +1,1 @@
-"""How good a set of images is: one judge for every family."""
+"""Evaluation of generated images: extractors, metrics, references and scores, the same for every family."""

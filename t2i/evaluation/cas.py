@@ -1,8 +1,8 @@
-"""Classification Accuracy Score (Ravuri and Vinyals 2019): train on generated pictures, test on real ones.
+"""Classification Accuracy Score (Ravuri and Vinyals 2019): train on generated images, test on real ones.
 
-What a classifier learns from a model's pictures tells what is missing from them, which distances between features may
-not see. Beside it stands the ceiling: the same network, trained as long on as many real pictures. The recipe is fixed:
-a small residual network, AdamW with a rate that warms up and falls to zero, pictures mirrored at random.
+A classifier trained on a model's images shows what is missing from them, which distances between features may not. The
+ceiling beside it is the same network, trained as long on as many real images. The recipe is fixed: a small residual
+network, AdamW with a rate that warms up and falls to zero, images mirrored at random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHANNELS, BLOCKS = (32, 64, 128), 1
 BATCH, LR, DECAY = 128, 3e-3, 0.05
 EPOCHS = 15
 FEWEST = 2 * BATCH
-CHUNK = 500  # pictures decoded, drawn or answered at once
+CHUNK = 500  # images decoded, generated or classified at once
 
 
 def classification_accuracy_score(
@@ -45,10 +45,11 @@ def classification_accuracy_score(
     label: str | None = None,
     seen: Callable[[int, int], object] = lambda n, total: None,
 ) -> dict[str, Any]:
-    """The accuracy on test of what learned from these pictures, and of what learned from as many real ones.
+    """Return the accuracy on `test` of a classifier trained on these images, and of one trained on as many real ones.
 
-    real, test: data sets, as paths.  seen: called with how many more pictures were learned from, and of how many.
-    Raises DataError: no classes, other classes in the two sets, fewer than FEWEST pictures that have one.
+    real, test: data sets, as paths.  label: the column of classes; none: the only one.
+    seen: called with the number of further training images processed, and their total.
+    Raises DataError: no classes, other classes in the two sets, fewer than FEWEST images that have one.
     """
     train, held_out = (open_stored(config.Source(path=path), size, label) for path in (real, test))
     if train.label is None or held_out.label is None:
@@ -74,7 +75,7 @@ def classification_accuracy_score(
 
 
 def _labelled(pictures: ImageSet, which: list[int], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """uint8 (N, 3, S, S) and classes (N,), of the pictures that have one."""
+    """Return the images that have a class, uint8 (N, 3, S, S), and their classes (N,)."""
     parts = [which[k : k + CHUNK] for k in range(0, len(which), CHUNK)]
     labels = torch.cat([class_indices(pictures.labels(part), classes) for part in parts])
     if (known := int((labels >= 0).sum())) < FEWEST:
@@ -94,16 +95,17 @@ def learn(
     device: str = "cpu",
     seen: Callable[[int], object] = lambda n: None,
 ) -> ResNet:
-    """A classifier of these pictures; a function of them and the seed.
+    """Train a classifier on these images; it is a function of them and the seed.
 
-    pixels: (N, 3, S, S) uint8.  labels: (N,) int64 below `classes`.
+    pixels: (N, 3, S, S) uint8.  labels: (N,) int64 below `classes`.  seen: called with each batch's number of images.
     """
-    with torch.random.fork_rng(devices=[]):  # a run that is being trained may be asking
+    with torch.random.fork_rng(devices=[]):  # the caller may be a training run, whose random state must not change
         torch.manual_seed(derive_seed(seed, "score's classifier"))
         net = ResNet(classes, CHANNELS, BLOCKS)
     net = net.to(device, memory_format=torch.channels_last).train()
     decayed = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
+    # as usual, norms and biases are not decayed
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     steps = max(1, epochs * len(pixels) // BATCH)
     optimizer = torch.optim.AdamW(groups, LR)

@@ -1,11 +1,11 @@
-"""Several models, or folders of pictures, judged alike: the same reference, number of pictures and seeds.
+"""Comparison of several models or folders of images: the same reference, number of images and seeds for all.
 
-    folder/NAME/score.json, grid.png        each one's score, and some of its pictures
-    folder/NAME/steps-8.json ...            of a diffusion model: with so many steps, with so much guidance
+    folder/NAME/score.json, grid.png        the score of each, and some of its images
+    folder/NAME/steps-8.json ...            of a diffusion model: at other numbers of steps, at other guidance scales
     folder/compare.json                     all of it in one
 
-What is there from an earlier call of the same settings is taken as it is, so that a call that was killed goes on: every
-score is written when its pictures are, and none is believed that another version of the measures made.
+A comparison is resumable: every score is written as soon as it is computed, and a later call with the same settings
+reads it instead of computing it. Scores by another version of the metrics are not reused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from t2i.errors import UsageError
 from t2i.evaluation.features import Extractor
 from t2i.evaluation.image_sets import GeneratedSet, ImageSet
 from t2i.evaluation.image_sources import draws_from_text, open_pictures
-from t2i.evaluation.prompted_samples import Prompted
+from t2i.evaluation.prompted_samples import PromptedSet
 from t2i.evaluation.reference import VERSION, Reference
 from t2i.evaluation.score import score
 from t2i.evaluation.score_files import save_score
@@ -37,17 +37,17 @@ STEPS = (2, 4, 8, 16, 32, 64, 250, 1000)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 SCORE = "score.json"
 SHEETS = ("grid.png", "closest.png")  # beside it; the second where the reference's data are given
-IN_RUN = ("best", "export")  # folders of a run that are models themselves
+IN_RUN = ("best", "export")  # folders of a run that are models by themselves
 
-Seen = Callable[[int, int], object]
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What is the same for all.
+    """The settings shared by all subjects.
 
-    n: pictures of each.  prompts: of those that draw from text.  curve_n: pictures of each point of a curve.
-    steps, guidance: the points, none: no curve; more steps than a model knows noise levels are left out.
+    n: images of each.  prompts: of those that generate from text.  curve_n: images for each point of a curve.
+    steps, guidance: the points, none: no curve; more steps than a model has noise levels are left out.
     """
 
     n: int
@@ -59,8 +59,8 @@ class ComparisonPlan:
 
 
 @dataclass
-class Timed:
-    """Pictures, and the seconds that it took to draw them."""
+class TimedImages:
+    """An image set that measures the seconds it takes to generate."""
 
     pictures: ImageSet
     seconds: float = 0.0
@@ -89,12 +89,12 @@ def compare(
     folder: Path,
     *,
     data: str | None = None,
-    seen: Seen = lambda n, total: None,
+    seen: Progress = lambda n, total: None,
 ) -> dict[str, Any] | None:
-    """Judge all of them; every process must ask, and the main one gets the answer, as in compare.json.
+    """Score all subjects and return the content of compare.json on the main process, None on the others.
 
-    data: the reference's, for the pictures nearest to generated ones.
-    Raises UsageError: two of one name; and what `score` and `open_pictures` raise.
+    Every process must call this.  data: that of the reference, for the images nearest to generated ones.
+    Raises UsageError: two subjects of one name; and what `score` and `open_pictures` raise.
     """
     names = [_name(subject) for subject in subjects]
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -107,7 +107,7 @@ def compare(
         if plan.prompts and draws_from_text(subject, offline=True):
             given["prompts"] = plan.prompts
         pictures = open_pictures(subject, reference.facts.size, count=plan.n, seed=plan.seed, **given)
-        one = _judged(pictures, reference, extractor, plan.n, plan.seed, here / SCORE, data, seen)
+        one = _scored(pictures, reference, extractor, plan.n, plan.seed, here / SCORE, data, seen)
         curves = {
             kind: [_point(pictures, reference, extractor, plan, kind, value, here, seen) for value in values]
             for kind, values in _points(pictures, plan).items()
@@ -121,7 +121,7 @@ def compare(
 
 
 def _name(subject: str) -> str:
-    """A plain word, since it becomes a folder; of what lies in a run (`best`, `export`) the run's comes first."""
+    """Return a name that can be a folder's; for a folder within a run (`best`, `export`) the run's name comes first."""
     path = Path(subject)
     if not path.exists():
         return subject.replace("/", "-")
@@ -132,7 +132,7 @@ def _name(subject: str) -> str:
 
 
 def _points(pictures: ImageSet, plan: ComparisonPlan) -> dict[str, Sequence[float]]:
-    """Of each curve; none where a model draws in one step, or was not trained to be guided."""
+    """Return the values of each curve; none where a model has a single step, or was not trained for guidance."""
     model = pictures.model if isinstance(pictures, GeneratedSet) else None
     if not isinstance(model, DDPM):
         return {}
@@ -149,17 +149,17 @@ def _point(
     kind: str,
     value: float,
     folder: Path,
-    seen: Seen,
+    seen: Progress,
 ) -> dict[str, Any] | None:
-    """One point of a curve: where, and the score there."""
+    """Score one point of a curve: {`at`, `score`}."""
     assert isinstance(pictures, GeneratedSet)
     here = replace(pictures, count=plan.curve_n, settings=pictures.model.settings(**{kind: value}))
     path = folder / f"{kind}-{value:g}.json"
-    one = _judged(here, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
+    one = _scored(here, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
     return None if one is None else {"at": value, "score": one}
 
 
-def _judged(
+def _scored(
     pictures: ImageSet,
     reference: Reference,
     extractor: Extractor,
@@ -167,23 +167,26 @@ def _judged(
     seed: int,
     path: Path,
     data: str | None,
-    seen: Seen,
+    seen: Progress,
 ) -> dict[str, Any] | None:
-    """A score with `images_per_second`, of all processes, where it was drawn here; from its file where it stands."""
+    """Score images, or read the score from its file if it is there.
+
+    The result has `images_per_second`, of all processes, where the images were generated here.
+    """
     wanted = {"subject": pictures.facts, "n": n, "seed": seed, "reference": reference.facts.data_hash}
     wanted = json.loads(json.dumps(wanted | {"extractor": extractor.hash, "version": VERSION}))
-    processes().wait_for_everyone()  # none writes before all have looked
-    result = _known(path, wanted)
+    processes().wait_for_everyone()  # no process may write the file before every process has checked for it
+    result = _load_matching(path, wanted)
     processes().wait_for_everyone()
     if result is not None:
         seen(n, n)
     else:
-        timed = Timed(pictures)
+        timed = TimedImages(pictures)
         result = score(cast(ImageSet, timed), reference, extractor, n, seed, seen)
         if result is None:
             return None
         result["wanted"] = wanted
-        drawn = isinstance(pictures, GeneratedSet | Prompted)
+        drawn = isinstance(pictures, GeneratedSet | PromptedSet)
         result["images_per_second"] = timed.drawn * processes().num_processes / timed.seconds if drawn else None
         for name in SHEETS if path.name == SCORE else ():
             (path.parent / name).unlink(missing_ok=True)  # of another score
@@ -194,7 +197,8 @@ def _judged(
     return result
 
 
-def _known(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+def _load_matching(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a score that was computed with the same inputs; None where there is none."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

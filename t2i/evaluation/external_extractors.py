@@ -1,7 +1,7 @@
-"""Networks from elsewhere as extractors: EfficientNet-Lite0, CLIP, DINOv2, and the original Inception.
+"""Extractors from other projects: EfficientNet-Lite0, CLIP, DINOv2, and the original Inception.
 
-CLIP and DINOv2 come in transformers' format: safetensors only, no code of theirs. The weights of EfficientNet and
-Inception exist as pickles alone: such a file's sha256 is checked first, then it is opened for tensors only
+CLIP and DINOv2 come in transformers' format: safetensors only, and none of their code. The weights of EfficientNet and
+Inception exist only as pickles: such a file's sha256 is checked before it is opened, and it is opened for tensors only
 (`weights_only`).
 """
 
@@ -27,8 +27,8 @@ from t2i.nn.efficientnet import EfficientNetLite0
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, where a CLIP model reads text
-PROMPTS = 100  # read at once
+TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, where a CLIP model has a text encoder
+PROMPTS = 100  # encoded at once
 # It was trained at 224 pixels, and looks at pictures of 32 to 128 here. Of the photographs of dogs, elephants and
 # guitars in PACS's validation file, 128 x 128 pixels, it names 41 of 51 at 128 pixels, and 45 at 160, 192 and 224
 # (2026-11-28): 160 sees as much as 224, for half of the work.
@@ -40,13 +40,16 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 
 @dataclass(frozen=True)
 class Network:
-    """name: "clip:owner/name".  hash: sha256 of the weights.  size, see, text: as an `Extractor` has them."""
+    """A loaded network.  name: "clip:owner/name".  hash: sha256 of the weights.
+
+    size, encode, text: as in `Extractor`.
+    """
 
     name: str
     hash: str
     size: int
     preprocessing: str
-    see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     text: Callable[[list[str]], Tensor] | None = None
 
 
@@ -66,19 +69,22 @@ def _see_efficientnet(net: EfficientNetLite0, pixels: Tensor) -> tuple[Tensor, T
 
 
 def clip(model: str, device: str, offline: bool) -> Network:
-    """CLIP's image encoder (Radford et al. 2021); features are the projected embedding, as CLIPScore uses it."""
+    """Load CLIP's image encoder (Radford et al. 2021); features are the projected embedding, as CLIPScore uses it."""
     folder = _folder(model, offline)
     prepare_libraries()
     from transformers import CLIPVisionModelWithProjection
 
     net = _transformer("clip", model, folder, CLIPVisionModelWithProjection, "image_embeds", CLIP, device)
-    readable = any((folder / name).is_file() for name in TOKENIZER)
-    return replace(net, text=partial(_read, folder, device)) if readable else net
+    has_text = any((folder / name).is_file() for name in TOKENIZER)
+    return replace(net, text=partial(_encode_prompts, folder, device)) if has_text else net
 
 
 @torch.inference_mode()
-def _read(folder: Path, device: str, prompts: list[str]) -> Tensor:
-    """CLIP's features of prompts, (B, D) on the CPU; what is longer than it takes is cut.  Raises ModelError."""
+def _encode_prompts(folder: Path, device: str, prompts: list[str]) -> Tensor:
+    """Return CLIP's features of prompts, (B, D) on the CPU, truncating prompts that are too long.
+
+    Raises ModelError.
+    """
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     with quiet():
@@ -100,7 +106,7 @@ def _read(folder: Path, device: str, prompts: list[str]) -> Tensor:
 
 
 def dinov2(model: str, device: str, offline: bool) -> Network:
-    """DINOv2 (Oquab et al. 2023); features are the class token after the last norm."""
+    """Load DINOv2 (Oquab et al. 2023); features are the class token after the last norm."""
     folder = _folder(model, offline)
     prepare_libraries()
     from transformers import Dinov2Model
@@ -122,37 +128,41 @@ def _transformer(
         raise ModelError(f"{folder.name}: no .safetensors weights", "use a model whose weights are .safetensors files")
     for file in weights:
         check_safetensors(file)
-    with quiet() as said:
+    with quiet() as messages:
         try:
             net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         except Exception as e:  # transformers raises nearly anything on a damaged folder
             reason = one_line(e)
             raise ModelError(f"cannot load {folder.name}: {type(e).__name__}: {reason}", "get the model again") from e
-    if any("newly initialized" in line or "MISSING" in line for line in said):
+    # transformers fills missing weights with random ones and only logs it
+    if any("newly initialized" in line or "MISSING" in line for line in messages):
         raise ModelError(f"cannot load {folder.name}: weights are missing", "get the model again")
     config = getattr(net.config, "vision_config", net.config)
-    mean, deviation, size = _normalisation(folder, usual, int(config.image_size))
-    see = partial(_see, net.to(device).eval(), output, torch.tensor(mean), torch.tensor(deviation))
-    how = f"less {_numbers(mean)}, over {_numbers(deviation)}"
+    mean, std, size = _normalisation(folder, usual, int(config.image_size))
+    encode = partial(_encode, net.to(device).eval(), output, torch.tensor(mean), torch.tensor(std))
+    how = f"less {_numbers(mean)}, over {_numbers(std)}"
     name = f"{kind}:{Path(model).resolve().name if Path(model).is_dir() else model}"
-    return Network(name, _hash(weights), size, how, see)
+    return Network(name, _hash(weights), size, how, encode)
 
 
-def _see(net: Any, output: str, mean: Tensor, deviation: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _encode(net: Any, output: str, mean: Tensor, std: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     shape = (1, 3, 1, 1)
-    x = (pixels.float() / 255 - mean.view(shape).to(pixels.device)) / deviation.view(shape).to(pixels.device)
+    x = (pixels.float() / 255 - mean.view(shape).to(pixels.device)) / std.view(shape).to(pixels.device)
     return getattr(net(pixel_values=x), output), None
 
 
 def _normalisation(folder: Path, usual: tuple[Any, Any], size: int) -> tuple[list[float], list[float], int]:
-    """Mean and deviation of the channels, and the side: what the model's own preprocessing says, else what is usual."""
+    """Return mean and standard deviation of the channels, and the side, by the model's preprocessing or the usual one.
+
+    Raises ModelError: a preprocessor_config.json without usable numbers.
+    """
     path = folder / "preprocessor_config.json"
-    said: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    mean, deviation = said.get("image_mean", usual[0]), said.get("image_std", usual[1])
-    crop = said.get("crop_size", size)
+    own: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    mean, std = own.get("image_mean", usual[0]), own.get("image_std", usual[1])
+    crop = own.get("crop_size", size)
     crop = crop.get("height", size) if isinstance(crop, dict) else crop
     try:
-        numbers = [float(v) for v in mean], [float(v) for v in deviation], int(crop)
+        numbers = [float(v) for v in mean], [float(v) for v in std], int(crop)
     except (TypeError, ValueError):
         raise ModelError(f"{folder.name}/preprocessor_config.json: no numbers where they should be") from None
     if len(numbers[0]) != 3 or len(numbers[1]) != 3 or 0 in numbers[1]:
@@ -165,7 +175,10 @@ def _numbers(values: list[float]) -> str:
 
 
 def _folder(model: str, offline: bool) -> Path:
-    """A local folder, or the snapshot of a Hub model, downloaded where that is needed and allowed."""
+    """Return a local folder, or the snapshot of a Hub model, downloading it if needed and allowed.
+
+    Raises ModelUnavailable.
+    """
     if Path(model).is_dir():
         return Path(model)
     prepare_libraries()
@@ -186,7 +199,7 @@ def _folder(model: str, offline: bool) -> Path:
 
 
 def _hash(files: list[Path]) -> str:
-    """sha256 over the contents of these files in order; of one file its own."""
+    """Return the sha256 of these files' contents in order; for one file, that file's own."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -196,9 +209,11 @@ def _hash(files: list[Path]) -> str:
 
 
 def inception(path: str, device: str, offline: bool) -> Network:
-    """Inception as FID was defined with it (Heusel et al. 2017), by torch-fidelity; features are its 2048 averages.
+    """Load Inception as FID was defined with it (Heusel et al.
 
-    path: of the weights; none: where torch keeps what it downloads.  Raises ModelUnavailable: no extra, no weights.
+    2017), by torch-fidelity; features are its 2048 averages.
+    path: of the weights; none: torch's folder of downloads.
+    Raises ModelUnavailable: torch-fidelity or the weights are missing; ModelError: other weights.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -210,16 +225,16 @@ def inception(path: str, device: str, offline: bool) -> Network:
     if not file.is_file():
         raise ModelUnavailable(
             f"the weights of Inception are not at {file}",
-            f"get {INCEPTION_FILE} from torch-fidelity's releases, and say --features inception:FILE",
+            f"get {INCEPTION_FILE} from torch-fidelity's releases, and give --features inception:FILE",
         )
     check_inception(file)
     net = FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=str(file))
     how = "resampled to 299 x 299 pixels as TensorFlow 1 did, by torch-fidelity"
-    return Network("inception", INCEPTION_HASH, 0, how, partial(_see_inception, net.to(device).eval()))
+    return Network("inception", INCEPTION_HASH, 0, how, partial(_encode_inception, net.to(device).eval()))
 
 
 def check_inception(file: Path) -> None:
-    """Raises ModelError unless these are the original weights, before anything opens them."""
+    """Check that these are the original weights, before anything opens them.  Raises ModelError."""
     if (found := _hash([file])) != INCEPTION_HASH:
         raise ModelError(
             f"{file.name} is not the original Inception: sha256 {found[:12]}, expected {INCEPTION_HASH[:12]}",
@@ -227,5 +242,5 @@ def check_inception(file: Path) -> None:
         )
 
 
-def _see_inception(net: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _encode_inception(net: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     return net(pixels)[0], None

@@ -1,7 +1,7 @@
-"""An extractor looks at pictures, shared over all processes, in one order and with the same numbers on any of them.
+"""Feature extraction over a set of images, distributed over all processes with identical results on any number of them.
 
-Work is cut into groups of BATCH by position. Every process looks at its own, then all exchange what they saw, so that
-each has the groups in their order: sums come out the same to the last bit, however many processes there are.
+The images are split into batches of BATCH by position. Every process extracts its own, then all exchange theirs, so
+that each has the batches in order: sums are the same to the last bit, however many processes there are.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from t2i.evaluation.features import BATCH, Extractor, Questions
 from t2i.evaluation.image_sets import ImageSet, class_indices
 from t2i.evaluation.metrics import Moments
 
-KEPT = 50_000  # pictures whose features are kept, at most
+KEPT = 50_000  # images whose features are kept, at most
 
 
 @dataclass
-class Seen:
-    """What an extractor saw of pictures.
+class ExtractedFeatures:
+    """The output of an extractor over a set of images.
 
-    moments: of all of them, float64.  rows: (K,) int64, the pictures whose features are kept, a random sample in random
+    moments: of all of them, float64.  rows: (K,) int64, the images whose features are kept, a random sample in random
     order where there are more.  features: (K, D) float32.  logits: (K, classes) float32, or None.
-    answers: (K, Q) int64, what the pictures are meant to show, a column for each of `questions`, -1 where that is not
-    known.  digests: (N,) int64, one of each picture's pixels.
+    answers: (K, Q) int64, the classes that the images are meant to show, a column for each of `questions`, -1 where
+    unknown.  digests: (N,) int64, one of each image's pixels.
     questions: the extractor's, or one without a name, of the classes of the data.
     """
 
@@ -48,12 +48,12 @@ class Seen:
 
     @property
     def labels(self) -> Tensor:
-        """The answers to the first question: (K,) int64."""
+        """Return the answers to the first question: (K,) int64."""
         return self.answers[:, 0]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of the first question."""
+        """Return the classes of the first question."""
         return next(iter(self.questions.values()))
 
     @property
@@ -61,7 +61,7 @@ class Seen:
         return self.features.shape[1]
 
 
-def look(
+def extract_features(
     extractor: Extractor,
     pictures: ImageSet,
     which: Sequence[int],
@@ -69,20 +69,21 @@ def look(
     keep: int = KEPT,
     questions: Questions | None = None,
     seen: Callable[[int], object] = lambda n: None,
-) -> Seen:
-    """Look at these pictures.  The memory it takes grows with `keep`, not with how many there are.
+) -> ExtractedFeatures:
+    """Extract the features of these images.  Memory grows with `keep`, not with their number.
 
-    questions: to number answers by; none: the extractor's own.  seen: called with how many more have been looked at.
-    Raises NonFinite, and what reading or drawing the pictures raises.
+    questions: by which to number answers; none: the extractor's own.  seen: called with each batch's number of images.
+    Raises NonFinite, and what reading or generating the images raises.
     """
     asked = extractor.questions if questions is None else questions
     chosen = sample(len(which), keep, seed)
+    # the inverse of `chosen`: the place of each position among those kept, -1 where it is not
     slots = torch.full((len(which),), -1).index_copy_(0, chosen, torch.arange(len(chosen)))
     moments, digests = Moments(), torch.zeros(len(which), dtype=torch.int64)
     kept: list[Tensor] = []
-    for first, features, logits, answers, digest in _rounds(extractor, pictures, which, asked):
+    for first, features, logits, answers, digest in _extract_batches(extractor, pictures, which, asked):
         if not features.isfinite().all():
-            raise NonFinite(f"{extractor.name} answers NaN or infinity on pictures {first} to {first + len(features)}")
+            raise NonFinite(f"{extractor.name} returns NaN or infinity on pictures {first} to {first + len(features)}")
         moments.add(features)
         here = slice(first, first + len(features))
         digests[here] = digest
@@ -97,44 +98,48 @@ def look(
                 store[places] = value[mine]
         seen(len(features))
     rows = torch.tensor(which, dtype=torch.int64)[chosen]
-    return Seen(moments, rows, kept[0], kept[1] if kept[1].shape[1] else None, kept[2], digests, asked)
+    return ExtractedFeatures(moments, rows, kept[0], kept[1] if kept[1].shape[1] else None, kept[2], digests, asked)
 
 
 def sample(count: int, most: int, seed: int) -> Tensor:
-    """At most `most` of 0 .. count - 1, at random, in random order: (n,) int64."""
+    """Return at most `most` of 0 .. count - 1, at random, in random order: (n,) int64."""
     return visit_order(seed, count, 0, min(count, most), "evaluation")
 
 
-Found = tuple[int, Tensor, Tensor | None, Tensor, Tensor]
+ExtractedBatch = tuple[int, Tensor, Tensor | None, Tensor, Tensor]
 
 
-def _rounds(extractor: Extractor, pictures: ImageSet, which: Sequence[int], questions: Questions) -> Iterator[Found]:
-    """(first, features, logits, answers, digests) of one group after the other, the same on every process."""
+def _extract_batches(
+    extractor: Extractor, pictures: ImageSet, which: Sequence[int], questions: Questions
+) -> Iterator[ExtractedBatch]:
+    """Yield (first, features, logits, answers, digests) of one batch after the other, the same on every process."""
     if not which:
-        raise DataError("there are no pictures to look at")
+        raise DataError("there are no pictures to extract features from")
     state = processes()
     begins = range(0, len(which), BATCH)
-    for turn in range(0, len(begins), state.num_processes):
-        # a process without a group of its own in the last turn looks at the last one again, and nobody takes it
-        mine = begins[min(turn + state.process_index, len(begins) - 1)]
-        group = which[mine : mine + BATCH]
-        pixels = pictures.pixels(group)
-        features, logits = extractor.look(pixels)
-        answers = [class_indices(pictures.labels(group, name), classes) for name, classes in questions.items()]
+    for step in range(0, len(begins), state.num_processes):
+        # Without a batch of its own in the last step, a process repeats the last one, to take part in the gather; the
+        # repetition is dropped below.
+        mine = begins[min(step + state.process_index, len(begins) - 1)]
+        positions = which[mine : mine + BATCH]
+        pixels = pictures.pixels(positions)
+        features, logits = extractor.extract(pixels)
+        answers = [class_indices(pictures.labels(positions, name), classes) for name, classes in questions.items()]
         numbers = torch.stack([*answers, torch.tensor([digest(one) for one in pixels])], 1)
-        seen = features if logits is None else torch.cat([features, logits], 1)
-        seen, numbers = gather(_filled(seen)), gather(_filled(numbers))
-        for k, first in enumerate(begins[turn : turn + state.num_processes]):
+        outputs = features if logits is None else torch.cat([features, logits], 1)
+        outputs, numbers = gather(_padded(outputs)), gather(_padded(numbers))
+        for k, first in enumerate(begins[step : step + state.num_processes]):
             here = slice(k * BATCH, k * BATCH + min(BATCH, len(which) - first))
-            some = seen[here, : features.shape[1]]
-            told = None if logits is None else seen[here, features.shape[1] :]
-            yield first, some, told, numbers[here, :-1], numbers[here, -1]
+            some = outputs[here, : features.shape[1]]
+            some_logits = None if logits is None else outputs[here, features.shape[1] :]
+            yield first, some, some_logits, numbers[here, :-1], numbers[here, -1]
 
 
-def _filled(x: Tensor) -> Tensor:
+def _padded(x: Tensor) -> Tensor:
+    """Append rows of zeros up to BATCH: gather needs the same shape on every process."""
     return torch.cat([x, x.new_zeros(BATCH - len(x), x.shape[1])])
 
 
 def digest(pixels: Tensor) -> int:
-    """63 bits that tell pictures apart.  pixels: (3, S, S) uint8."""
+    """Return 63 bits that identify an image's pixels.  pixels: (3, S, S) uint8."""
     return int.from_bytes(hashlib.sha256(pixels.numpy().tobytes()).digest()[:8], "big") >> 1

@@ -1,11 +1,11 @@
-"""What looks at pictures: networks from whose features two sets of pictures are compared.
+"""Feature extractors: networks in whose features two sets of images are compared.
 
     extractor = load_extractor("judge")
-    seen = extractor.look(pixels)           # (B, 3, S, S) uint8 -> features, and logits where it knows classes
+    features, logits = extractor.extract(pixels)    # (B, 3, S, S) uint8 -> (B, D), and logits where it has classes
 
-Every extractor gets the same pixels: the centred square, resampled (Lanczos) to its own size, 8 bits; what it does to
-them afterwards stands in `preprocessing`. A batch is filled up to BATCH, so that what a picture's features are does not
-depend on how many others there are: the same kernels compute it every time.
+Every extractor gets the same pixels: the centred square, resampled (Lanczos) to its own size, 8 bits; what it does with
+them afterwards stands in `preprocessing`. A batch is padded to BATCH, so that the features of an image do not depend on
+the number of others: every batch runs the same kernels.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from t2i.pipelines.loading.load import choose_device
 
 BATCH = 100
 JUDGES = {name: Path(__file__).parents[1] / name for name in ("judge", "judge64")}
-JUDGE_FILE = "judge.json"  # of an embedded judge: what a run says in its config
-PIXELS = 16  # of a side, whose numbers are the features of `pixels`
+JUDGE_FILE = "judge.json"  # of an embedded judge, in place of a run's config
+PIXELS = 16  # side of the image that is the features of `pixels`
 
-Questions = dict[str, tuple[str, ...]]  # what a network is asked of a picture, and the classes of each question
-See = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Questions = dict[str, tuple[str, ...]]  # question -> its classes; a network answers each of every image
+Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that looks at pictures, and everything that decides what it sees.
+    """A network and everything that determines its features.
 
-    name: as asked for, without folders.  hash: sha256 of its weights.
-    size: pixels per side that it takes; 0: it takes pictures as they are, and resamples them in its own way.
-    preprocessing: from a picture of any size to what the network takes.
-    questions: what it is asked, "" where there is one alone; with no classes, where it knows none.
-    see: (BATCH, 3, S, S) uint8 on the device -> features (BATCH, D), and logits (BATCH, classes of all) or None.
+    name: as given by the user, without folders.  hash: sha256 of its weights.
+    size: pixels per side of its input; 0: it takes images as they are, and resamples them in its own way.
+    preprocessing: from an image of any size to the network's input.
+    questions: those that it answers, "" where there is only one; with no classes, where it is no classifier.
+    encode: (BATCH, 3, S, S) uint8 on the device -> features (BATCH, D), and logits (BATCH, classes of all) or None.
     text: of CLIP, prompts -> features (B, D), where its tokenizer is there.
     """
 
@@ -56,44 +56,44 @@ class Extractor:
     size: int
     preprocessing: str
     questions: Questions
-    see: See
+    encode: Encode
     device: str = "cpu"
     text: Callable[[list[str]], Tensor] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of the first question."""
+        """Return the classes of the first question."""
         return next(iter(self.questions.values()))
 
     @property
     def tag(self) -> str:
-        """What a number must be named after: name@hash."""
+        """Return name@hash, which identifies the extractor beside a number."""
         return f"{self.name}@{self.hash[:8]}"
 
     @property
     def frechet(self) -> str:
-        """The right name of a Frechet distance over these features: FID is Inception's alone."""
+        """Return the right name of a Frechet distance over these features: FID is Inception's alone."""
         return "FID" if self.name == "inception" else f"fcd[{self.tag}]"
 
     @torch.inference_mode()
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, D), and logits (B, classes) or None, float32 on the CPU.  pixels: (B, 3, S, S) uint8."""
-        found = [self._look(some) for some in pixels.split(BATCH)]
+    def extract(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features (B, D), and logits (B, classes) or None, float32 on the CPU.  pixels: (B, 3, S, S) uint8."""
+        found = [self._extract_batch(some) for some in pixels.split(BATCH)]
         logits = [some for _, some in found if some is not None]
         return torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None
 
-    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _extract_batch(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         full = pixels.new_zeros(BATCH, *pixels.shape[1:])
         full[: len(pixels)] = pixels
-        features, logits = self.see(full.to(self.device))
+        features, logits = self.encode(full.to(self.device))
         here = slice(len(pixels))
         return features[here].float().cpu(), None if logits is None else logits[here].float().cpu()
 
 
 def load_extractor(spec: str, device: str | None = None, offline: bool = False) -> Extractor:
-    """The extractor that a user asks for: a key of KINDS, with its argument after a colon, or a classifier's run.
+    """Load an extractor: a key of KINDS, with its argument after a colon, or the folder of a classifier's run.
 
-    Raises UsageError: no such thing; ModelError, ModelUnavailable: its files.
+    Raises UsageError: no such extractor; ModelError, ModelUnavailable: its files.
     """
     kind, _, argument = spec.partition(":")
     device = choose_device(device)
@@ -106,7 +106,10 @@ def load_extractor(spec: str, device: str | None = None, offline: bool = False) 
 
 
 def judge(name: str, _: str, device: str, offline: bool) -> Extractor:
-    """A classifier inside the package, frozen, so that numbers of different users and years compare."""
+    """Load a classifier from inside the package, frozen, so that numbers of different users and years compare.
+
+    Raises ModelError: this installation has none.
+    """
     folder = JUDGES[name]
     if not (folder / "config.json").is_file():
         raise ModelError(
@@ -116,7 +119,7 @@ def judge(name: str, _: str, device: str, offline: bool) -> Extractor:
 
 
 def classifier(run: Path, device: str) -> Extractor:
-    """A finished run of `t2i train classifier`.  Raises ModelError."""
+    """Load the classifier of a finished run of `t2i train classifier`.  Raises ModelError."""
     export = run / "export"
     if not (export / "config.json").is_file():
         raise ModelError(f"{run} is no finished run of a classifier: it has no export", "t2i train classifier")
@@ -131,15 +134,15 @@ def classifier(run: Path, device: str) -> Extractor:
 
 
 def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
-    """A classifier's exported folder as an extractor.  Raises ModelError."""
+    """Load a classifier's exported folder as an extractor.  Raises ModelError."""
     weights = sorted(folder.glob("*.safetensors"))
     for file in weights:
         check_safetensors(file)
     try:
         with quiet():
             net = ResNet.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32).to(device).eval()
-        told = read_json(folder / "classes.json")
-        questions = {str(k): tuple(map(str, v)) for k, v in told.get("questions", {"": told["classes"]}).items()}
+        found = read_json(folder / "classes.json")
+        questions = {str(k): tuple(map(str, v)) for k, v in found.get("questions", {"": found["classes"]}).items()}
     except ModelError:
         raise
     except Exception as e:  # diffusers raises nearly anything on a damaged folder
@@ -147,21 +150,23 @@ def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
         raise ModelError(f"cannot load the classifier {name}: {type(e).__name__}: {reason}") from e
     hash = weights_hash(weights, folder)
     assert hash is not None, "a classifier is small enough to be hashed"
-    return Extractor(name, hash, size, f"{_square(size)}, [-1, 1]", questions, partial(_see_resnet, net), device)
+    return Extractor(name, hash, size, f"{_square(size)}, [-1, 1]", questions, partial(_encode_resnet, net), device)
 
 
-def _see_resnet(net: ResNet, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _encode_resnet(net: ResNet, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     features = net.features(images.from_uint8(pixels))
     return features, net.head(features)
 
 
 def pixels(_: str, device: str, offline: bool) -> Extractor:
-    """No network: the picture itself, small."""
+    """Return the extractor without a network: the image itself, downsampled."""
     what = f"{_square(PIXELS)}, [-1, 1]"
-    return Extractor("pixels", hashlib.sha256(what.encode()).hexdigest(), PIXELS, what, {"": ()}, _see_pixels, device)
+    return Extractor(
+        "pixels", hashlib.sha256(what.encode()).hexdigest(), PIXELS, what, {"": ()}, _encode_pixels, device
+    )
 
 
-def _see_pixels(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _encode_pixels(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     return images.from_uint8(pixels).flatten(1), None
 
 
@@ -170,10 +175,10 @@ def _square(size: int) -> str:
 
 
 def _network(load: Callable[[str, str, bool], Any], argument: str, device: str, offline: bool) -> Extractor:
-    """An extractor of a network from elsewhere."""
+    """Wrap a network of another project as an extractor."""
     net = load(argument, device, offline)
     what = f"{_square(net.size) if net.size else 'centred square'}, {net.preprocessing}"
-    return Extractor(net.name, net.hash, net.size, what, {"": ()}, net.see, device, net.text)
+    return Extractor(net.name, net.hash, net.size, what, {"": ()}, net.encode, device, net.text)
 
 
 KINDS: dict[str, Callable[[str, str, bool], Extractor]] = {

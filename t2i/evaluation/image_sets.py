@@ -1,7 +1,7 @@
-"""The pictures that are judged: stored ones (a data set, a folder of samples) and those that a model draws for it.
+"""Image sets to be scored: stored ones (a data set, a folder of samples) and those that a model generates on request.
 
-All come as 8-bit pixels of the size that the judge takes, each with its class where it has one. Picture k is the same
-whoever asks for it, so that any number of processes can share the work.
+All give 8-bit pixels of the extractor's size, each with its class where it has one. Image k is the same in every call
+and on every process, so that any number of processes can share the work.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from t2i.pipelines.class_conditional.protocol import ImageModel
 
 
 class ImageSet(Protocol):
-    """name: what is shown.  count: how many there are.  facts: what a result says of them.
+    """The images of one subject.
 
-    formats: of their files, PNG or JPEG; none for what is drawn here.  sides: their own short sides, of the first few.
-    prompted: whether they were drawn from prompts.
+    name: of the subject.  count: of the images.  facts: what identifies the subject in a result.
+    formats: of their files, PNG or JPEG; none for generated ones.  sides: their own short sides, of the first few.
+    prompted: they were generated from prompts.
     """
 
     @property
@@ -42,19 +43,19 @@ class ImageSet(Protocol):
     @property
     def prompted(self) -> bool: ...
     def pixels(self, which: Sequence[int]) -> Tensor:
-        """(B, 3, S, S) uint8."""
+        """Return images, (B, 3, S, S) uint8."""
         ...
 
     def labels(self, which: Sequence[int], question: str = "") -> list[str]:
-        """What they are meant to show: the name of a class, or the whole prompt; "" where that is not known.
+        """Return what the images are meant to show: the name of a class, or the whole prompt; "" where unknown.
 
-        question: of which, where the pictures have an answer to each.
+        question: selects the answers to one question, where the images have an answer to each.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSet:
     """The rows of a data set."""
 
     name: str
@@ -84,8 +85,8 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A folder that `t2i sample` or `t2i generate` filled; classes or prompts from the pictures' own records."""
+class SampledSet:
+    """A folder written by `t2i sample` or `t2i generate`; classes or prompts from the images' own records."""
 
     name: str
     files: tuple[Path, ...]
@@ -110,9 +111,9 @@ class Sampled:
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """What a model draws: picture k has seed + k, and class k in turn.
+    """Images of a model: image k has seed + k, and class k in turn.
 
-    settings: what `model.draw` takes besides.
+    settings: further arguments of `model.draw`.
     """
 
     model: ImageModel
@@ -153,13 +154,13 @@ class GeneratedSet:
 
 
 def class_indices(texts: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Which class each text is or names, -1 where it names none of them, or several: (B,) int64."""
+    """Return the class that each text is or names, -1 where it names none of them, or several: (B,) int64."""
     numbers = {name: k for k, name in enumerate(classes)}
     return torch.tensor([numbers.get(text, _named(text, tuple(classes))) for text in texts], dtype=torch.int64)
 
 
 @lru_cache(maxsize=100_000)
 def _named(text: str, classes: tuple[str, ...]) -> int:
-    """The one class whose name stands in a text as a word, in the singular or with an s."""
+    """Return the one class whose name is a word of a text, in the singular or with an s; -1: none, or several."""
     found = [k for k, name in enumerate(classes) if re.search(rf"\b{re.escape(name)}s?\b", text, re.IGNORECASE)]
     return found[0] if len(found) == 1 else -1

@@ -1,6 +1,6 @@
-"""Distances between sets of images, read from their features: pure functions of float64 tensors on the CPU.
+"""Distances between sets of images, computed from their features: pure functions of float64 tensors on the CPU.
 
-Features are (N, D). What grows with N alone is streamed (`Moments`); what needs all features at once says so.
+Features are (N, D). Sums over N are streamed (`Moments`); functions that need all features at once say so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Moments:
     outer: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def add(self, features: Tensor) -> None:
-        """features: (B, D), any floating type."""
+        """Add a batch.  features: (B, D), any floating type."""
         x = features.double()
         if not self.count:
             self.shift = x.mean(0)
@@ -41,29 +41,29 @@ class Moments:
         self.outer += x.T @ x
 
     def mean(self) -> Tensor:
-        """(D,)."""
+        """Return the mean, (D,)."""
         return self.shift + self.sums / self.count
 
     def covariance(self) -> Tensor:
-        """(D, D), unbiased.  Raises DataError: fewer than two images."""
+        """Return the unbiased covariance, (D, D).  Raises DataError: fewer than two images."""
         if self.count < 2:
             raise DataError(f"a covariance needs at least 2 images, got {self.count}")
         return (self.outer - torch.outer(self.sums, self.sums) / self.count) / (self.count - 1)
 
     def without(self, features: Tensor) -> Moments:
-        """The moments of what is left when these, (B, D), which are among them, are taken out."""
+        """Return the moments of the rest when these features, (B, D), are taken out again."""
         x = features.double() - self.shift
         sums, outer = self.sums - x.sum(0), self.outer - x.T @ x
         return Moments(self.count - len(x), self.shift, sums, outer)
 
     @classmethod
     def given(cls, count: int, mean: Tensor, covariance: Tensor) -> Moments:
-        """From a number of images, their mean (D,) and unbiased covariance (D, D)."""
+        """Build from a number of images, their mean (D,) and unbiased covariance (D, D)."""
         return cls(count, mean.double(), torch.zeros_like(mean.double()), covariance.double() * (count - 1))
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of features that are all at hand: (N, D)."""
+        """Build from features that are all in memory: (N, D)."""
         moments = cls()
         for some in features.split(CHUNK):
             moments.add(some)
@@ -71,27 +71,28 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), between the normal distributions of these moments.
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), between the normal distributions of these moments.
 
     Dowson and Landau 1982; Heusel et al. 2017, eq. 6. The trace of the root is the sum of the singular values of
     C_a^(1/2) C_b^(1/2): never complex, and exact where a covariance is singular.
     """
     roots = _root(a.covariance()) @ _root(b.covariance())
-    apart = (a.mean() - b.mean()).square().sum()
+    means = (a.mean() - b.mean()).square().sum()
     trace = a.covariance().trace() + b.covariance().trace()
-    return float(apart + trace - 2 * torch.linalg.svdvals(roots).sum())
+    return float(means + trace - 2 * torch.linalg.svdvals(roots).sum())
 
 
 def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
+    # rounding can leave eigenvalues of a singular covariance a little below zero
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def kernel_distance(x: Tensor, y: Tensor, draw: torch.Generator, subsets: int = 100, size: int = 1000) -> Tensor:
-    """Squared maximum mean discrepancies of random subsets of x (N, D) and y (M, D): (subsets,), unbiased each.
+    """Return squared maximum mean discrepancies of random subsets of x (N, D) and y (M, D): (subsets,), unbiased each.
 
     Binkowski et al. 2018, with their kernel (x . y / D + 1)^3. Their mean is the distance, and may be a little below
-    zero; their deviation is its spread. size: images of a subset; all of the smaller set where that has fewer.
+    zero; their standard deviation is its spread. size: images of a subset; all of the smaller set where that has fewer.
     Raises DataError: fewer than two images.
     """
     size = min(size, len(x), len(y))
@@ -113,11 +114,11 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Manifolds:
-    """How two sets cover each other, each of them a share of images but for density, which may pass 1.
+    """Mutual coverage of two sets, each value a share of images except density, which may exceed 1.
 
     precision: generated images that lie among real ones.  recall: real images that lie among generated ones
-    (Kynkaanniemi et al. 2019).  density: how many real neighbourhoods a generated image lies in, over k.
-    coverage: real images whose neighbourhood holds a generated one (Naeem et al. 2020).
+    (Kynkaanniemi et al. 2019).  density: real neighbourhoods that a generated image lies in, over k.
+    coverage: real images with a generated one in their neighbourhood (Naeem et al. 2020).
     """
 
     precision: float
@@ -127,22 +128,23 @@ class Manifolds:
 
 
 def manifolds(real: Tensor, fake: Tensor, k: int = 5) -> Manifolds:
-    """real: (N, D), fake: (M, D).  The neighbourhood of an image reaches to its k-th nearest in its own set.
+    """Compute precision, recall, density and coverage.  real: (N, D), fake: (M, D), all in memory.
 
+    The neighbourhood of an image reaches to its k-th nearest in its own set.
     Raises DataError: a set of k images or fewer.
     """
     if min(len(real), len(fake)) <= k:
         got = f"got {len(real)} and {len(fake)}"
         raise DataError(f"neighbourhoods of {k} need more than {k} images on each side, {got}")
     real, fake = real.double(), fake.double()
-    reach_real, reach_fake = _reach(real, k), _reach(fake, k)
+    radii_real, radii_fake = _radii(real, k), _radii(fake, k)
     inside, held, covered = [], [], []
     for _, apart in _distances(fake, real):
-        among = apart <= reach_real
+        among = apart <= radii_real
         inside.append(among.any(1))
         held.append(among.sum(1))
     for some, apart in _distances(real, fake):
-        covered.append(torch.stack([(apart <= reach_fake).any(1), apart.amin(1) <= reach_real[some]]))
+        covered.append(torch.stack([(apart <= radii_fake).any(1), apart.amin(1) <= radii_real[some]]))
     recall, coverage = torch.cat(covered, 1).double().mean(1).tolist()
     return Manifolds(
         precision=float(torch.cat(inside).double().mean()),
@@ -152,34 +154,35 @@ def manifolds(real: Tensor, fake: Tensor, k: int = 5) -> Manifolds:
     )
 
 
-def _reach(x: Tensor, k: int) -> Tensor:
-    """Distance of each row to its k-th nearest other: (N,).  An image is its own nearest, hence k + 1."""
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Return the distance of each row to its k-th nearest other: (N,).  An image is its own nearest, hence k + 1."""
     return torch.cat([apart.kthvalue(k + 1, dim=1).values for _, apart in _distances(x, x)])
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, distances of these rows of x to all of y), CHUNK rows at a time."""
+    """Yield (rows, distances of these rows of x to all of y), CHUNK rows at a time."""
     for begin in range(0, len(x), CHUNK):
         rows = slice(begin, begin + CHUNK)
         yield rows, torch.cdist(x[rows], y)
 
 
 def classifier_score(probabilities: Tensor, splits: int = 10) -> Tensor:
-    """exp of the mean divergence of P(Y given X) from P(Y), of each split: (splits,), between 1 and the classes.
+    """Return exp of the mean divergence of P(Y given X) from P(Y), of each split: (splits,), between 1 and the classes.
 
     Salimans et al. 2016, with another classifier than theirs, so not an Inception Score.
-    probabilities: (N, K), in the order of drawing.  Raises DataError: fewer images than splits.
+    probabilities: (N, K), in the order of generation.  Raises DataError: fewer images than splits.
     """
     if len(probabilities) < splits:
         raise DataError(f"a classifier score needs at least {splits} images, got {len(probabilities)}")
     scores = []
     for part in probabilities.double().tensor_split(splits):
+        # 0 log 0 is 0: a ratio of 1 avoids 0 * -infinity
         ratio = torch.where(part > 0, part / part.mean(0), torch.ones_like(part))
         scores.append((part * ratio.log()).sum(1).mean().exp())
     return torch.stack(scores)
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of x (N, D) the nearest of y (M, D): distances (N,) float64 and row numbers (N,)."""
+    """Find the nearest row of y (M, D) to each row of x (N, D): distances (N,) float64 and row numbers (N,)."""
     found = [apart.min(1) for _, apart in _distances(x.double(), y.double())]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

@@ -1,4 +1,4 @@
-"""What a text-to-image model draws to be judged: the prompts in turn, one picture of each, then again."""
+"""Image sets of text-to-image models: the prompts in turn, one image of each, then from the beginning."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """Picture k has prompt k in turn, and seed + k."""
+class PromptedSet:
+    """Images of a text-to-image model: image k has prompt k in turn, and seed + k."""
 
     model: TextToImage
     settings: Settings
@@ -36,13 +36,13 @@ class Prompted:
 
     @property
     def facts(self) -> dict[str, Any]:
-        said = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         return {
             "kind": "model",
             "name": self.name,
             "hash": self.model.weights_hash,
             "seed": self.seed,
-            "prompts": {"count": len(self.prompts), "sha256": said},
+            "prompts": {"count": len(self.prompts), "sha256": digest},
             "settings": asdict(self.settings) | {"scheduler": self.model.scheduler},
         }
 
@@ -69,10 +69,10 @@ def open_prompted(
     device: str | None = None,
     offline: bool = False,
     **given: Any,
-) -> Prompted:
-    """Load a text-to-image model to be judged.  Raises UsageError: no prompts; ModelError, ModelUnavailable."""
+) -> PromptedSet:
+    """Load a text-to-image model for evaluation.  Raises UsageError: no prompts; ModelError, ModelUnavailable."""
     if not prompts:
         raise UsageError(f"{what} draws from text: it needs prompts", "--prompts FILE, one prompt per line")
     model = TextToImage.load(what, device=device, offline=offline, scheduler=given.pop("sampler", None))
-    # weights=False: a prompt to be judged by is plain text, the same for every model
-    return Prompted(model, model.settings(**given, weights=False), tuple(prompts), count, size, seed)
+    # weights=False: prompts are plain text here, so that they mean the same to every model
+    return PromptedSet(model, model.settings(**given, weights=False), tuple(prompts), count, size, seed)

@@ -1,12 +1,12 @@
-"""A reference: what an extractor saw of real pictures, in one safetensors file, with how it came about.
+"""References: the features that an extractor computed for real images, in one safetensors file, with their origin.
 
-    mean (D,), covariance (D, D)     of all pictures, float64
+    mean (D,), covariance (D, D)     of all images, float64
     features (K, D)                  of a random sample in random order, float32; K as stated
-    logits (K, classes)              where the extractor knows classes
-    rows (K,), answers (K, Q)        which picture of the data each is, and the numbers of its classes (-1: none)
-    digests (N,)                     of every picture's pixels, to know them again
+    logits (K, classes)              where the extractor has classes
+    rows (K,), answers (K, Q)        the row of the data of each, and the numbers of its classes (-1: none)
+    digests (N,)                     of every image's pixels, to recognise them
 
-The metadata `t2i` is JSON: what is in `Facts`, and floors that were measured in advance.
+The metadata `t2i` is JSON: the fields of `Facts`, and precomputed floors.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import torch
 
 from t2i import atomic, config
 from t2i.errors import DataError, UsageError
-from t2i.evaluation.extraction import KEPT, Seen, look
+from t2i.evaluation.extraction import KEPT, ExtractedFeatures, extract_features
 from t2i.evaluation.features import Extractor, Questions
-from t2i.evaluation.image_sets import Stored
+from t2i.evaluation.image_sets import StoredSet
 from t2i.evaluation.image_sources import open_stored
 from t2i.evaluation.metric_table import FEWEST, Floor, floor, floor_size
 from t2i.evaluation.metrics import Moments
 from t2i.model_files.weight_files import check_safetensors
 from t2i.version import __version__
 
-VERSION = 2  # of the format, and of how what is in it is computed: changing either changes it
-FLOOR_AT = 10_000  # pictures at which the floor is measured in advance, where there are enough
+VERSION = 2  # of the format and of the computations: a change of either needs a new number
+FLOOR_AT = 10_000  # number of images at which the floor is precomputed, where there are enough
 
 
 @dataclass(frozen=True)
 class Facts:
-    """How a reference came about.
+    """The origin of a reference.
 
-    spec: what names the extractor again, where that is no folder of one machine's.  size: pixels per side.
+    spec: what loads the extractor again, except where it was a local folder.  size: pixels per side.
     formats, sides: of the files, and the short sides of the first of them.  seed: of the sample that is kept.
-    questions: what the pictures' classes are known of: the extractor's, or the data's column of classes without a name.
+    questions: those that the images' classes answer: the extractor's, or the data's column of classes without a name.
     """
 
     extractor: str
@@ -61,7 +61,7 @@ class Facts:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of the first question."""
+        """Return the classes of the first question."""
         return next(iter(self.questions.values()))
 
     @property
@@ -71,19 +71,22 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reference:
-    """facts: how it came about.  seen: what the extractor saw.  floors: measured in advance.  later: measured since."""
+    """A loaded reference.
+
+    facts: its origin.  extracted: the features.  floors: precomputed.  computed: floors computed since it was loaded.
+    """
 
     facts: Facts
-    seen: Seen
+    extracted: ExtractedFeatures
     floors: tuple[Floor, ...] = ()
-    later: dict[tuple[int, bool], Floor] = field(default_factory=dict, compare=False)
+    computed: dict[tuple[int, bool], Floor] = field(default_factory=dict, compare=False)
 
     def floor(self, n: int, balanced: bool = False) -> Floor:
-        """The floor at n pictures, as measured in advance, else now, once.  balanced: see `measures.floor`."""
-        size = floor_size(self.seen, n)
-        known = {(one.n, one.balanced): one for one in self.floors} | self.later
+        """Return the floor at n images, computing it once if it is not there.  balanced: see `metric_table.floor`."""
+        size = floor_size(self.extracted, n)
+        known = {(one.n, one.balanced): one for one in self.floors} | self.computed
         if (size, balanced) not in known:
-            known[size, balanced] = self.later[size, balanced] = floor(self.seen, n, balanced)
+            known[size, balanced] = self.computed[size, balanced] = floor(self.extracted, n, balanced)
         return known[size, balanced]
 
 
@@ -98,12 +101,16 @@ def make_reference(
     progress: bool = False,
     seen: Callable[[int, int], object] = lambda n, total: None,
 ) -> Reference:
-    """Look at all pictures of a data set.  Raises DataError: too few of them, or what is wrong with them."""
+    """Extract the features of all images of a data set.
+
+    keep: images whose features are kept.  seen: called with each batch's number of images, and the total.
+    Raises DataError: too few images, and what `open_stored` raises.
+    """
     data = open_stored(source, extractor.size, label, progress)
     if min(data.count, keep) < 2 * FEWEST:
         raise DataError(f"a reference needs at least {2 * FEWEST} pictures, got {min(data.count, keep)}")
     questions = extractor.questions if extractor.classes else {"": class_names(data)}
-    found = look(extractor, data, range(data.count), seed, keep, questions, lambda n: seen(n, data.count))
+    found = extract_features(extractor, data, range(data.count), seed, keep, questions, lambda n: seen(n, data.count))
     facts = Facts(
         extractor=extractor.name,
         hash=extractor.hash,
@@ -123,32 +130,32 @@ def make_reference(
 
 
 def with_floor(reference: Reference, n: int = FLOOR_AT) -> Reference:
-    """The same, with the floor at n pictures measured: of random ones, and of all classes alike where there are any."""
-    labelled = bool(reference.facts.classes) and not (reference.seen.labels < 0).any()
-    measured = (floor(reference.seen, n, balanced) for balanced in ([False, True] if labelled else [False]))
-    return Reference(reference.facts, reference.seen, (*reference.floors, *measured))
+    """Add the floor at n images: of random ones, and of balanced ones where all have a class."""
+    labelled = bool(reference.facts.classes) and not (reference.extracted.labels < 0).any()
+    measured = (floor(reference.extracted, n, balanced) for balanced in ([False, True] if labelled else [False]))
+    return Reference(reference.facts, reference.extracted, (*reference.floors, *measured))
 
 
-def class_names(data: Stored) -> tuple[str, ...]:
-    """The classes of a data set's column, in the order of their numbers."""
+def class_names(data: StoredSet) -> tuple[str, ...]:
+    """Return the classes of a data set's column, in the order of their numbers."""
     return () if data.label is None else tuple(data.table.classes[data.label])
 
 
 def save_reference(reference: Reference, path: Path, overwrite: bool = False) -> Path:
-    """Write the file, whole or not at all.  Raises UsageError: it is there."""
+    """Write the file atomically.  Raises UsageError: it exists."""
     from safetensors.torch import save
 
-    seen = reference.seen
+    extracted = reference.extracted
     tensors = {
-        "mean": seen.moments.mean(),
-        "covariance": seen.moments.covariance(),
-        "features": seen.features,
-        "rows": seen.rows,
-        "answers": seen.answers,
-        "digests": seen.digests,
+        "mean": extracted.moments.mean(),
+        "covariance": extracted.moments.covariance(),
+        "features": extracted.features,
+        "rows": extracted.rows,
+        "answers": extracted.answers,
+        "digests": extracted.digests,
     }
-    if seen.logits is not None:
-        tensors["logits"] = seen.logits
+    if extracted.logits is not None:
+        tensors["logits"] = extracted.logits
     record = asdict(reference.facts) | {"floors": [asdict(one) for one in reference.floors]}
     data = save({name: t.contiguous() for name, t in tensors.items()}, {"t2i": json.dumps(record)})
     atomic.write(data, path, overwrite=overwrite)
@@ -164,8 +171,8 @@ def load_reference(path: Path) -> Reference:
     check_safetensors(path)
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("t2i", "")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    again = "make it again: t2i eval reference"
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    again = "rebuild it: t2i eval reference"
     try:
         record: dict[str, Any] = json.loads(text)
         version = int(record["version"])
@@ -182,30 +189,36 @@ def _read(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Reference
     facts = Facts(**record | {name: tuple(record[name]) for name in ("formats", "sides")} | {"questions": questions})
     moments = Moments.given(facts.count, tensors["mean"], tensors["covariance"])
     kept = {name: tensors[name] for name in ("rows", "features", "answers", "digests")}
-    seen = Seen(moments, **kept, logits=tensors.get("logits"), questions=questions)
-    return Reference(facts, seen, floors)
+    extracted = ExtractedFeatures(moments, **kept, logits=tensors.get("logits"), questions=questions)
+    return Reference(facts, extracted, floors)
 
 
 def extractor_spec(reference: Reference) -> str:
-    """What names the extractor of a reference.  Raises UsageError: it was a folder of some machine's."""
+    """Return the spec that loads a reference's extractor.
+
+    Raises UsageError: it was a local folder, and is not known here.
+    """
     if not reference.facts.spec:
         raise UsageError(
-            f"the reference was made with {reference.facts.tag}, a folder of its own machine",
-            "say where it is here: --features SPEC",
+            f"the reference was made with {reference.facts.tag}, a local folder of another machine",
+            "give its place on this one: --features SPEC",
         )
     return reference.facts.spec
 
 
 def check_extractor(reference: Reference, extractor: Extractor) -> None:
-    """Raises DataError unless this extractor made the reference: numbers of two extractors do not compare."""
+    """Check that this extractor made the reference, since features of two extractors do not compare.
+
+    Raises DataError.
+    """
     facts = reference.facts
     if (facts.extractor, facts.hash) != (extractor.name, extractor.hash):
         raise DataError(
             f"the reference was made with {facts.tag}, the extractor here is {extractor.tag}",
-            "make the reference again: t2i eval reference, or name its extractor with --features",
+            "rebuild the reference: t2i eval reference, or name its extractor with --features",
         )
     if facts.preprocessing != extractor.preprocessing or extractor.size not in (0, facts.size):
         raise DataError(
-            f"the reference saw pictures as {facts.preprocessing!r}, here they are {extractor.preprocessing!r}",
-            "make the reference again: t2i eval reference",
+            f"the reference's preprocessing was {facts.preprocessing!r}, here it is {extractor.preprocessing!r}",
+            "rebuild the reference: t2i eval reference",
         )

@@ -1,4 +1,4 @@
-"""A score as files: score.json, a sheet of the pictures, and those nearest to real ones above their neighbours."""
+"""The files of a score: score.json, a sheet of the images, and those nearest to real ones above their neighbours."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from PIL.Image import Image
 
 from t2i import atomic, config
 from t2i.errors import DataError
-from t2i.evaluation.image_sets import ImageSet, Stored
+from t2i.evaluation.image_sets import ImageSet, StoredSet
 from t2i.evaluation.image_sources import open_stored
 from t2i.evaluation.reference import Reference
 from t2i.imaging import images
 from t2i.metadata.recipe import Mark
 
-SHOWN = 40  # pictures of the sheet
+SHOWN = 40  # images of the sheet
 COLUMNS = 10
-WIDE = 64  # pixels that a small picture is enlarged to, at least
+WIDE = 64  # pixels that a small image is enlarged to, at least
 
 
 def save_score(
@@ -29,14 +29,15 @@ def save_score(
     folder: Path,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write score.json, grid.png, and closest.png where the reference's data are given, by path.
+    """Write score.json, grid.png, and, where the path of the reference's data is given, closest.png.
 
-    Raises UsageError: files that are there; DataError: other data than the reference's.
+    Raises UsageError: files exist; DataError: other data than the reference's.
     """
+    # Before anything is written: it checks that these are the reference's data.
     below = None if data is None else neighbours(result, reference, data)
     atomic.write(json.dumps(result, indent=1).encode(), folder / "score.json", overwrite=overwrite)
     images.save(
-        images.grid(_pictures(pictures, shown(pictures)), columns=COLUMNS),
+        images.grid(_pictures(pictures, shown_on_sheet(pictures)), columns=COLUMNS),
         folder / "grid.png",
         recipe=Mark(),
         overwrite=overwrite,
@@ -51,14 +52,19 @@ def save_score(
     return written
 
 
-def shown(pictures: ImageSet) -> list[int]:
-    """The pictures of the sheet: the first, whose classes come in turn; of a data set, which may be sorted, evenly."""
+def shown_on_sheet(pictures: ImageSet) -> list[int]:
+    """Choose the images of the sheet: the first, whose classes come in turn, or evenly from a data set.
+
+    A data set may be sorted by class.
+    """
     count = min(SHOWN, pictures.count)
-    return [k * pictures.count // count for k in range(count)] if isinstance(pictures, Stored) else list(range(count))
+    return (
+        [k * pictures.count // count for k in range(count)] if isinstance(pictures, StoredSet) else list(range(count))
+    )
 
 
 def neighbours(result: dict[str, Any], reference: Reference, path: str) -> list[Image]:
-    """The real pictures that the closest pairs name.  Raises DataError: these are other data than the reference's."""
+    """Return the real images of the closest pairs.  Raises DataError: these are other data than the reference's."""
     data = open_stored(config.Source(path=path), reference.facts.size)
     if data.table.hash != reference.facts.data_hash:
         raise DataError(

@@ -1,1 +1,1 @@
-"""The networks: torch, and diffusers' way of saving and loading. They know nothing of diffusion."""
+"""The networks: torch, with diffusers' way of saving and loading. None of them depends on a diffusion process."""

@@ -1,11 +1,11 @@
-"""DCGAN's two networks of strided convolutions (Radford et al. 2015), without classes or told the class.
+"""DCGAN: a generator and a discriminator of strided convolutions, with classes or without (Radford et al. 2015).
 
 generator       noise (B, latent) -> images (B, 3, S, S) in [-1, 1]: from 4 x 4 pixels every level doubles the side
 discriminator   images -> logits (B,), high for real: every level halves the side, down to 4 x 4
 
-Told the class, the generator's batch norms scale and shift by it (de Vries et al. 2017), and the discriminator adds the
-projection of its features on it (Miyato and Koyama 2018, eq. 3). Spectral norm bounds the discriminator's slope
-(Miyato et al. 2018).
+With classes, the generator's batch norms scale and shift by class (de Vries et al. 2017), and the discriminator adds
+the projection of its features on the class (Miyato and Koyama 2018, eq. 3). Spectral norm bounds the discriminator's
+slope (Miyato et al. 2018).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLOPE = {"classic": 0.2, "conditional": 0.1}  # of the leaky ReLUs, as in the pa
 
 
 class ClassBatchNorm(nn.Module):
-    """Batch norm whose scale and shift are the class's own (de Vries et al. 2017)."""
+    """Batch norm with a scale and shift per class (de Vries et al. 2017)."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class ClassBatchNorm(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """x: (B, C, H, W).  labels: (B,) int64.  Returns (B, C, H, W)."""
+        """Normalise, then scale and shift by class.  x: (B, C, H, W).  labels: (B,) int64.  Returns (B, C, H, W)."""
         h = self.norm(x)
         scale, shift = (table(labels)[:, :, None, None].to(h.dtype) for table in (self.scale, self.shift))
         return torch.addcmul(shift, scale, h)  # in h's precision: tables of float32 would make it float32
 
 
 class Generator(ModelMixin, ConfigMixin):
-    """From noise, and a class, to images."""
+    """The generator: from noise, and a class, to images."""
 
     @register_to_config
     def __init__(
@@ -51,9 +51,10 @@ class Generator(ModelMixin, ConfigMixin):
         latent: int = 128,
         num_classes: int = 0,
     ) -> None:
-        """kind: "classic" ends with a transposed convolution to colours, "conditional" with a 3 x 3 one.
+        """Build the levels.
 
-        channels: of each level, from 4 x 4 pixels up.  latent: numbers of noise.  num_classes: 0 for none.
+        kind: "classic" ends with a transposed convolution to colours, "conditional" with a 3 x 3 one.
+        channels: of each level, from 4 x 4 pixels up.  latent: length of the noise vector.  num_classes: 0 for none.
         """
         super().__init__()
         first, *others = channels
@@ -72,22 +73,25 @@ class Generator(ModelMixin, ConfigMixin):
 
     @property
     def size(self) -> int:
-        """Pixels per side of the images."""
+        """Return the side of the images, in pixels."""
         doublings = len(self.ups) + isinstance(self.last, nn.ConvTranspose2d)
         return int(SIDE * 2**doublings)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: (B, latent), standard normal.  labels: (B,) int64, where there are classes.  Returns (B, 3, S, S)."""
-        told = () if labels is None else (labels,)
+        """Generate images, (B, 3, S, S).  z: (B, latent), standard normal.
+
+        labels: (B,) int64, where there are classes.
+        """
+        condition = () if labels is None else (labels,)
         x = self.project(z).unflatten(1, (-1, SIDE, SIDE))
-        x = F.relu(self.norms[0](x, *told))
+        x = F.relu(self.norms[0](x, *condition))
         for up, norm in zip(self.ups, self.norms[1:], strict=True):
-            x = F.relu(norm(up(x), *told))
+            x = F.relu(norm(up(x), *condition))
         return torch.tanh(self.last(x))
 
 
 class Discriminator(ModelMixin, ConfigMixin):
-    """From images, and a class, to one logit each: how real it looks."""
+    """The discriminator: from images, and a class, to one logit each, high for real."""
 
     @register_to_config
     def __init__(
@@ -97,15 +101,17 @@ class Discriminator(ModelMixin, ConfigMixin):
         norm: str = "spectral",
         num_classes: int = 0,
     ) -> None:
-        """kind: "classic" halves at every level and reads the last 4 x 4 pixels; "conditional" has a 3 x 3 convolution
-        before each halving and one after the last, and sums its features over the pixels.
+        """Build the levels.
+
+        kind: "classic" halves at every level and reads the last 4 x 4 pixels; "conditional" has a 3 x 3
+        convolution before each halving and one after the last, and sums its features over the pixels.
 
         channels: of each level, from the images down.  norm: "batch", "spectral" or "none".  num_classes: 0 for none.
         """
         super().__init__()
         self.slope = SLOPE[kind]
         wrap: Callable[[nn.Module], nn.Module] = spectral_norm if norm == "spectral" else (lambda module: module)
-        biased = norm != "batch"
+        biased = norm != "batch"  # batch norm subtracts the mean, and any bias with it
 
         def conv(c_in: int, c_out: int, kernel: int, stride: int, padding: int) -> nn.Module:
             return wrap(nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=biased))
@@ -129,12 +135,12 @@ class Discriminator(ModelMixin, ConfigMixin):
 
     @property
     def size(self) -> int:
-        """Pixels per side of the images."""
+        """Return the side of the images, in pixels."""
         halvings = sum(1 for layer in self.features if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2))
         return int(SIDE * 2**halvings)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (B, 3, S, S) in [-1, 1].  labels: (B,) int64, where there are classes.  Returns logits (B,)."""
+        """Return logits, (B,).  x: (B, 3, S, S) in [-1, 1].  labels: (B,) int64, where there are classes."""
         h = self.features(x)
         if isinstance(self.last, nn.Conv2d):
             return self.last(h).flatten()
@@ -144,9 +150,10 @@ class Discriminator(ModelMixin, ConfigMixin):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), scales of batch norms from N(1, 0.02) (Radford et al. 2015, section 4)."""
+    """Draw weights from N(0, 0.02) and scales of batch norms from N(1, 0.02) (Radford et al. 2015, section 4)."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # With spectral norm `weight` is computed on every access; `original` is the parameter behind it.
             original = part.parametrizations.weight.original if hasattr(part, "parametrizations") else part.weight
             nn.init.normal_(original, 0.0, 0.02)
         elif isinstance(part, nn.BatchNorm2d) and part.affine:

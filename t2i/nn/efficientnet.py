@@ -38,7 +38,10 @@ class ConvNorm(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, c_in, H, W).  Returns (B, c_out, ceil(H / stride), ceil(W / stride))."""
+        """Convolve, normalise and rectify.  x: (B, c_in, H, W).
+
+        Returns (B, c_out, ceil(H / stride), ceil(W / stride)).
+        """
         (kernel, _), (stride, _) = self.conv.kernel_size, self.conv.stride
         padding: list[int] = []
         for side in (x.shape[3], x.shape[2]):
@@ -49,7 +52,10 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1 x 1 convolution, filter each channel alone, project; added to the input where the shape allows."""
+    """An inverted residual block: expand by a 1 x 1 convolution, filter each channel alone, project.
+
+    The input is added where the shape allows.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -60,14 +66,14 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, c_in, H, W).  Returns (B, c_out, H / stride, W / stride)."""
+        """Apply the block.  x: (B, c_in, H, W).  Returns (B, c_out, H / stride, W / stride)."""
         h = x if self.expand is None else self.expand(x)
         h = self.project(self.depthwise(h))
         return x + h if self.residual else h
 
 
 class EfficientNetLite0(nn.Module):
-    """Logits of ImageNet's 1000 classes, and the features below them."""
+    """The classifier: logits of ImageNet's 1000 classes, and the features below them."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -83,7 +89,7 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(1280, num_classes)
 
     def scales(self, x: Tensor) -> list[Tensor]:
-        """The features at each of SCALES.  x: (B, 3, H, W) in [-1, 1].
+        """Return the features at each of SCALES.  x: (B, 3, H, W) in [-1, 1].
 
         Returns (B, CHANNELS[k], H / 2^(k + 1), W / 2^(k + 1)) for each k.
         """
@@ -96,16 +102,16 @@ class EfficientNetLite0(nn.Module):
         return found
 
     def features(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1].  Returns (B, 1280): the head, averaged over its pixels."""
+        """Return the head's output averaged over its pixels, (B, 1280).  x: (B, 3, H, W) in [-1, 1]."""
         return self.head(self.scales(x)[-1]).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1].  Returns logits (B, num_classes)."""
+        """Return logits, (B, num_classes).  x: (B, 3, H, W) in [-1, 1]."""
         return self.classifier(self.features(x))
 
 
 def normalise(x: Tensor) -> Tensor:
-    """From [-1, 1] to what the published weights expect: (pixel - 127) / 128 of pixels in 0..255."""
+    """Map [-1, 1] to the input range of the published weights: (pixel - 127) / 128 of pixels in 0..255."""
     return ((x + 1) * 127.5 - 127) / 128
 
 

@@ -16,7 +16,7 @@ class PatchDiscriminator(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, ...] = (64, 128, 256)) -> None:
-        """channels: of each level, every one halving the side."""
+        """Build the levels.  channels: of each level, every one halving the side."""
         super().__init__()
         layers: list[nn.Module] = []
         c_in = 3
@@ -27,5 +27,5 @@ class PatchDiscriminator(nn.Module):
         self.last = spectral_norm(nn.Conv2d(c_in, 1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1].  Returns logits (B, 1, h, w), each side halved len(channels) times."""
+        """Return logits, (B, 1, h, w), each side halved len(channels) times.  x: (B, 3, H, W) in [-1, 1]."""
         return self.last(self.features(x))

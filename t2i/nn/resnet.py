@@ -1,4 +1,4 @@
-"""A residual network that tells classes apart: P(Y given X) (He et al. 2016), for images of 32 to 128 pixels.
+"""A residual network for classification (He et al. 2016), for images of 32 to 128 pixels.
 
 With channels (64, 128, 256, 512) and two blocks per level it is ResNet-18 with the stem for small images: 3 x 3
 convolutions only, and no pooling before the first level.
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """relu(x + f(x)): two 3 x 3 convolutions with batch norm; where the shape changes, x goes through a 1 x 1 one."""
+    """A basic residual block, relu(x + f(x)): two 3 x 3 convolutions with batch norm.
+
+    Where the shape changes, x goes through a 1 x 1 convolution.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -26,13 +29,13 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, c_in, H, W).  Returns (B, c_out, H / stride, W / stride)."""
+        """Apply the block.  x: (B, c_in, H, W).  Returns (B, c_out, H / stride, W / stride)."""
         h = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
 
 
 class ResNet(ModelMixin, ConfigMixin):
-    """Logits of classes, and the features they are read from."""
+    """The classifier: logits of classes, and the features below them."""
 
     @register_to_config
     def __init__(
@@ -42,7 +45,7 @@ class ResNet(ModelMixin, ConfigMixin):
         blocks: int = 2,
         stem_stride: int = 1,
     ) -> None:
-        """channels: of each level, every one but the first halving the side.  blocks: per level.
+        """Build the levels.  channels: of each level, every one but the first halving the side.  blocks: per level.
 
         stem_stride: 1 for 32 pixels; 2 or 4 halve larger images before the first level.
         """
@@ -61,9 +64,9 @@ class ResNet(ModelMixin, ConfigMixin):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x: Tensor) -> Tensor:
-        """x: (B, 3, S, S) in [-1, 1].  Returns (B, C): the last level, averaged over its pixels."""
+        """Return the last level averaged over its pixels, (B, C).  x: (B, 3, S, S) in [-1, 1]."""
         return self.levels(self.stem(x)).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, S, S) in [-1, 1].  Returns logits (B, num_classes)."""
+        """Return logits, (B, num_classes).  x: (B, 3, S, S) in [-1, 1]."""
         return self.head(self.features(x))

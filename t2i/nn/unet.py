@@ -1,9 +1,9 @@
 """The U-Net that predicts noise, parameter for parameter diffusers' UNet2DModel (Ho et al. 2020, appendix B).
 
 Down through the levels, each half as high and wide as the one before, then up again; on the way up every residual block
-also sees what the way down left at its level (skips; Ronneberger et al. 2015). Each is told the time and, where there
-are labels, the class. Weights and configs exchange with diffusers both ways, so the class bears the name that such a
-folder's config.json gives.
+also sees the output of the way down at its level (skips; Ronneberger et al. 2015). Each is conditioned on the time and,
+where there are labels, on the class. Weights and configs exchange with diffusers both ways, so the class has the name
+that such a folder's config.json gives.
 
 Shapes: B images, C channels, H x W pixels; emb is (B, E), the embedding of time and class.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from t2i.errors import ModelError, UsageError
 
-# What the config may say here. diffusers knows more values; those are not of the papers' pixel models.
+# The values that a config may have here. diffusers knows more; the papers' pixel models do not use those.
 ALLOWED: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -41,7 +41,7 @@ ALLOWED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Shared:
-    """What all blocks have in common: E, the norms, and how time and attention work.
+    """Hyperparameters that all blocks share: E, the norms, and how time and attention work.
 
     scale_shift: the time scales and shifts, or else is added.  head_size: channels of an attention head; None: all.
     """
@@ -72,26 +72,26 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, c_in, H, W).  Returns (B, c_out, H, W)."""
+        """Apply the block.  x: (B, c_in, H, W).  Returns (B, c_out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         time = self.time_emb_proj(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(h.add_(time))  # in place, here and below: no gradient needs what a convolution gave
+            h = self.norm2(h.add_(time))  # in place, here and below: no gradient needs a convolution's output
         h = self.conv2(self.dropout(F.silu(h))).add_(self.conv_shortcut(x))
         return h if self.divisor == 1 else h / self.divisor
 
 
 class SelfAttention(nn.Module):
-    """x + attention(x): every pixel asks all pixels (Vaswani et al. 2017, section 3.2)."""
+    """Self-attention over pixels, x + attention(x) (Vaswani et al. 2017, section 3.2)."""
 
-    # ModelMixin renames query, key, value and proj_attn, as old folders have them, in modules that bear this mark.
+    # In modules with this mark, ModelMixin renames query, key, value and proj_attn, the names in old folders.
     _from_deprecated_attn_block = True
 
     def __init__(self, channels: int, groups: int | None, shared: Shared, divisor: float = 1) -> None:
-        """groups: of the norm in front; None leaves it out."""
+        """Build the projections.  groups: of the norm in front; None leaves it out."""
         super().__init__()
         size = shared.head_size or channels
         self.heads, self.divisor = channels // size, divisor
@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(self.heads * size, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W).  Returns (B, C, H, W)."""
+        """Apply the block.  x: (B, C, H, W).  Returns (B, C, H, W)."""
         pixels = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H W, C), copied once for all three
         q, k, v = (
             to(pixels).unflatten(2, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v)
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.  q, k, v: (B, heads, N, d).  Returns the same shape.
+    """Return softmax(q k^T / sqrt(d)) v.  q, k, v: (B, heads, N, d).  Returns the same shape.
 
     On a CPU in bfloat16 as plain products: with N from 16 to 1024 and d from 8 to 256, forward and backward, torch's
     default kernel took 1.3 to 5.8 times as long, its MATH one 1.0 to 3.3 times (one core, 2026-11-23). In float32 it is
@@ -125,7 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a 3x3 convolution of stride 2.
+    """Halve height and width by a 3x3 convolution of stride 2.
 
     padding: 1 pads every side; 0 pads right and bottom alone, as the code of Ho et al. 2020 does.
     """
@@ -136,12 +136,12 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W), H and W even.  Returns (B, C, H/2, W/2)."""
+        """Apply the convolution.  x: (B, C, H, W), H and W even.  Returns (B, C, H/2, W/2)."""
         return self.conv(x if self.padded else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: every pixel repeated 2x2, then a 3x3 convolution.
+    """Double height and width: every pixel repeated 2x2, then a 3x3 convolution.
 
     Both at once: a transposed convolution of stride 2, whose 4x4 kernel sums the weights that meet the same pixel. It
     takes 16 products per pixel and channel where the two took 36.
@@ -152,19 +152,18 @@ class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        meet = torch.tensor(
-            [[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
-        )  # of 3 weights in a row, at each of 4 places
+        # In one dimension: which of the 3 weights each of the 4 places of the kernel sums; in two, the product.
+        meet = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
         self.register_buffer("sums", torch.kron(meet, meet).T.contiguous(), persistent=False)  # (9, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W).  Returns (B, C, 2H, 2W)."""
+        """Apply the transposed convolution.  x: (B, C, H, W).  Returns (B, C, 2H, 2W)."""
         kernel = (self.conv.weight.flatten(2) @ self.sums).unflatten(2, (4, 4)).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 def level(c_ins: list[int], c_out: int, attends: bool, shared: Shared) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """What follows each residual block of a level, attention or nothing; and the residual blocks."""
+    """Build one level: after each residual block attention or nothing, and the residual blocks."""
     after, blocks = nn.ModuleList(), nn.ModuleList()
     for c_in in c_ins:
         blocks.append(ResidualBlock(c_in, c_out, shared))
@@ -181,7 +180,10 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([] if padding is None else [Downsample(c_out, padding)])
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
-        """x: (B, C, H, W).  Appends each step's outcome to skips and returns the last, (B, c_out, H/2, W/2)."""
+        """Apply the level, appending each step's output to skips; return the last, (B, c_out, H/2, W/2).
+
+        x: (B, C, H, W).
+        """
         for block, attention in zip(self.resnets, self.attentions, strict=True):
             x = attention(block(x, emb))
             skips.append(x)
@@ -202,12 +204,12 @@ class MiddleBlock(nn.Module):
         self.attentions, self.resnets = nn.ModuleList([attention]), nn.ModuleList([first, last])
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, C, H, W).  Returns (B, C, H, W)."""
+        """Apply the blocks.  x: (B, C, H, W).  Returns (B, C, H, W)."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
 
 
 class UpBlock(nn.Module):
-    """One level on the way up.  grows: whether it ends with twice the size; the highest does not."""
+    """One level on the way up.  grows: it ends with twice the size; the highest does not."""
 
     def __init__(self, c_ins: list[int], c_out: int, attends: bool, grows: bool, shared: Shared) -> None:
         super().__init__()
@@ -215,7 +217,10 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(c_out)] if grows else [])
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
-        """x: (B, C, H, W).  Takes the latest of skips for each residual block.  Returns (B, c_out, 2H, 2W)."""
+        """Apply the level, taking the latest of skips for each residual block.  x: (B, C, H, W).
+
+        Returns (B, c_out, 2H, 2W).
+        """
         for block, attention in zip(self.resnets, self.attentions, strict=True):
             x = attention(block(torch.cat([x, skips.pop()], dim=1), emb))
         for upsample in self.upsamplers:
@@ -224,7 +229,7 @@ class UpBlock(nn.Module):
 
 
 def sinusoids(t: Tensor, width: int, shift: float, cosine_first: bool) -> Tensor:
-    """sin(w_k t) and cos(w_k t), w_k = 10000^(-k / (width // 2 - shift)) for k = 0 .. width // 2 - 1.
+    """Embed times as sin(w_k t) and cos(w_k t), w_k = 10000^(-k / (width // 2 - shift)) for k = 0 .. width // 2 - 1.
 
     t: (B,), real.  Returns (B, width), float32.  Vaswani et al. 2017, section 3.5; in Ho et al. 2020 shift is 1.
     """
@@ -235,7 +240,7 @@ def sinusoids(t: Tensor, width: int, shift: float, cosine_first: bool) -> Tensor
 
 
 class UNet2DModel(ModelMixin, ConfigMixin):
-    """The U-Net.  Its arguments are diffusers' own; a value that is not in ALLOWED, or cannot be, raises ModelError.
+    """The U-Net.  Its arguments are diffusers' own; a value outside ALLOWED, or an impossible one, raises ModelError.
 
     One entry per level, the highest first (the lowest first for up_block_types): block_out_channels, down_block_types,
     up_block_types. "Attn..." has attention after every residual block.
@@ -243,7 +248,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
     attention_head_dim: channels of one attention head; None: one head.
     num_class_embeds: rows of the class table, one more than there are classes: the last is the null class, which
     stands for "no label" (Ho and Salimans 2022).
-    sample_size, num_train_timesteps: what the weights were trained with. Kept for who reads them; they change nothing.
+    sample_size, num_train_timesteps: those of training. Kept for other programs that read the config; unused here.
     """
 
     @register_to_config
@@ -294,14 +299,14 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         self.time_embedding = nn.Sequential(OrderedDict(perceptron))
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, emb)
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
-        skips = [c]  # the channels of what the way down leaves for the way up
+        skips = [c]  # channels of the outputs that the way down keeps for the way up
         for i, (kind, c_out) in enumerate(zip(down_block_types, block_out_channels, strict=True)):
             padding = downsample_padding if i < levels - 1 else None
             c_ins = [c] + [c_out] * (layers_per_block - 1)
             self.down_blocks.append(DownBlock(c_ins, c_out, kind.startswith("Attn"), padding, shared))
             skips += [c_out] * (layers_per_block + (padding is not None))
             c = c_out
-        # diffusers' rule: without a number of its own, this norm is there only where the time is added.
+        # diffusers' rule: without a group count of its own, this norm exists only where the time is added.
         groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
         self.mid_block = MiddleBlock(c, add_attention, groups, mid_block_scale_factor, shared)
         for i, (kind, c_out) in enumerate(zip(up_block_types, reversed(block_out_channels), strict=True)):
@@ -312,12 +317,12 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
 
     def forward(self, x_t: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        """What the network makes of noised images: their noise, or what else it was trained to predict.
+        """Predict the noise in noised images, or the other quantity that the network was trained to predict.
 
         x_t: (B, in_channels, H, W), H and W multiples of 2^(levels - 1).
         timestep: one number or (B,), real, in diffusers' count: 0 is the least noise.
         class_labels: (B,) int64; for a network with classes, and for no other.
-        Returns (B, out_channels, H, W).  Raises UsageError.
+        Returns (B, out_channels, H, W).  Raises UsageError: shapes or labels that do not fit the network.
         """
         t = torch.as_tensor(timestep, dtype=torch.float32, device=x_t.device)
         self._check(x_t, t, class_labels)
@@ -335,7 +340,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def _check(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> None:
-        """Raise UsageError for what does not fit this network."""
+        """Raise UsageError for inputs that do not fit this network."""
         c, n = self.conv_in.in_channels, self.multiple
         if x_t.dim() != 4 or x_t.shape[1] != c or x_t.shape[2] % n or x_t.shape[3] % n:
             allowed = f"(B, {c}, H, W), H and W multiples of {n}"
@@ -350,7 +355,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
 
 
 def faults(config: dict[str, Any]) -> Iterator[str]:
-    """What no network can be built from here, and what is allowed instead."""
+    """Yield every value of a config that cannot be built here, with the values allowed instead."""
     for name, allowed in ALLOWED.items():
         got = config[name]
         for value in got if isinstance(got, tuple | list) else [got]:

@@ -1,9 +1,10 @@
-"""A convolutional variational autoencoder (Kingma and Welling 2014): an image, through a vector of noise, to an image.
+"""A convolutional variational autoencoder (Kingma and Welling 2014).
 
 encoder   images (B, 3, S, S) -> mean and log variance (B, latent) of the posterior q(z | x)
-decoder   z (B, latent) -> the mean of p(x | z), (B, 3, S, S); its deviation is the loss's business
+decoder   z (B, latent) -> the mean of p(x | z), (B, 3, S, S); its standard deviation belongs to the loss
 
-Every level is a strided convolution and a residual block. With classes, both are told the class (Sohn et al. 2015).
+Every level is a strided convolution and a residual block. With classes, both are conditioned on the class
+(Sohn et al. 2015).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """x + f(x): two 3 x 3 convolutions, each after group norm and SiLU."""
+    """A residual block, x + f(x): two 3 x 3 convolutions, each after group norm and SiLU."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W).  Returns the same shape."""
+        """Apply the block.  x: (B, C, H, W).  Returns the same shape."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
@@ -44,9 +45,10 @@ class VAENetwork(ModelMixin, ConfigMixin):
         groups: int = 8,
         num_classes: int = 0,
     ) -> None:
-        """size: pixels per side, a multiple of 2 ** len(channels).  channels: of each level, from the images down.
+        """Build the levels.  size: pixels per side, a multiple of 2 ** len(channels).
 
-        latent: numbers in z.  groups: of the group norms.  num_classes: 0 for none.
+        channels: of each level, from the images down.  latent: length of z.  groups: of the group norms.
+        num_classes: 0 for none.
         """
         super().__init__()
         first, last = channels[0], channels[-1]
@@ -69,9 +71,9 @@ class VAENetwork(ModelMixin, ConfigMixin):
         self.last = nn.Conv2d(first, 3, 3, padding=1)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x: (B, 3, S, S) in [-1, 1].  labels: (B,) int64, where there are classes.
+        """Return mean and log variance of q(z | x), each (B, latent).
 
-        Returns mean and log variance of q(z | x), each (B, latent).
+        x: (B, 3, S, S) in [-1, 1].  labels: (B,) int64, where there are classes.
         """
         h = self.stem(x)
         if self.label_in is not None:
@@ -82,7 +84,7 @@ class VAENetwork(ModelMixin, ConfigMixin):
         return mean, log_variance
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: (B, latent).  labels: (B,) int64, where there are classes.  Returns the mean of p(x | z), (B, 3, S, S)."""
+        """Return the mean of p(x | z), (B, 3, S, S).  z: (B, latent).  labels: (B,) int64, where there are classes."""
         if self.label_out is not None:
             z = z + self.label_out(labels)
         h = self.project(z).unflatten(1, (-1, self.side, self.side))
@@ -91,7 +93,7 @@ class VAENetwork(ModelMixin, ConfigMixin):
         return self.last(F.silu(self.norm_out(h)))
 
     def forward(self, x: Tensor, eps: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """One reparametrised sample through both (eq. 4).  eps: (B, latent), standard normal.
+        """Encode, draw one reparametrised sample, decode (eq. 4).  eps: (B, latent), standard normal.
 
         Returns the mean of p(x | z), and mean and log variance of q(z | x).
         """

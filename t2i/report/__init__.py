@@ -1,1 +1,4 @@
-"""Reports on training runs: read run folders, draw their curves, write one page. Imports nothing of training."""
+"""Reports on training runs and comparisons: read run folders, plot their curves, write one page.
+
+Independent of training.
+"""

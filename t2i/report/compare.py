@@ -1,6 +1,6 @@
-"""Models side by side as a page: the table, quality and speed against how they are drawn with, pictures.
+"""The comparison page: the table, quality and speed against sampling settings, and sample sheets.
 
-Reads what `t2i.evaluation.comparison` wrote, and the run folders of those that were trained here.
+Reads the files of `t2i.evaluation.comparison`, and the run folders of models that were trained here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from t2i import atomic
 from t2i.errors import T2IError
 from t2i.imaging import images
-from t2i.report.compare_table import full, heads, markdown, protocol, warnings
+from t2i.report.compare_table import full_rows, headers, markdown, protocol, warnings
 from t2i.report.curve_specs import Scale
 from t2i.report.html_parts import figures, json_data, table
 from t2i.report.page import frame_script, frame_style
@@ -29,17 +29,20 @@ from t2i.version import __version__
 
 QUALITY = 92  # of WebP
 CURVES = {"steps": "sampling steps", "guidance": "guidance"}
-DRAWN: dict[str, tuple[str, str, Scale]] = {
+CURVE_METRICS: dict[str, tuple[str, str, Scale]] = {
     "frechet": ("Frechet distance", "Lower is better.", "log"),
-    "precision": ("Precision", "The share of pictures that lie among real ones.", "linear"),
-    "recall": ("Recall", "The share of real pictures that lie among these.", "linear"),
-    "images_per_second": ("Images per second", "As drawn here, all processes together.", "log"),
+    "precision": ("Precision", "Share of generated images that lie among real ones.", "linear"),
+    "recall": ("Recall", "Share of real images that lie among generated ones.", "linear"),
+    "images_per_second": ("Images per second", "Sampling speed, all processes together.", "log"),
 }
-NEAREST = "The generated pictures that lie nearest to a real one, by features, above it. Copies would show here."
+NEAREST = (
+    "Above: the generated images with the smallest feature distance to a real one. Below: that real image."
+    " Copies of the data would appear here."
+)
 
 
 def save(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write a comparison's table and page into its own folder, over those of an earlier call."""
+    """Write a comparison's table and page into its own folder, replacing those of an earlier call."""
     written = {"compare.md": markdown(result), "index.html": page(result, folder, datetime.now(UTC))}
     for name, text in written.items():
         atomic.write(text.encode(), folder / name, overwrite=True)
@@ -47,10 +50,10 @@ def save(result: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def plots(result: dict[str, Any]) -> list[Plot]:
-    """Quality and speed against steps and guidance: a plot for each number, a line for each model."""
+    """Plot quality and speed against steps and guidance: a plot for each metric, a line for each model."""
     found = []
-    for kind, across in CURVES.items():
-        for metric, (name, meaning, scale) in DRAWN.items():
+    for kind, x_label in CURVES.items():
+        for metric, (name, meaning, scale) in CURVE_METRICS.items():
             lines = [
                 _line(subject["name"], place, subject["curves"][kind], metric)
                 for place, subject in enumerate(result["subjects"])
@@ -59,13 +62,13 @@ def plots(result: dict[str, Any]) -> list[Plot]:
             if lines:
                 reach = max(float(line.x.max()) for line in lines)
                 floors = _floors(result, kind, metric, [min(float(line.x.min()) for line in lines), reach])
-                said = f"{meaning} {result['curve_n']:,} pictures each." + (
-                    " Dotted: as many real ones." if floors else ""
+                text = f"{meaning} {result['curve_n']:,} images each." + (
+                    " Dotted: as many real images." if floors else ""
                 )
-                title = f"{name} against {across}"
+                title = f"{name} against {x_label}"
                 doubling = kind == "steps"
                 key = f"{kind}-{metric}"
-                found.append(Plot(key, title, said, scale, False, False, [*lines, *floors], reach, across, doubling))
+                found.append(Plot(key, title, text, scale, False, False, [*lines, *floors], reach, x_label, doubling))
     return found
 
 
@@ -78,7 +81,7 @@ def _line(name: str, place: int, points: Sequence[dict[str, Any]], metric: str) 
 
 
 def _floors(result: dict[str, Any], kind: str, metric: str, ends: list[float]) -> list[Line]:
-    """What real pictures get: one line, or two where some models draw their classes in turn and others by chance."""
+    """Return the lines of real images: two where some models sample their classes in turn and others by chance."""
     points = [point["score"] for subject in result["subjects"] for point in subject["curves"].get(kind, ())]
     values = {score["metrics"].get(metric, {}).get("floor") for score in points} - {None}
     x = np.array(ends)
@@ -86,7 +89,7 @@ def _floors(result: dict[str, Any], kind: str, metric: str, ends: list[float]) -
 
 
 def page(result: dict[str, Any], folder: Path, now: datetime) -> str:
-    """The whole comparison as HTML; pictures come from the folder, and stand in the page."""
+    """Return the whole comparison as HTML, with the sheets of the folder embedded."""
     frame = Path(__file__).with_name("compare.html").read_text(encoding="utf-8")
     script = frame_script()
     parts = {
@@ -96,12 +99,12 @@ def page(result: dict[str, Any], folder: Path, now: datetime) -> str:
         "title": html.escape(", ".join(subject["name"] for subject in result["subjects"])),
         "made": f"{now:%Y-%m-%d %H:%M} UTC, t2i {html.escape(__version__)}",
         "protocol": html.escape(protocol(result)),
-        "table": table([html.escape(head) for head in heads(result)], full(result)),
+        "table": table([html.escape(head) for head in headers(result)], full_rows(result)),
         "warnings": "".join(f"<li>{html.escape(line)}</li>" for line in warnings(result)),
         "curves": _curves(plots(result)),
-        "grids": _sheets(result, folder, "grid.png", "Pictures of"),
-        "closest": _section("Nearest to real pictures", NEAREST, f'<div class="sheets">{closest}</div>')
-        if (closest := _sheets(result, folder, "closest.png", "Nearest to real pictures, above them: of"))
+        "grids": _sheets(result, folder, "grid.png", "Samples of"),
+        "closest": _section("Nearest neighbours", NEAREST, f'<div class="sheets">{closest}</div>')
+        if (closest := _sheets(result, folder, "closest.png", "Generated images above their nearest real ones: of"))
         else "",
     }
     return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
@@ -115,8 +118,8 @@ def _curves(drawn: list[Plot]) -> str:
 
 
 def _section(title: str, meaning: str, content: str) -> str:
-    said = f'<p class="quiet">{meaning}</p>' if meaning else ""
-    return f"<section><h2>{title}</h2>{said}{content}</section>"
+    note = f'<p class="quiet">{meaning}</p>' if meaning else ""
+    return f"<section><h2>{title}</h2>{note}{content}</section>"
 
 
 def _sheets(result: dict[str, Any], folder: Path, file: str, what: str) -> str:
@@ -124,7 +127,7 @@ def _sheets(result: dict[str, Any], folder: Path, file: str, what: str) -> str:
 
 
 def _sheet(folder: Path, name: str, file: str, what: str) -> str:
-    """A picture of the folder as a figure; nothing where it is not there, or cannot be read."""
+    """Return a sheet of the folder as a figure; nothing where it is missing or unreadable."""
     try:
         sheet = images.decode(folder / name / file)
     except (T2IError, OSError):

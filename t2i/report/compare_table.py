@@ -1,4 +1,4 @@
-"""Models side by side as a table: what each is, what it cost, how good it is beside real pictures."""
+"""The comparison table: size, cost and quality of each model, beside real images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import T2IError
-from t2i.evaluation.metric_table import MEASURES
-from t2i.report.runs import Run, part, read_run
+from t2i.evaluation.metric_table import METRICS
+from t2i.report.runs import RunRecord, part, read_run
 from t2i.report.summary_rows import NONE, Rows, amount, duration, number
 
 
 def rows(result: dict[str, Any]) -> Rows:
-    """(what, its value for each model): what it is, what it cost, how good it is beside real pictures."""
+    """Return (label, its value for each model): size, cost, and quality beside real images."""
     subjects = result["subjects"]
     runs = [_run(subject) for subject in subjects]
     scores = [subject["score"] for subject in subjects]
@@ -29,18 +29,16 @@ def rows(result: dict[str, Any]) -> Rows:
         ("sampling steps", [_plain(some.get("steps")) for some in settings]),
         ("guidance", [_plain(some.get("guidance")) for some in settings]),
         ("images/s", [number(score.get("images_per_second") or math.nan) for score in scores]),
-        ("pictures judged", [f"{score['n']:,}" for score in scores]),
+        ("images evaluated", [f"{score['n']:,}" for score in scores]),
     ]
-    for name in MEASURES:
+    for name in METRICS:
         if any(name in score["metrics"] for score in scores):
             found += _metric(name, scores)
     prompts = [score.get("prompts", {}) for score in scores]
     for name in dict.fromkeys(name for some in prompts for name in some):
         values = [some[name]["value"] if name in some else math.nan for some in prompts]
         floor = next(some[name]["floor"] for some in prompts if name in some)
-        found.append(
-            (f"asked for, and shown: {name}", [*map(number, values), NONE if floor is None else number(floor)])
-        )
+        found.append((f"prompt accuracy: {name}", [*map(number, values), NONE if floor is None else number(floor)]))
     if any(score.get("clip_score") for score in scores):
         clips = [score.get("clip_score") or {"value": None, "spread": None} for score in scores]
         found.append(("CLIPScore", [_spread(one["value"], one["spread"]) for one in clips]))
@@ -48,18 +46,18 @@ def rows(result: dict[str, Any]) -> Rows:
 
 
 def _metric(name: str, scores: Sequence[dict[str, Any]]) -> Rows:
-    """A number's row, and below the distance its ratio; in the last column what real pictures get."""
-    title = MEASURES[name][0]
+    """Return a metric's row, and below the distance its ratio; the last column is real images."""
+    title = METRICS[name][0]
     if name == "frechet":
         title = " or ".join(dict.fromkeys(score["frechet_is"] for score in scores))
     numbers = [score["metrics"].get(name) for score in scores]
     values = [NONE if one is None else _spread(one["value"], one["spread"]) for one in numbers]
-    # two, where some draw their classes in turn and others by chance
+    # two, where some models sample their classes in turn and others by chance
     floors = dict.fromkeys(_spread(one["floor"], one["floor_spread"]) for one in numbers if one)
     made: Rows = [(title, [*values, " or ".join(floors)])]
     if name == "frechet":
         ratios = [NONE if one is None or one["ratio"] is None else f"{one['ratio']:.2f}" for one in numbers]
-        made.append(("  over that of real pictures", [*ratios, "1"]))
+        made.append(("  ratio to real pictures", [*ratios, "1"]))
     return made
 
 
@@ -73,21 +71,21 @@ def _plain(value: Any) -> str:
     return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def heads(result: dict[str, Any]) -> list[str]:
-    """The names of the models, and of the last column."""
+def headers(result: dict[str, Any]) -> list[str]:
+    """Return the names of the models, and of the last column."""
     return [*(subject["name"] for subject in result["subjects"]), "real pictures"]
 
 
-def full(result: dict[str, Any]) -> Rows:
-    """The rows, every one with a cell for each head."""
-    width = len(heads(result))
+def full_rows(result: dict[str, Any]) -> Rows:
+    """Return the rows, each with a cell for every header."""
+    width = len(headers(result))
     return [(name, [*cells, *[""] * (width - len(cells))]) for name, cells in rows(result)]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table in Markdown, with what was judged against, and the warnings."""
-    lines = [f"| | {' | '.join(map(_cell, heads(result)))} |", f"| --- |{' --- |' * len(heads(result))}"]
-    lines += [f"| {_cell(name)} | {' | '.join(map(_cell, cells))} |" for name, cells in full(result)]
+    """Return the table in Markdown, with the protocol and the warnings."""
+    lines = [f"| | {' | '.join(map(_cell, headers(result)))} |", f"| --- |{' --- |' * len(headers(result))}"]
+    lines += [f"| {_cell(name)} | {' | '.join(map(_cell, cells))} |" for name, cells in full_rows(result)]
     return "\n".join([*lines, "", protocol(result), *(f"- {line}" for line in warnings(result))]) + "\n"
 
 
@@ -96,8 +94,8 @@ def _cell(text: str) -> str:
 
 
 def terminal(result: dict[str, Any]) -> str:
-    """The table as aligned text."""
-    lines = [["", *heads(result)], *([name, *cells] for name, cells in full(result))]
+    """Return the table as aligned text."""
+    lines = [["", *headers(result)], *([name, *cells] for name, cells in full_rows(result))]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     sides = [str.ljust] + [str.rjust] * (len(widths) - 1)
     return "\n".join(
@@ -107,7 +105,7 @@ def terminal(result: dict[str, Any]) -> str:
 
 
 def protocol(result: dict[str, Any]) -> str:
-    """One sentence on how it was measured."""
+    """Describe in two sentences how the models were evaluated."""
     score = result["subjects"][0]["score"]
     reference, floor = score["reference"], score["floor"]
     coded = " and ".join(reference["formats"])
@@ -120,7 +118,7 @@ def protocol(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """Every warning once, after the names of those it is about."""
+    """Return every warning once, after the names of the models that it is about."""
     about: dict[str, list[str]] = {}
     for subject in result["subjects"]:
         for line in subject["score"]["warnings"]:
@@ -128,8 +126,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {line}" for line, names in about.items()]
 
 
-def _run(subject: dict[str, Any]) -> Run | None:
-    """The run behind a model, where there is one; behind the weights that it kept as best, as far as it was then."""
+def _run(subject: dict[str, Any]) -> RunRecord | None:
+    """Return the run of a model, where there is one; for weights kept as best, its log up to that moment."""
     path = Path(subject["path"]).resolve()
     try:
         if path.name not in ("best", "export"):
@@ -137,6 +135,7 @@ def _run(subject: dict[str, Any]) -> Run | None:
         run = read_run(path.parent)
         if path.name == "export":
             return run
+        # the cost of the best weights is that of the images they had seen, not of the whole run
         seen = json.loads((path / "best.json").read_text(encoding="utf-8"))["images_seen"]
         return replace(run, log=part(run.log, last=seen))
     except (T2IError, OSError, ValueError, TypeError, KeyError):

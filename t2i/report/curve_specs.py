@@ -1,4 +1,4 @@
-"""Which curves each family's log holds, and what they mean: dicts to read."""
+"""The curves of each family's log, with titles and explanations, as dicts to read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Curve:
 
     columns: {column: label}; `evaluation/NAME` is a column of evaluation.csv, `scores/NAME` of scores.csv, all others
     are of log.csv.
-    meaning: one sentence.  scale: log where values are positive and span decades.  smooth: whether an average is drawn.
-    zero: whether the axis begins there.
+    meaning: one sentence.  scale: log where values are positive and span decades.  smooth: also plot a moving average.
+    zero: the y axis begins at 0.
     """
 
     title: str
@@ -36,118 +36,123 @@ QUARTERS = {
 BY_NOISE = Curve(
     "Loss by noise level",
     QUARTERS,
-    "Mean square error of the prediction, for each quarter of the time from image to noise.",
+    "Mean squared error of the prediction, for each quarter of the time from image to noise.",
     "log",
 )
 CURVES: dict[str, tuple[Curve, ...]] = {
     "ddpm": (
         Curve(
             "Diffusion loss",
-            {"loss": "weighted", "mse": "plain"},
-            "Mean square error of the prediction over all noise levels, as weighted in training and without weights.",
+            {"loss": "weighted", "mse": "unweighted"},
+            "Mean squared error of the prediction over all noise levels, with the weights of training and without.",
             "log",
         ),
         BY_NOISE,
     ),
     "text2image": (
-        Curve("Diffusion loss", {"loss": "loss"}, "Mean square error of the prediction over all noise levels.", "log"),
+        Curve("Diffusion loss", {"loss": "loss"}, "Mean squared error of the prediction over all noise levels.", "log"),
         BY_NOISE,
     ),
     "dcgan": (
         Curve(
-            "Losses of the players",
+            "Adversarial losses",
             {"d_loss": "discriminator", "g_loss": "generator"},
-            "Each player's own error function; they pull against each other, so neither need fall.",
+            "Losses of discriminator and generator; they oppose each other, so neither needs to fall.",
         ),
         Curve(
-            "Accuracy of the discriminator",
-            {"d_accuracy_real": "on real", "d_accuracy_fake": "on generated"},
-            "Share of images it takes for what they are: near 1 on both, the generator learns little.",
+            "Discriminator accuracy",
+            {"d_accuracy_real": "real", "d_accuracy_fake": "generated"},
+            "Share of images classified correctly as real or generated: near 1 on both, the generator learns little.",
         ),
         Curve(
-            "Spread of generated images",
-            {"spread": "spread"},
-            "Their deviation, within a class if any, as a part of the real images': far below 1, too many look alike.",
+            "Standard deviation of generated images",
+            {"spread": "ratio to real images"},
+            "Within a class, if any, relative to that of real images: far below 1 indicates mode collapse.",
         ),
     ),
     "vae": (
         Curve(
-            "Evidence lower bound",
+            "Negative ELBO (bits/dim)",
             {
-                "bits_per_dim": "in training",
-                "evaluation/train_bits_per_dim": "averaged weights",
-                "evaluation/held_out_bits_per_dim": "held-out images",
+                "bits_per_dim": "training",
+                "evaluation/train_bits_per_dim": "training, EMA weights",
+                "evaluation/held_out_bits_per_dim": "held-out, EMA weights",
             },
-            "The negative bound in bits per dimension, an upper limit of what the image costs: lower is better.",
+            "Negative evidence lower bound, an upper bound on the code length of an image: lower is better.",
         ),
         Curve(
-            "Reconstruction term",
+            "Reconstruction (bits/dim)",
             {
-                "reconstruction": "in training",
-                "evaluation/train_reconstruction": "averaged weights",
-                "evaluation/held_out_reconstruction": "held-out images",
+                "reconstruction": "training",
+                "evaluation/train_reconstruction": "training, EMA weights",
+                "evaluation/held_out_reconstruction": "held-out, EMA weights",
             },
-            "Bits per dimension that the image costs when its latent is known.",
+            "Negative log likelihood of the image given its latent.",
         ),
         Curve(
-            "KL term",
+            "KL divergence (bits/dim)",
             {
-                "kl": "in training",
-                "evaluation/train_kl": "averaged weights",
-                "evaluation/held_out_kl": "held-out images",
+                "kl": "training",
+                "evaluation/train_kl": "training, EMA weights",
+                "evaluation/held_out_kl": "held-out, EMA weights",
             },
-            "Bits per dimension that the latent costs; at 0 the decoder ignores it.",
+            "KL divergence of the posterior from the prior; at 0 the decoder ignores the latent.",
             "log",
         ),
-        Curve("Loss", {"loss": "loss"}, "What is minimised: nats per number of the image, with beta and free bits."),
-        Curve("Square error", {"mse": "mse"}, "Mean square error of the reconstruction, pixels in [-1, 1].", "log"),
+        Curve("Training loss", {"loss": "loss"}, "Nats per dimension of the image, with beta and free bits."),
         Curve(
-            "Sigma",
-            {"evaluation/train_sigma": "averaged weights", "evaluation/held_out_sigma": "held-out images"},
-            "Deviation of the pixels around their reconstruction, by which the bound is measured.",
+            "Mean squared error", {"mse": "mse"}, "Mean squared error of the reconstruction, pixels in [-1, 1].", "log"
+        ),
+        Curve(
+            "Decoder standard deviation",
+            {
+                "evaluation/train_sigma": "training, EMA weights",
+                "evaluation/held_out_sigma": "held-out, EMA weights",
+            },
+            "Sigma of the decoder's normal distribution around the reconstruction, with which the ELBO is computed.",
         ),
     ),
     "classifier": (
         Curve(
             "Cross-entropy",
-            {"loss": "in training", "evaluation/cross_entropy": "held-out images"},
-            "Nats that the right class costs; in training with smoothed labels and augmented images.",
+            {"loss": "training", "evaluation/cross_entropy": "held-out, EMA weights"},
+            "In nats; in training with smoothed labels and augmented images.",
             "log",
         ),
         Curve(
             "Accuracy",
-            {"accuracy": "in training", "evaluation/accuracy": "held-out images"},
-            "Share of images whose most likely class is the right one.",
+            {"accuracy": "training", "evaluation/accuracy": "held-out, EMA weights"},
+            "Share of images whose most likely class is the true one.",
         ),
         Curve(
-            "Calibration error",
-            {"evaluation/calibration_error": "held-out images"},
-            "Mean distance between how sure the model is and how often it is right.",
+            "Expected calibration error",
+            {"evaluation/calibration_error": "held-out, EMA weights"},
+            "Mean absolute difference between confidence and accuracy.",
         ),
     ),
     "autoencoder": (
-        Curve("Loss", {"loss": "loss"}, "The weighted sum of all terms but the adversarial one.", "log"),
+        Curve("Training loss", {"loss": "loss"}, "The weighted sum of all terms but the adversarial one.", "log"),
         Curve(
-            "Distance from the image",
-            {"l1": "pixels", "gradient": "edges"},
-            "Mean absolute error of pixels, and of differences between neighbours.",
+            "Reconstruction error",
+            {"l1": "pixels", "gradient": "gradients"},
+            "Mean absolute error of pixels, and of differences between neighbouring pixels.",
             "log",
         ),
         Curve(
             "Perceptual distance",
             {"perceptual": "in training", "evaluation/held_out_perceptual": "held-out images"},
-            "Mean square distance between ImageNet features of image and reconstruction, from 0 to 4; held-out images "
+            "Mean squared distance between ImageNet features of image and reconstruction, from 0 to 4; held-out images "
             "are whole, in training they may be crops.",
             "log",
         ),
-        Curve("Structural similarity", {"ssim": "SSIM"}, "1 where the reconstruction equals the image."),
+        Curve("SSIM", {"ssim": "SSIM"}, "Structural similarity: 1 where the reconstruction equals the image."),
         Curve(
             "PSNR",
             {"psnr": "in training", "evaluation/held_out_psnr": "held-out images"},
-            "Decibels between the image and its reconstruction: higher is better. Held-out images are reconstructed by "
-            "the averaged weights, without noise.",
+            "Peak signal-to-noise ratio of the reconstruction, in dB: higher is better. Held-out images are "
+            "reconstructed by the EMA weights, without noise.",
         ),
-        Curve("KL term", {"kl": "KL"}, "Nats per number of the image that the latent differs from a normal one."),
+        Curve("KL divergence", {"kl": "KL"}, "Nats per dimension of the image, from a standard normal distribution."),
         Curve(
             "Adversarial losses",
             {"d_loss": "discriminator", "g_loss": "autoencoder"},
@@ -167,12 +172,12 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("Loss with the adversarial term", {"total_loss": "loss"}, "What the autoencoder minimises."),
     ),
 }
-# What every run logs, last.
+# Curves of every run, last.
 COMMON: tuple[Curve, ...] = (
     Curve(
         "Learning rate",
         {"lr": "learning rate"},
-        "Of the optimiser, at the last step before the row.",
+        "Of the optimizer, at the last step before the row.",
         smooth=False,
         zero=True,
     ),
@@ -180,65 +185,65 @@ COMMON: tuple[Curve, ...] = (
     Curve(
         "Gradient norm",
         {"gradient_norm": "all weights", "d_gradient_norm": "discriminator", "g_gradient_norm": "generator"},
-        "Before it is clipped: a rise tells of steps that are too long.",
+        "Before clipping; a rise indicates steps that are too large.",
         "log",
     ),
 )
-# What a run was judged by along training; of each number there may be NAME_floor, what real pictures get.
+# Metrics of evaluation during training; each may have a column NAME_floor, the same metric of real images.
 SCORES: tuple[Curve, ...] = (
     Curve(
         "Frechet distance",
         {"scores/frechet": "generated"},
-        "Between what the judge sees in generated and in real pictures: lower is better.",
+        "Between the features of generated and of real images: lower is better.",
         "log",
         smooth=False,
     ),
     Curve(
         "Precision and recall",
         {"scores/precision": "precision", "scores/recall": "recall"},
-        "Share of generated pictures that lie among real ones, and of real ones that lie among generated.",
+        "Share of generated images that lie among real ones, and of real images that lie among generated ones.",
         smooth=False,
         zero=True,
     ),
     Curve(
         "Density and coverage",
         {"scores/density": "density", "scores/coverage": "coverage"},
-        "How closely generated pictures lie among real ones, and the share of real ones that have one near.",
+        "Density of generated images among real ones, and the share of real images with a generated one nearby.",
         smooth=False,
         zero=True,
     ),
     Curve(
         "Class accuracy",
         {"scores/class_accuracy": "generated"},
-        "Share of pictures that the judge takes for the class they were drawn as.",
+        "Share of generated images that the judge classifies as the class they were generated for.",
         smooth=False,
         zero=True,
     ),
     Curve(
         "Kernel distance",
         {"scores/kernel": "generated"},
-        "Times 1000; unbiased: about 0 between real pictures, and a little below it by chance.",
+        "Times 1000; unbiased: about 0 between real images, and a little below it by chance.",
         smooth=False,
     ),
     Curve(
         "Classifier score",
         {"scores/classifier_score": "generated"},
-        "How sure the judge is of a picture's class, and how evenly classes are met: higher is better.",
+        "Confidence of the judge in each image's class, and evenness of the classes: higher is better.",
         smooth=False,
     ),
     Curve(
-        "Nearest real picture",
+        "Nearest neighbour distance",
         {"scores/nearest": "generated"},
-        "Median distance by features; far below that of real pictures it tells of copies.",
+        "Median feature distance to the nearest real image; far below that of real images it indicates copies.",
         smooth=False,
         zero=True,
     ),
 )
-FLOOR = "_floor"  # ends the column of what real pictures get
+FLOOR = "_floor"  # suffix of the column with the same metric of real images
 
 
 def score_curves(columns: Iterable[str]) -> list[Curve]:
-    """The curves of scores, and one for each of these columns that none of them knows and that is no floor."""
+    """Return the curves of scores, and one for each of these columns that has none and is no floor."""
     named = {name for curve in SCORES for name in curve.columns}
     rest = [name for name in columns if name not in named and not name.endswith(FLOOR)]
     own = [_unknown(name, smooth=False) for name in dict.fromkeys(rest)]
@@ -246,7 +251,7 @@ def score_curves(columns: Iterable[str]) -> list[Curve]:
 
 
 def curves_of(family: str, columns: Iterable[str]) -> list[Curve]:
-    """The family's curves, and one for each column that none of them knows: nothing that was logged is hidden."""
+    """Return the family's curves, and one for each column that has none: nothing that was logged is hidden."""
     known = [*CURVES.get(family, ()), *COMMON]
     named = {name for curve in known for name in curve.columns}
     rest = sorted(name for name in columns if name not in named)

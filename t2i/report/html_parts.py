@@ -1,4 +1,4 @@
-"""Pieces of a page: plots with their legends, tables, data for its script. What comes from runs is escaped here."""
+"""HTML fragments: plots with their legends, tables, data for the script. Text from runs is escaped here."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from t2i.report.plots import LIGHT, inline_svg
 from t2i.report.series import Line, Plot
 from t2i.report.summary_rows import Rows, number
 
-Numbers = dict[str, dict[str, Any]]  # of each figure by its id, what the script reads out under the pointer
+Numbers = dict[str, dict[str, Any]]  # figure id -> the values that the script shows under the pointer
 
 
 def figures(plots: Sequence[Plot], first: int = 1) -> tuple[str, Numbers]:
-    """Plots as figures with ids from plot`first` on, and their numbers."""
+    """Render plots as figures with ids from plot`first` on, and return their numbers for the script."""
     parts: list[str] = []
     numbers: Numbers = {}
     for place, plot in enumerate(plots, first):
         key = f"plot{place}"
         svg, frame = inline_svg(plot, key)
-        facts = {"title": plot.title, "across": plot.across, "doubling": plot.doubling, "frame": frame}
+        facts = {"title": plot.title, "x_label": plot.x_label, "doubling": plot.doubling, "frame": frame}
         numbers[key] = facts | {"lines": [_line(line) for line in plot.lines]}
         parts.append(_figure(plot, key, svg))
     return f'<div class="plots">{"".join(parts)}</div>' if parts else "", numbers
@@ -45,16 +45,19 @@ def _figure(plot: Plot, key: str, svg: str) -> str:
 
 
 def swatch(line: Line | int) -> str:
-    """The colour of a line, a ring for one of real pictures; or that of a run."""
+    """Return the colour sample of a line, a ring for one of real images; or that of a run."""
     place, real = (line, False) if isinstance(line, int) else (line.place, line.real)
     colour = f"var(--line{place % len(LIGHT.lines)})"
     style = f"border:2px solid {colour}" if real else f"background:{colour}"
     return f'<span class="swatch" style="{style}"></span>'
 
 
-def table(heads: Iterable[str], rows: Rows) -> str:
-    """heads: HTML.  rows: text, escaped here.  It scrolls by itself where it is too wide for the screen."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+def table(headers: Iterable[str], rows: Rows) -> str:
+    """Render a table.  headers: HTML.  rows: text, escaped here.
+
+    It scrolls by itself where it is wider than the screen.
+    """
+    head = "".join(f'<th scope="col">{name}</th>' for name in headers)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
         for name, values in rows
@@ -64,6 +67,6 @@ def table(heads: Iterable[str], rows: Rows) -> str:
 
 
 def json_data(name: str, data: Any) -> str:
-    """Data for the script; no text in it can end the element."""
+    """Embed data for the script; no text in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'

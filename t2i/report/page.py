@@ -1,6 +1,6 @@
-"""The report: one page that needs nothing else. Its frame is page.html; what comes from runs is escaped here.
+"""The report page: one file that loads nothing else. Its frame is page.html; text from runs is escaped here.
 
-The page forbids itself the network, and any script but its own (whose hash it carries), by a Content-Security-Policy.
+By a Content-Security-Policy the page forbids network access, and any script but its own (by hash).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from t2i.report.html_parts import Numbers, figures, json_data, swatch, table
 from t2i.report.plots import DARK, LIGHT, Theme
-from t2i.report.runs import Run
-from t2i.report.samples import SampleImage, pictures
-from t2i.report.scores import along_training, score_tables
+from t2i.report.runs import RunRecord
+from t2i.report.samples import SampleImage, sample_images
+from t2i.report.scores import evaluation_section, score_tables
 from t2i.report.series import HALF_LIFE, plots
 from t2i.report.summary_rows import (
     Rows,
@@ -32,15 +32,15 @@ from t2i.report.summary_rows import (
 from t2i.version import __version__
 
 
-def build(runs: Sequence[Run], now: datetime) -> str:
-    """The whole page for these runs, as HTML."""
+def build(runs: Sequence[RunRecord], now: datetime) -> str:
+    """Return the whole page for these runs, as HTML."""
     families = {
         family: [run for run in runs if run.family == family] for family in dict.fromkeys(r.family for r in runs)
     }
     frame = _frame()
     script = frame_script()
     curves, numbers = _curves(families)
-    judged, more = along_training(runs, len(numbers) + 1)
+    judged, more = evaluation_section(runs, len(numbers) + 1)
     parts = {
         "hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "marker": marker(runs),
@@ -65,21 +65,21 @@ def _frame() -> str:
 
 
 def frame_script() -> str:
-    """The page's only script, which reads plots and samples out."""
+    """Return the page's only script, which makes plots and samples interactive."""
     script = re.search("<script>(.*?)</script>", _frame(), re.DOTALL)
     assert script is not None
     return script[1]
 
 
 def frame_style() -> str:
-    """The page's style sheet, with its colours."""
+    """Return the page's style sheet, with its colours."""
     style = re.search("<style>(.*?)</style>", _frame(), re.DOTALL)
     assert style is not None
     return style[1].replace("{{light}}", _variables(LIGHT)).replace("{{dark}}", _variables(DARK))
 
 
-def marker(runs: Sequence[Run]) -> str:
-    """What a report, page or plot, says it is about: the names of its runs, the same text in HTML, SVG and PNG."""
+def marker(runs: Sequence[RunRecord]) -> str:
+    """Return the text that identifies a report by the names of its runs, the same in HTML, SVG and PNG."""
     names = json.dumps([run.name for run in runs])
     return "t2i report on " + re.sub("[<>&']", lambda match: f"\\u{ord(match[0]):04x}", names)
 
@@ -89,39 +89,39 @@ def _variables(theme: Theme) -> str:
     return f"--ink:{theme.ink};--quiet:{theme.quiet};--grid:{theme.grid};--paper:{theme.paper};{lines}"
 
 
-def _summary(runs: Sequence[Run], families: dict[str, list[Run]]) -> str:
+def _summary(runs: Sequence[RunRecord], families: dict[str, list[RunRecord]]) -> str:
     rows = summary_rows(runs)
     if len(runs) == 1:
         facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, (value,) in rows)
         return f'<dl class="facts">{facts}</dl>'
     places = [families[run.family].index(run) if len(families[run.family]) > 1 else None for run in runs]
-    heads = [("" if k is None else swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
-    return table(heads, rows)
+    headers = [("" if k is None else swatch(k)) + escape(run.name) for k, run in zip(places, runs, strict=True)]
+    return table(headers, rows)
 
 
-def _warnings(runs: Sequence[Run]) -> str:
-    """What was said of runs that go wrong; nothing where all is well."""
+def _warnings(runs: Sequence[RunRecord]) -> str:
+    """Render the warnings of runs; nothing where there are none."""
     lines = [(run, line) for run in runs for line in warning_lines(run)]
     items = "".join(f"<li><b>{escape(run.name)}</b>: {escape(line)}</li>" for run, line in lines)
     return f'<ul class="warnings" aria-label="Warnings">{items}</ul>' if lines else ""
 
 
-def _curves(families: dict[str, list[Run]]) -> tuple[str, Numbers]:
-    """The plots of each family, and their numbers for the script."""
+def _curves(families: dict[str, list[RunRecord]]) -> tuple[str, Numbers]:
+    """Render the plots of each family, and return their numbers for the script."""
     parts: list[str] = []
     numbers: Numbers = {}
     for family, runs in families.items():
         if len(families) > 1:
             parts.append(f"<h3>{escape(family)}</h3>")
-        drawn, more = figures(plots(runs), len(numbers) + 1)
-        parts.append(drawn or "<p>Nothing is logged yet.</p>")
+        content, more = figures(plots(runs), len(numbers) + 1)
+        parts.append(content or "<p>Nothing is logged yet.</p>")
         numbers |= more
     return "".join(parts), numbers
 
 
-def _samples(runs: Sequence[Run]) -> str:
-    """The newest sheet of each run, and all of them as JSON for the slider."""
-    shown = [(run, found) for run in runs if (found := pictures(run))]
+def _samples(runs: Sequence[RunRecord]) -> str:
+    """Render the newest sheet of each run, and embed all of them as JSON for the slider."""
+    shown = [(run, found) for run in runs if (found := sample_images(run))]
     if not shown:
         return "<p>There are no samples.</p>"
     stops = sorted({picture.images for _, found in shown for picture in found})
@@ -142,7 +142,7 @@ def _samples(runs: Sequence[Run]) -> str:
     return f'{slider}<div class="sheets">{sheets}</div>' + json_data("samples", data)
 
 
-def _sheet(k: int, run: Run, picture: SampleImage) -> str:
+def _sheet(k: int, run: RunRecord, picture: SampleImage) -> str:
     alt = f"Samples of {run.name} after {picture.images:,} images"
     return (
         f'<figure class="sheet" style="width:min(100%,{picture.shown}px)"><figcaption><b>{escape(run.name)}</b>'
@@ -152,29 +152,29 @@ def _sheet(k: int, run: Run, picture: SampleImage) -> str:
     )
 
 
-def _config(families: dict[str, list[Run]]) -> str:
+def _config(families: dict[str, list[RunRecord]]) -> str:
     parts = []
     for family, some in families.items():
         if len(some) > 1 and (rows := config_rows(some)):
-            parts.append(f"<h3>What differs{f' ({escape(family)})' if len(families) > 1 else ''}</h3>")
+            parts.append(f"<h3>Differences{f' ({escape(family)})' if len(families) > 1 else ''}</h3>")
             parts.append(table([escape(run.name) for run in some], rows))
         for run in some:
             text = f"<pre>{escape(config_text(run))}</pre>"
-            parts.append(f"<details><summary>{escape(run.name)}: the whole config</summary>{text}</details>")
+            parts.append(f"<details><summary>{escape(run.name)}: full config</summary>{text}</details>")
     return "".join(parts)
 
 
-def _environment(runs: Sequence[Run]) -> str:
-    heads, rows = environment_rows(runs)
-    return table([escape(head) for head in heads], rows) if rows else "<p>Not recorded.</p>"
+def _environment(runs: Sequence[RunRecord]) -> str:
+    headers, rows = environment_rows(runs)
+    return table([escape(head) for head in headers], rows) if rows else "<p>Not recorded.</p>"
 
 
-def _section(title: str, rows: Rows, runs: Sequence[Run]) -> str:
+def _section(title: str, rows: Rows, runs: Sequence[RunRecord]) -> str:
     return f"<section><h2>{title}</h2>{table([escape(run.name) for run in runs], rows)}</section>" if rows else ""
 
 
-def _confusions(runs: Sequence[Run]) -> str:
-    """What classifiers answer, class by class, as parts of the images of each true class."""
+def _confusions(runs: Sequence[RunRecord]) -> str:
+    """Render the confusion matrices of classifiers, in percent of the images of each true class."""
     parts = []
     for run in runs:
         for question, (classes, counts) in run.confusions.items():
@@ -187,13 +187,13 @@ def _confusions(runs: Sequence[Run]) -> str:
             title = escape(f"{run.name}, {question}" if question else run.name)
             parts.append(f'<h3>{title}</h3><div class="wide confusion" tabindex="0">{table}</div>')
     meaning = (
-        '<p class="quiet">Of the held-out images of a class (row), how many of 100 were taken for which (column).</p>'
+        '<p class="quiet">Held-out images by true class (row) and predicted class (column), in percent of the row.</p>'
     )
-    return f"<section><h2>Answers by class</h2>{meaning}{''.join(parts)}</section>" if parts else ""
+    return f"<section><h2>Confusion matrix</h2>{meaning}{''.join(parts)}</section>" if parts else ""
 
 
 def _share(count: int, total: int) -> str:
-    """A cell of a confusion matrix, the darker the more."""
+    """Render a cell of a confusion matrix, the darker the more."""
     part = count / total if total else 0.0
     text = f"{100 * part:.1f}" if count else ""
     return f'<td style="--share:{100 * part:.1f}%">{text}</td>'

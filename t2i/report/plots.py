@@ -1,6 +1,6 @@
-"""Plots by matplotlib: as SVG that takes its colours from the page it stands in, and as PNG and SVG files.
+"""Plots by matplotlib: as SVG that takes its colours from the page around it, and as PNG and SVG files.
 
-Figures are made by hand, without pyplot: there is no current figure, no window, and nothing that outlives a call.
+Figures are made without pyplot: no current figure, no window, and no state after a call.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 5.0, 3.0  # inches of 72 SVG units
 DPI = 200  # of a PNG
-TEXT = 11.5  # points of the numbers on the axes; a page shows a plot about as wide as WIDTH
+TEXT = 11.5  # font size of the axes in points; a page shows a plot about as wide as WIDTH
 FEW = 30  # rows up to which each is marked by a dot
-STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))  # of lines for which no colour is left
+STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))  # by cycle of colours, for more lines than colours
 
-# First digits of the numbers on a log axis whose ends are less than so many times apart; beyond, powers of ten.
+# Ratio of a log axis's ends (less than the key) -> first digits of its ticks; beyond, powers of ten.
 LOG_TICKS = {4: (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 100: (1, 2, 5), 1000: (1, 3)}
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a plot: of text, of quieter text, of the grid, of the ground, and of lines in turn."""
+    """Colours of a plot: text, secondary text, grid, background, and lines in turn."""
 
     ink: str
     quiet: str
@@ -46,9 +46,9 @@ LIGHT = Theme(
 DARK = Theme(
     "#e7eaee", "#9aa4b0", "#2d333b", "#15181c", ("#6db3f7", "#f59a66", "#5cc79c", "#c79df3", "#dcb84c", "#a6b1bd")
 )
-THEMES = {"": LIGHT, "-dark": DARK}  # by what is added to a file's name
+THEMES = {"": LIGHT, "-dark": DARK}  # by suffix of a file's name
 
-# In a page colours are the page's own, by CSS variable: these stand for them while matplotlib draws.
+# In a page the colours are CSS variables of the page; matplotlib needs colours, so these stand for them until then.
 _PAGE = Theme("#000001", "#000002", "#000003", "none", tuple(f"#00001{k}" for k in range(len(LIGHT.lines))))
 _VARIABLES = {_PAGE.ink: "--ink", _PAGE.quiet: "--quiet", _PAGE.grid: "--grid"} | {
     colour: f"--line{k}" for k, colour in enumerate(_PAGE.lines)
@@ -56,9 +56,9 @@ _VARIABLES = {_PAGE.ink: "--ink", _PAGE.quiet: "--quiet", _PAGE.grid: "--grid"} 
 
 
 def inline_svg(plot: Plot, key: str) -> tuple[str, list[float]]:
-    """An <svg> element for HTML: no header, no address of anything, ids that begin with the key.
+    """Render an <svg> element for HTML: no header, no reference to anything outside, ids that begin with the key.
 
-    Also the frame within it: left and right edge as parts of its width, and the images seen that stand there.
+    Also returns its frame: left and right edge as parts of the width, and the x values there.
     """
     with _own_style():
         figure = draw(plot, _PAGE, legend=False)
@@ -74,7 +74,10 @@ def inline_svg(plot: Plot, key: str) -> tuple[str, list[float]]:
 
 
 def render_all(plots: Sequence[Plot], note: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each plot as PNG and SVG, for light ground and for dark.  note: goes into their metadata."""
+    """Yield (name, content) of each plot as PNG and SVG, for light and dark backgrounds.
+
+    note: goes into their metadata.
+    """
     for plot in plots:
         for ending, theme in THEMES.items():
             with _own_style():
@@ -84,7 +87,7 @@ def render_all(plots: Sequence[Plot], note: str) -> Iterator[tuple[str, bytes]]:
 
 
 def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
-    """The plot as a figure of its own: faint what was logged, strong its moving average."""
+    """Draw a plot as a figure of its own: light the logged values, dark their moving average."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT), facecolor=theme.paper, layout="constrained")
@@ -93,9 +96,9 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
     for line in plot.lines if plot.smooth and not few else ():
         axes.plot(line.x, line.y, color=theme.lines[line.place % len(theme.lines)], alpha=0.28, linewidth=0.8)
     for line in plot.lines:
-        turn, k = divmod(line.place, len(theme.lines))
+        cycle, k = divmod(line.place, len(theme.lines))
         marks: dict[str, Any] = {"marker": "o", "markersize": 3 if len(line.x) > 1 else 5} if len(line.x) <= FEW else {}
-        style = STYLES[turn % len(STYLES)]
+        style = STYLES[cycle % len(STYLES)]
         if line.real:
             style, marks = STYLES[-1], marks if len(line.x) == 1 else {}
         axes.plot(line.x, line.mean, color=theme.lines[k], linewidth=1.6, linestyle=style, **marks)
@@ -108,14 +111,14 @@ def draw(plot: Plot, theme: Theme, legend: bool) -> Figure:
                 "zorder": 3,
             }
             axes.scatter([line.best], line.mean[line.x == line.best], **ring)
-    _dress(axes, plot, theme)
+    _style_axes(axes, plot, theme)
     if legend:
-        _name(figure, plot, theme)
+        _add_legend(figure, plot, theme)
     return figure
 
 
-def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
-    """A title above, and below which line is which."""
+def _add_legend(figure: Figure, plot: Plot, theme: Theme) -> None:
+    """Add a title above, and a legend below."""
     figure.suptitle(plot.title, x=0.02, ha="left", color=theme.ink, fontsize=12.5, parse_math=False)
     labels = [line.label for line in plot.lines]
     columns = max(1, min(len(labels), 52 // (5 + max(map(len, labels)))))
@@ -131,16 +134,16 @@ def _name(figure: Figure, plot: Plot, theme: Theme) -> None:
         handlelength=1.5,
     )
     for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_parse_math(False)  # a run's name is no formula, and may begin with _, which a legend leaves out
+        text.set_parse_math(False)  # a run's name is not a formula, and may begin with _, which a legend leaves out
         text.set_text(label)
 
 
-def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
-    """Axes as quiet as they can be: a grid across, numbers one can read, nothing around."""
+def _style_axes(axes: Axes, plot: Plot, theme: Theme) -> None:
+    """Style the axes with little ink: a horizontal grid, few ticks, no box."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-    axes.set_xlabel(plot.across, color=theme.quiet, fontsize=TEXT)
-    if plot.across == "images seen":
+    axes.set_xlabel(plot.x_label, color=theme.quiet, fontsize=TEXT)
+    if plot.x_label == "images seen":
         axes.set_xlim(0, 1.02 * plot.reach or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     else:
@@ -148,7 +151,7 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
             axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in plot.lines for x in line.x.tolist()})))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_label(x)))
     if plot.scale == "log":
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -158,18 +161,18 @@ def _dress(axes: Axes, plot: Plot, theme: Theme) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if plot.zero:
             axes.set_ylim(bottom=0, top=1.1 * max(line.y.max() for line in plot.lines) or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_label(y)))
     axes.grid(True, axis="y", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=theme.quiet, labelsize=TEXT)
-    axes.tick_params(axis="x", pad=6)  # apart from the lowest number beside it
+    axes.tick_params(axis="x", pad=6)  # else the first number touches the lowest one of the y axis
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.grid)
 
 
 def _log_ticks(ratio: float) -> Any:
-    """Where a log axis has numbers: about five, of few digits, however far it reaches."""
+    """Return a locator for a log axis: about five ticks, of few digits, whatever its range."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     if ratio < 1.6:
@@ -180,13 +183,13 @@ def _log_ticks(ratio: float) -> Any:
     return LogLocator(numticks=6)
 
 
-def plain(number: float) -> str:
-    """Four digits that count, without an exponent where one can do without: 0.00005, 1e-06."""
+def tick_label(number: float) -> str:
+    """Format four significant digits, without an exponent where possible: 0.00005, 1e-06."""
     return f"{number:.8f}".rstrip("0") if 1e-5 <= abs(number) < 1e-4 else f"{number:.4g}"
 
 
-def short(number: float) -> str:
-    """4.2k, 620k, 1.5M: a number of images on an axis."""
+def count_label(number: float) -> str:
+    """Format a number of images on an axis: 4.2k, 620k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.4g}{unit}"
@@ -194,18 +197,19 @@ def short(number: float) -> str:
 
 
 def _render(figure: Figure, kind: str, note: str = "") -> bytes:
-    """The figure's bytes, the same for the same figure: no date, no random ids; text stays text."""
+    """Return the figure's bytes, the same for the same figure: no date, no random ids; text stays text."""
     buffer = io.BytesIO()
     metadata: dict[str, Any] = {"Software": note} if kind == "png" else {"Date": None, "Creator": note or None}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a script that it lacks
+        # a run's name may be in a script that matplotlib's font does not have
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=kind, dpi=DPI if kind == "png" else 72, metadata=metadata)
     return buffer.getvalue()
 
 
 @contextmanager
 def _own_style() -> Iterator[None]:
-    """Plots look the same whatever the user's matplotlibrc says; text in an SVG stays text."""
+    """Ignore the user's matplotlibrc, and keep text in an SVG as text."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -1,6 +1,6 @@
-"""A run folder as a report sees it: read once, while it may still be written.
+"""Run folders as a report reads them: once, possibly while they are being written.
 
-A row that is half written, or a file that is damaged or not there yet, is left out, and nothing stops.
+Rows that are half written, and files that are damaged or missing, are skipped without an error.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Confusion = tuple[list[str], list[list[int]]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is known about one run.
+class RunRecord:
+    """The content of one run folder.
 
     log, evaluation: columns by name, `images` (seen) among them; empty where nothing is written yet.
-    scores: likewise, of scores.csv, as far as it was measured as it is now; by what, judge says (see judges.json).
-    best: by which number the kept weights are the best, and the images they had seen.
+    scores: likewise, of scores.csv, limited to rows measured in the current way, which `judge` describes (judges.json).
+    best: the metric by which the kept weights are best, and the images they had seen.
     scored: (name, score.json) of scores in the folder: score.json itself, and scores/NAME/score.json.
-    samples: (images seen, file), oldest first.  facts: what its export says was measured; numbers by dotted name.
-    confusions: of a classifier, by question: the classes, and images by true class (rows) and answer (columns).
-    warnings: (images seen, text), oldest first.  parameters: trained numbers, None before the first checkpoint.
-    written: when its log was last.
+    samples: (images seen, file), oldest first.  facts: metrics of its export; numbers by dotted name.
+    confusions: of a classifier, by question: the classes, and images by true class (rows) and prediction (columns).
+    warnings: (images seen, text), oldest first.  parameters: number of trained ones, None before the first checkpoint.
+    written: time of the last change of its log.
     """
 
     name: str
@@ -64,26 +64,26 @@ class Run:
 
     @property
     def total(self) -> int:
-        """Images that the config asks for, 0 where it does not say."""
+        """Return the number of images in the config, 0 where it has none."""
         images = self.config.get("images")
         return images if isinstance(images, int) else 0
 
     @property
     def images_seen(self) -> int:
-        """Up to the newest row of the log."""
+        """Return the images up to the newest row of the log."""
         return int(self.log["images"][-1]) if self.log else 0
 
     @property
     def seconds(self) -> float:
-        """Time the logged images took; nan where the log does not say."""
+        """Return the time that the logged images took; nan where the log does not hold it."""
         if not {"images", "images_per_second"} <= self.log.keys():
             return math.nan
         seen, rate = np.diff(self.log["images"], prepend=0), self.log["images_per_second"]
         return float(np.sum(seen[rate > 0] / rate[rate > 0]))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in these folders; of several with one name each gets its parent's before it.
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read the runs in these folders; runs of the same name get their parent's name in front.
 
     Raises UsageError for a folder that is no run, and for one that is given twice.
     """
@@ -98,12 +98,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     ]
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(folder: Path, name: str | None = None) -> RunRecord:
     """Read one run folder.  Raises UsageError where there is none."""
     path = folder / "config.yaml"
     if not path.is_file():
         what = "is no run folder: it has no config.yaml" if folder.exists() else "is not there"
-        raise UsageError(f"{folder} {what}", "t2i train writes them: runs/NAME, or what --run said")
+        raise UsageError(f"{folder} {what}", "t2i train writes run folders: runs/NAME, or the folder given by --run")
     try:
         config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, ConfigError) as e:
@@ -111,7 +111,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     log = folder / "log.csv"
     scores = read_numbers(folder / "scores.csv")
     judge = _judge(folder, scores["images"][-1] if scores else 0)
-    return Run(
+    return RunRecord(
         name=name or folder.resolve().name,
         path=folder,
         config=config,
@@ -132,9 +132,9 @@ def read_run(folder: Path, name: str | None = None) -> Run:
 
 
 def read_numbers(path: Path) -> Columns:
-    """The columns of a CSV file of numbers whose first is `images`; empty where there is no whole row.
+    """Read the columns of a CSV file of numbers whose first is `images`; empty where there is no whole row.
 
-    A row without its line end is still being written; one that is no row of numbers is passed over.
+    A row without its line end is still being written; a row that is not numeric is skipped.
     """
     header, *rows = _whole_rows(path) or [[]]
     whole = [numbers for row in rows if (numbers := _row(row, len(header)))]
@@ -144,12 +144,12 @@ def read_numbers(path: Path) -> Columns:
 
 
 def read_warnings(path: Path) -> list[tuple[int, str]]:
-    """What was said of a run that goes wrong: (images seen, text), oldest first."""
+    """Read the warnings of a run: (images seen, text), oldest first."""
     return [(int(cells[0]), cells[1]) for cells in _whole_rows(path) if len(cells) == 2 and cells[0].isdecimal()]
 
 
 def _whole_rows(path: Path) -> list[list[str]]:
-    """The rows of a CSV file that end with a line end, its header first; none where it cannot be read."""
+    """Return the rows of a CSV file that end with a line end, its header first; none where it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except OSError:
@@ -166,13 +166,13 @@ def _row(cells: list[str], length: int) -> list[float] | None:
 
 
 def part(table: Columns, first: float = 0, last: float = math.inf) -> Columns:
-    """The rows from so many images to so many; empty where there is none."""
+    """Return the rows from `first` to `last` images; empty where there is none."""
     there = (table["images"] >= first) & (table["images"] <= last) if table else np.zeros(0, bool)
     return {name: column[there] for name, column in table.items()} if there.any() else {}
 
 
 def _judge(folder: Path, seen: float) -> dict[str, Any]:
-    """By what the newest scores were measured; of a run of an older version nothing is known."""
+    """Return the evaluation settings of the newest scores; empty for a run of an older version."""
     entries = _json(folder / "judges.json", [])
     listed = entries if isinstance(entries, list) else []
     whole = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("since"), int)]
@@ -188,14 +188,14 @@ def _best(folder: Path) -> tuple[str, int] | None:
 
 
 def _scored(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What `t2i eval score` wrote into the run folder."""
+    """Read the scores that `t2i eval score` wrote into the run folder."""
     paths = [folder / "score.json", *sorted(folder.glob("scores/*/score.json"))]
     found = [("" if path.parent == folder else path.parent.name, _json(path, None)) for path in paths]
     return [(name, score) for name, score in found if isinstance(score, dict)]
 
 
 def _environment(folder: Path) -> list[dict[str, Any]]:
-    """What computed the run; of a run that an older version began, what its checkpoint says."""
+    """Return the recorded environments; for a run that an older version began, the few facts of its checkpoint."""
     entries = _json(folder / "environment.json", [])
     if (
         isinstance(entries, list)
@@ -209,11 +209,11 @@ def _environment(folder: Path) -> list[dict[str, Any]]:
 
 
 def _confusions(export: Path) -> dict[str, Confusion]:
-    """By question, "" where there is one alone; without what is not there, or does not fit the classes."""
+    """Return the confusion matrices by question, "" where there is only one, skipping missing and malformed ones."""
     facts, classes = _json(export / "facts.json", {}), _json(export / "classes.json", {})
-    asked = classes.get("questions") or {"": classes.get("classes")}
+    questions = classes.get("questions") or {"": classes.get("classes")}
     found = {}
-    for question, names in asked.items():
+    for question, names in questions.items():
         try:
             matrix = (facts["questions"][question] if question else facts)["confusion"]
             counts = [[int(n) for n in row] for row in matrix]
@@ -225,13 +225,13 @@ def _confusions(export: Path) -> dict[str, Confusion]:
 
 
 def _newest(folder: Path) -> Path:
-    """The newest checkpoint, or a path where there is nothing."""
+    """Return the newest checkpoint, or a path that does not exist."""
     found = [p for p in folder.glob("checkpoints/*") if p.name.isdigit()]
     return max(found, key=lambda p: int(p.name), default=folder / "checkpoints" / "none")
 
 
 def _parameters(folder: Path) -> int | None:
-    """Counted from the shapes in the head of a checkpoint's model; its numbers are not read."""
+    """Count parameters from the shapes in a checkpoint's header, without reading its tensors."""
     try:
         with (_newest(folder) / "model.safetensors").open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -250,7 +250,7 @@ def _json(path: Path, otherwise: Any) -> Any:
 
 
 def _numbers(values: Any, prefix: str = "") -> dict[str, float]:
-    """Numbers of nested values by dotted name; lists (per class, confusion) are left to the file itself."""
+    """Flatten nested values to numbers by dotted name, leaving out lists (per class, confusion)."""
     found: dict[str, float] = {}
     for key, value in values.items() if isinstance(values, dict) else ():
         if isinstance(value, dict):

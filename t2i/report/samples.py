@@ -1,4 +1,4 @@
-"""The sheets of samples a run drew as it learned, as pictures a page can hold."""
+"""The sample sheets of a run, as images that a page can embed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 from t2i.errors import T2IError
 from t2i.imaging import images
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 
-MOST = 40  # sheets of a run; of more, so many are taken evenly, the first and the last among them
+MOST = 40  # sheets of a run; of more, as many are taken evenly, the first and the last among them
 QUALITY = 92  # of WebP: a fifth of the bytes; the originals stay in the run folder
 WIDE = 640  # pixels that a small sheet is enlarged to, at most, by a whole factor
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """images: seen when it was drawn.  uri: the picture itself.  shown: pixels across where there is room."""
+    """One sheet.  images: seen when it was sampled.  uri: the image itself.
+
+    shown: pixels across where there is room.
+    """
 
     images: int
     uri: str
@@ -29,8 +32,8 @@ class SampleImage:
         return self.width * max(1, WIDE // self.width)
 
 
-def pictures(run: Run) -> list[SampleImage]:
-    """The run's sheets, oldest first; one that cannot be read is left out."""
+def sample_images(run: RunRecord) -> list[SampleImage]:
+    """Return the run's sheets, oldest first, skipping unreadable ones."""
     found = []
     for k in evenly(len(run.samples), MOST):
         seen, path = run.samples[k]
@@ -46,7 +49,7 @@ def pictures(run: Run) -> list[SampleImage]:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of 0 .. count - 1, with both ends."""
+    """Return at most `most` of 0 .. count - 1, including both ends."""
     if count <= most:
         return list(range(count))
     return [round(k * (count - 1) / (most - 1)) for k in range(most)]

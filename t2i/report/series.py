@@ -1,4 +1,4 @@
-"""From the columns of runs to the lines of plots: frames, moving averages, no more points than one can see."""
+"""From log columns to plot series: frames, moving averages, and no more points than a plot can show."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t2i.report.curve_specs import FLOOR, Curve, Scale, curves_of, score_curves
-from t2i.report.runs import Columns, Run
+from t2i.report.runs import Columns, RunRecord
 
-POINTS = 600  # of a line; a longer log is averaged in groups, for a picture has no more pixels
+POINTS = 600  # of a line; a longer log is averaged in groups, since a plot has no more pixels
 HALF_LIFE = 0.01  # of the moving average, as a part of the images shown
 
 
 @dataclass(frozen=True)
 class Line:
-    """A column of a run.  x: images seen.  y: as logged.  mean: the moving average of y.
+    """One column of a run.  x: images seen.  y: as logged.  mean: the moving average of y.
 
-    label: what tells it from the others in its frame.  place: which colour it has, the same for a run in every frame.
-    real: whether it is what real pictures get, and so dotted.  best: where a ring is, at the weights that were kept.
+    label: name in the legend.  place: number of its colour, the same for a run in every plot.
+    real: it shows real images, and is dotted.  best: x of a ring, at the weights that were kept as best.
     """
 
     label: str
@@ -33,10 +33,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """What is drawn into one frame.  key: a name for files, unique within a report.
+    """One frame with its lines.  key: a name for files, unique within a report.
 
-    reach: the right edge of curves over images seen, the same for all plots of a family, to be read across.
-    across: what else the points are at; each has its own tick then.
+    reach: the right edge of curves over images seen, the same for all plots of a family, so that they line up.
+    x_label: of the x axis; if it is not images seen, each x has its own tick.
     """
 
     key: str
@@ -47,12 +47,12 @@ class Plot:
     zero: bool
     lines: list[Line]
     reach: float
-    across: str = "images seen"
-    doubling: bool = False  # whether the axis across grows by doubling
+    x_label: str = "images seen"
+    doubling: bool = False  # the x axis is logarithmic, base 2
 
 
-def plots(runs: Sequence[Run]) -> list[Plot]:
-    """All plots of runs of one family: one run's columns share a frame, several runs share one frame per column."""
+def plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Return all plots of runs of one family: a plot for each curve of a single run, or for each column of several."""
     found: list[Plot] = []
     names = [_names(run) for run in runs]
     reach = max((float(table["images"][-1]) for run in runs for table in (run.log, run.evaluation) if table), default=0)
@@ -70,8 +70,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
     return found
 
 
-def score_plots(runs: Sequence[Run]) -> list[Plot]:
-    """What runs of any family were judged by along training: as `plots`, beside what real pictures get."""
+def score_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Return the plots of evaluation during training, of runs of any family, beside the scores of real images."""
     found: list[Plot] = []
     names = [[f"scores/{name}" for name, y in run.scores.items() if np.isfinite(y).any()] for run in runs]
     reach = max((float(table["images"][-1]) for run in runs for table in (run.log, run.scores) if table), default=0)
@@ -88,15 +88,15 @@ def score_plots(runs: Sequence[Run]) -> list[Plot]:
     return found
 
 
-def _score(run: Run, column: str, label: str, place: int) -> Line:
+def _score(run: RunRecord, column: str, label: str, place: int) -> Line:
     name = column.removeprefix("scores/")
     x, y = _finite(run.scores, name)
     metric, seen = run.best or ("", 0)
     return Line(label, place, x, y, y, best=seen if metric == name and seen in x else None)
 
 
-def _floors(runs: Sequence[Run], columns: Sequence[str], curve: Curve, reach: float) -> list[Line]:
-    """What real pictures get, for each column or run; one line, in the last colour, where runs have the same."""
+def _floors(runs: Sequence[RunRecord], columns: Sequence[str], curve: Curve, reach: float) -> list[Line]:
+    """Return the lines of real images, for each column or run; one, in the last colour, where runs have the same."""
     found = []
     for k, run in enumerate(runs):
         for j, column in enumerate(columns):
@@ -110,26 +110,26 @@ def _floors(runs: Sequence[Run], columns: Sequence[str], curve: Curve, reach: fl
 
 
 def _floor(label: str, place: int, x: np.ndarray, y: np.ndarray, reach: float) -> Line:
-    """A line; where it is one number, that holds for every moment."""
+    """Return a line; a constant becomes a horizontal line over the whole range."""
     if (y == y[0]).all():
         x, y = np.array([0.0, reach]), y[[0, 0]]
     return Line(label, place, x, y, y, real=True)
 
 
 def _finite(table: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images seen and numbers, where there are any."""
+    """Return images seen and values of a column, without its gaps."""
     there = np.isfinite(table[name])
     return table["images"][there], table[name][there]
 
 
-def _names(run: Run) -> list[str]:
-    """The run's columns that hold at least one number, as curves call them."""
+def _names(run: RunRecord) -> list[str]:
+    """Return the run's columns with at least one value, by the names that curves use."""
     log = [name for name, values in run.log.items() if np.isfinite(values).any()]
     evaluation = [f"evaluation/{name}" for name, values in run.evaluation.items() if np.isfinite(values).any()]
     return [name for name in log + evaluation if name.rpartition("/")[2] != "images"]
 
 
-def _line(run: Run, column: str, curve: Curve, label: str, place: int) -> Line:
+def _line(run: RunRecord, column: str, curve: Curve, label: str, place: int) -> Line:
     measured = column.startswith("evaluation/")
     table = run.evaluation if measured else run.log
     x, y = _finite(table, column.removeprefix("evaluation/"))
@@ -138,7 +138,7 @@ def _line(run: Run, column: str, curve: Curve, label: str, place: int) -> Line:
 
 
 def moving_average(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Exponential, over images seen rather than rows, without a bias at the start.  x, y: (N,).
+    """Average exponentially over images seen, not rows, without a bias at the start.  x, y: (N,).
 
     A row that is `HALF_LIFE` of the range older than another weighs half as much.
     """
@@ -153,7 +153,7 @@ def moving_average(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def thin(values: np.ndarray) -> np.ndarray:
-    """At most POINTS numbers, each the mean of a group of neighbours; fewer stay as they are."""
+    """Reduce to at most POINTS numbers, each the mean of a group of neighbours; fewer stay as they are."""
     group = -(-len(values) // POINTS)
     return (
         values if group <= 1 else np.array([part.mean() for part in np.split(values, range(group, len(values), group))])
@@ -161,9 +161,9 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 
 def _plot(curve: Curve, title: str, lines: list[Line], reach: float) -> Plot:
-    positive = all((line.y > 0).all() for line in lines)
+    positive = all((line.y > 0).all() for line in lines)  # a log axis has no place for others
     key = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
     scale = curve.scale if positive else "linear"
-    meaning = curve.meaning + (" Dotted: as many real pictures." if any(line.real for line in lines) else "")
-    meaning += " Ringed: the weights kept as best." if any(line.best is not None for line in lines) else ""
+    meaning = curve.meaning + (" Dotted: as many real images." if any(line.real for line in lines) else "")
+    meaning += " Ringed: the best weights, kept in best/." if any(line.best is not None for line in lines) else ""
     return Plot(key, title, meaning, scale, curve.smooth, curve.zero, lines, reach)

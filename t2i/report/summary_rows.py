@@ -1,4 +1,4 @@
-"""What a report says in words and numbers: rows of (what, its value for each run)."""
+"""The tables of a report: rows of (label, its value for each run)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import yaml
 
 from t2i.report.curve_specs import CURVES
-from t2i.report.runs import Run
+from t2i.report.runs import RunRecord
 from t2i.report.series import moving_average
 
 Rows = list[tuple[str, list[str]]]
 NONE = "–"
 
 
-def summary_rows(runs: Sequence[Run]) -> Rows:
-    """How far each run is, how fast, how large, and how it does."""
+def summary_rows(runs: Sequence[RunRecord]) -> Rows:
+    """Return progress, speed, size and key metrics of each run."""
     rows = [
         ("family", [run.family for run in runs]),
         ("images seen", [progress(run) for run in runs]),
@@ -28,15 +28,15 @@ def summary_rows(runs: Sequence[Run]) -> Rows:
         ("images/s", [number(run.images_seen / run.seconds) if run.seconds > 0 else NONE for run in runs]),
         ("parameters", [amount(run.parameters) for run in runs]),
     ]
-    heads = [_headlines(run) for run in runs]
-    for label in dict.fromkeys(label for some in heads for label in some):
-        rows.append((label, [number(some.get(label, math.nan)) for some in heads]))
+    metrics = [_key_metrics(run) for run in runs]
+    for label in dict.fromkeys(label for some in metrics for label in some):
+        rows.append((label, [number(some.get(label, math.nan)) for some in metrics]))
     rows.append(("last logged, UTC", [f"{run.written:%Y-%m-%d %H:%M}" if run.written else NONE for run in runs]))
     return rows
 
 
-def metric_rows(runs: Sequence[Run]) -> Rows:
-    """What was measured on the exported model; of a run that is still training, what was measured last."""
+def metric_rows(runs: Sequence[RunRecord]) -> Rows:
+    """Return the metrics of the exported model; for a run that is still training, those of its last evaluation."""
     measured = []
     for run in runs:
         last = {name: float(values[-1]) for name, values in run.evaluation.items() if name != "images"}
@@ -46,8 +46,8 @@ def metric_rows(runs: Sequence[Run]) -> Rows:
     return [(name.replace("_", " "), [number(some.get(name, math.nan)) for some in by_name]) for name in names]
 
 
-def warning_lines(run: Run) -> list[str]:
-    """What was said of a run that goes wrong, each thing once, with when it was said."""
+def warning_lines(run: RunRecord) -> list[str]:
+    """Return the warnings of a run, each text once, with the number of images at which it occurred."""
     found = []
     for text in dict.fromkeys(text for _, text in run.warnings):
         seen = [images for images, some in run.warnings if some == text]
@@ -56,21 +56,21 @@ def warning_lines(run: Run) -> list[str]:
     return found
 
 
-def config_rows(runs: Sequence[Run]) -> Rows:
-    """Every leaf in which the configs differ."""
-    leaves = [_leaves(shareable(run.config)) for run in runs]
+def config_rows(runs: Sequence[RunRecord]) -> Rows:
+    """Return every config key in which the runs differ."""
+    leaves = [_leaves(without_paths(run.config)) for run in runs]
     names = dict.fromkeys(name for some in leaves for name in some)
     rows = [(name, [some.get(name, NONE) for some in leaves]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def config_text(run: Run) -> str:
-    """The config as YAML."""
-    return yaml.safe_dump(shareable(run.config), sort_keys=False, allow_unicode=True, width=100)
+def config_text(run: RunRecord) -> str:
+    """Return the config as YAML."""
+    return yaml.safe_dump(without_paths(run.config), sort_keys=False, allow_unicode=True, width=100)
 
 
-def environment_rows(runs: Sequence[Run]) -> tuple[list[str], Rows]:
-    """(heads, rows): a column for each run, and one more for each time that something changed."""
+def environment_rows(runs: Sequence[RunRecord]) -> tuple[list[str], Rows]:
+    """Return (headers, rows): a column for each run, and a further one for each change of its environment."""
     columns = [
         (run.name if k == 0 else f"{run.name} from {entry.get('since', 0):,} images", entry)
         for run in runs
@@ -82,25 +82,28 @@ def environment_rows(runs: Sequence[Run]) -> tuple[list[str], Rows]:
     ]
 
 
-def shareable(value: Any) -> Any:
-    """A config without the folders of this machine: of an absolute path only the name is kept. A page is passed on."""
+def without_paths(value: Any) -> Any:
+    """Return a config without the folders of this machine: of absolute paths only the name is kept.
+
+    A page may be shared, and these folders are private.
+    """
     if isinstance(value, dict):
-        return {key: shareable(some) for key, some in value.items()}
+        return {key: without_paths(some) for key, some in value.items()}
     if isinstance(value, list):
-        return [shareable(some) for some in value]
+        return [without_paths(some) for some in value]
     if isinstance(value, str) and re.match(r"([a-zA-Z]:)?[/\\]\S", value):
         return "…/" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
 
 
-def progress(run: Run) -> str:
+def progress(run: RunRecord) -> str:
     if not run.total:
         return f"{run.images_seen:,}"
     return f"{run.images_seen:,} of {run.total:,} ({100 * run.images_seen // run.total}\u00a0%)"
 
 
 def duration(seconds: float) -> str:
-    """2.4 hours; a dash where it is not known."""
+    """Format a duration: 2.4 hours; a dash where it is unknown."""
     if not math.isfinite(seconds) or seconds <= 0:
         return NONE
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
@@ -110,7 +113,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(count: int | None) -> str:
-    """4.21 million."""
+    """Format a count: 4.21 million."""
     if count is None:
         return NONE
     for size, unit in ((10**9, "billion"), (10**6, "million")):
@@ -120,15 +123,15 @@ def amount(count: int | None) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Four digits that count, or another number of them, up to a billion in full; a dash for what is not there."""
+    """Format four significant digits, or `digits`, without an exponent below a billion; a dash for nan."""
     if not math.isfinite(value):
         return NONE
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+0" in text else text
 
 
-def _headlines(run: Run) -> dict[str, float]:
-    """{label: number} of what a run is judged by first, its family's first curve: where its average stands now."""
+def _key_metrics(run: RunRecord) -> dict[str, float]:
+    """Return {label: number} of the family's first curve: the newest value of its moving average."""
     found = {}
     for curve in CURVES.get(run.family, ())[:1]:
         for column, label in curve.columns.items():

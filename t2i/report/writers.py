@@ -1,7 +1,7 @@
-"""Reports as files.
+"""Write reports and plots as files.
 
-Whoever watches a run makes its report again and again, and loses nothing by it: a report is made of run folders alone.
-So a file that says of itself that it is a report on the same runs is replaced; any other only where the user says so.
+A report is made of run folders alone, so that rebuilding it loses nothing. A file whose marker says that it is a report
+on the same runs is therefore replaced; any other only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from t2i import atomic
 from t2i.report.page import build, marker
 from t2i.report.plots import render_all
 from t2i.report.runs import read_runs
-from t2i.report.scores import judged_plots
+from t2i.report.scores import evaluation_plots
 from t2i.report.series import plots
 
-HEAD = 65536  # bytes at the beginning of a file among which it says what it is
+HEAD = 65536  # bytes at the beginning of a file that are searched for its marker
 
 
 def save_page(paths: Sequence[Path], output: Path, overwrite: bool = False) -> Path:
-    """Write the page of these run folders.  Raises UsageError: no run, or a file that is in the way."""
+    """Write the page of these run folders.  Raises UsageError: no run, or another file exists there."""
     runs = read_runs(paths)
     mark = marker(runs)
     _check(output, mark, overwrite)
@@ -30,7 +30,10 @@ def save_page(paths: Sequence[Path], output: Path, overwrite: bool = False) -> P
 
 
 def save_plots(paths: Sequence[Path], folder: Path, overwrite: bool = False) -> list[Path]:
-    """Write every curve as NAME.png and NAME.svg, and NAME-dark.* for dark ground.  Raises UsageError, likewise."""
+    """Write every curve as NAME.png and NAME.svg, and NAME-dark.* for dark backgrounds.
+
+    Raises UsageError, likewise.
+    """
     runs = read_runs(paths)
     mark = marker(runs)
     families = list(dict.fromkeys(run.family for run in runs))
@@ -38,16 +41,16 @@ def save_plots(paths: Sequence[Path], folder: Path, overwrite: bool = False) -> 
         f"{family}-" if len(families) > 1 else "": plots([run for run in runs if run.family == family])
         for family in families
     }
-    drawn = [
+    rendered = [
         (folder / f"{prefix}{name}", data)
-        for prefix, some in (found | judged_plots(runs)).items()
+        for prefix, some in (found | evaluation_plots(runs)).items()
         for name, data in render_all(some, mark)
     ]
-    for path, _ in drawn:  # all or none
+    for path, _ in rendered:  # all or none
         _check(path, mark, overwrite)
-    for path, data in drawn:
+    for path, data in rendered:
         _write(data, path, mark, overwrite)
-    return [path for path, _ in drawn]
+    return [path for path, _ in rendered]
 
 
 def _check(path: Path, mark: str, overwrite: bool) -> None:
@@ -60,7 +63,7 @@ def _write(data: bytes, path: Path, mark: str, overwrite: bool) -> None:
 
 
 def _is_ours(path: Path, mark: str) -> bool:
-    """Whether a file is an earlier report on the same runs: it says so in its first bytes."""
+    """Return whether a file is an earlier report on the same runs, by the marker in its first bytes."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD).decode("utf-8", errors="replace")

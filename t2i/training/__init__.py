@@ -2,7 +2,7 @@
 
     from t2i.training import train_text2image
 
-Names are resolved lazily: a loop is imported when it is asked for.
+Names are resolved lazily: a loop is imported on first use.
 """
 
 from __future__ import annotations

@@ -15,27 +15,28 @@ from t2i.training.engine import Step
 
 
 def pictures(table: Table, config: Any, step: Step) -> tuple[Tensor, Tensor]:
-    """This process's images of a step, mirrored where the draw says so, and their rows.
+    """Return this process's images of a step, mirrored at random if the config says so, and their rows.
 
     Returns (b, 3, S, S) in [-1, 1], and (b,) int64.
     """
     rows, pixels = share_of(table, config.seed, step.first, step.batch, step.share)
     x = images.from_uint8(pixels)
     if config.data.flip:
+        # drawn for the global batch, then sliced: the same on any number of processes
         mirrored = flips(config.seed, step.first, step.batch)[step.share].to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     return x, rows
 
 
 def class_names(config: Any, table: Table) -> tuple[str, ...]:
-    """Names of the classes, in the order of their numbers; none without `label`.  Raises DataError."""
+    """Return the names of the classes, in the order of their numbers; none without `label`.  Raises DataError."""
     return () if config.label is None else classes_of(table, config.label)
 
 
 def classes_of(table: Table, column: str) -> tuple[str, ...]:
-    """Names of a column's classes, in the order of their numbers.
+    """Return the names of a column's classes, in the order of their numbers.
 
-    Raises DataError: no such classes, or one alone, which tells nothing apart.
+    Raises DataError: no such classes, or a single one, which leaves nothing to distinguish.
     """
     if column not in table.classes:
         known = ", ".join(map(repr, table.classes)) or "none"
@@ -52,7 +53,7 @@ def classes_of(table: Table, column: str) -> tuple[str, ...]:
 
 
 def class_numbers(table: Table, column: str, rows: Tensor) -> Tensor:
-    """The classes of rows, which must all have one: (b,) int64.  Raises DataError."""
+    """Return the classes of rows, all of which must have one: (b,) int64.  Raises DataError."""
     labels = table.labels(rows, column)
     if (missing := rows[labels < 0]).numel():
         raise DataError(f"label: row {int(missing[0])} of the data has no {column!r}", "leave such rows out")

@@ -1,4 +1,4 @@
-"""What a run would train, told before its images are read: parameters by network, and the work of one image."""
+"""The cost of a run, estimated before its images are read: parameters by network, and operations per image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORWARD_AND_BACKWARD = 3  # backward computes the gradient of the input and that
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Every family's `outline(config)` gives one.
+    """The result of every family's `estimate_cost(config)`.
 
     parameters: by the name of the network.  flops: floating-point operations of one training image, forward and
     backward, a multiplication and an addition being two.
@@ -29,30 +29,30 @@ class CostEstimate:
 
 
 def size(module: nn.Module) -> int:
-    """Parameters."""
+    """Count parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def work(compute: Callable[[], object]) -> int:
-    """Floating-point operations of a forward pass, as torch counts them; on the meta device nothing is computed."""
+    """Count the floating-point operations of a forward pass, as torch does; on the meta device nothing is computed."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         compute()
     return int(counter.get_total_flops())
 
 
 def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor on the meta device: of a shape, of no numbers."""
+    """Return a tensor on the meta device: a shape without numbers."""
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
 def blank_batch(config: Any) -> tuple[Tensor, Tensor | None]:
-    """One image, (1, 3, S, S), and its class, (1,), where the config has classes; on the meta device."""
+    """Return one image, (1, 3, S, S), and its class, (1,), where the config has classes; on the meta device."""
     label = blank(1, dtype=torch.long) if config.label else None
     return blank(1, 3, config.data.size, config.data.size), label
 
 
 def class_count(config: Any) -> int:
-    """How many classes the sources here have, of all label columns, before their images are read; 0 without `label`."""
+    """Count the classes of all label columns in local sources, before their images are read; 0 without `label`."""
     columns = [config.label] if isinstance(config.label, str) else config.label or ()
     parts = [open_source(source).classes for source in config.data.sources if columns and not is_hub(source)]
     merged = merge_classes(parts)

@@ -1,4 +1,4 @@
-"""What a run would be, before it is one: `--dry-run`."""
+"""The plan of a run, without training it: `--dry-run`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MEASURED = 5
 
 
 def describe(config: Run, run: Path, measure: bool = True) -> str:
-    """The plan of a run as text: data, model, steps, rate, disk, time, and where it would begin.  Keeps nothing.
+    """Return the plan of a run as text: data, model, steps, rate, disk, time, and its starting point.  Keeps nothing.
 
-    measure: train a few steps in a temporary folder, to tell the time.
+    measure: train a few steps in a temporary folder, to estimate the time.
     Raises T2IError where the run itself would: missing data, no autoencoder, a batch that does not divide.
     """
     data: Any = cast(Any, config).data
-    here = [source for source in data.sources if not is_hub(source)]
-    counts = [open_source(source).count for source in here]
-    visits = sum(count * source.repeat for count, source in zip(counts, here, strict=True))
-    estimate_cost = import_module(f"t2i.training.families.{_family(config)}").estimate_cost(config)
-    total = sum(estimate_cost.parameters.values())
+    local = [source for source in data.sources if not is_hub(source)]
+    counts = [open_source(source).count for source in local]
+    visits = sum(count * source.repeat for count, source in zip(counts, local, strict=True))
+    estimate = import_module(f"t2i.training.families.{_family(config)}").estimate_cost(config)
+    total = sum(estimate.parameters.values())
     checkpoint = 4 * total * 4  # float32: weights, their average, two moments
     saved = RunFolder(run).saved()
     n, steps = processes().num_processes, -(-config.images // config.batch)
@@ -44,8 +44,8 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
         + (f"; not counted, on the Hub: {', '.join(from_hub)}" if from_hub else ""),
         "epoch": f"{visits:,} visits; the run is {config.images / visits:.1f} epochs" if visits else "not known",
         "model": f"{total / 1e6:.1f}M parameters: "
-        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in estimate_cost.parameters.items()),
-        "work": f"{estimate_cost.flops / 1e9:.1f} GFLOP per image, forward and backward",
+        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in estimate.parameters.items()),
+        "work": f"{estimate.flops / 1e9:.1f} GFLOP per image, forward and backward",
         "batch": f"{config.batch} images = {n} processes x {config.accumulate} parts x "
         f"{config.batch // (n * config.accumulate)}",
         "steps": f"{steps:,} of {config.batch} images, {config.images:,} images in all",
@@ -58,31 +58,31 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
 
 
 def rate_curve(config: Run) -> str:
-    """The learning rate over the run, as a line of blocks from nothing to its highest."""
+    """Draw the learning rate over the run as a line of blocks, from zero to its maximum."""
     points = [learning_rate(config.optimizer, round(config.images * k / WIDTH), config.images) for k in range(WIDTH)]
     return "".join(BARS[min(len(BARS) - 1, int(len(BARS) * point / config.optimizer.lr))] for point in points)
 
 
 def images_per_second(config: Run) -> float:
-    """Measured: a few steps of the run itself, in a folder that is removed again."""
+    """Measure the speed over a few steps of the run itself, in a temporary folder."""
     import t2i.training as training
 
     loop = getattr(training, training.TRAINERS[_family(config)])
     row = config.batch * getattr(config, "d_steps", 1)
     end = (WARM_UP + MEASURED) * row
-    never: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "save_every": 2**62,
         "sample_every": 2**62,
         "log_every": row,
         "images": max(end, config.images),
     }
     if isinstance(config, Judged):
-        never["evaluate"] = None
+        changes["evaluate"] = None
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        loop(config.model_copy(update=never), run, Launch(progress=False, until=end))
+        loop(config.model_copy(update=changes), run, Launch(progress=False, until=end))
         rates = [float(row["images_per_second"]) for row in RunFolder(run).read_log()][WARM_UP:]
-    return len(rates) / sum(1 / rate for rate in rates)
+    return len(rates) / sum(1 / rate for rate in rates)  # of the time taken, so the harmonic mean
 
 
 def _time(config: Run, saved: list[Path], measure: bool) -> str:

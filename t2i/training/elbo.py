@@ -1,11 +1,11 @@
-"""The variational lower bound of an image's log-likelihood, in the units it is reported in (Kingma and Welling 2014).
+"""The evidence lower bound (ELBO) of an image's log-likelihood, in bits per dimension (Kingma and Welling 2014).
 
-log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z)), with p(x | z) normal around the decoder's answer, of one deviation
-sigma for all pixels. Calibrated means the sigma under which the images are likeliest: the root of the mean squared
-error (Rybkin et al. 2021, eq. 7).
+log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z)), with p(x | z) normal around the decoder's output, with one
+standard deviation sigma for all pixels. Calibrated means the sigma that maximises the likelihood: the root of the mean
+squared error (Rybkin et al. 2021, eq. 7).
 
-Images have 256 levels per number. Each is spread evenly over its level's width (uniform dequantisation; Theis et al.
-2016, section 3.1), so that densities bound probabilities, and everything is divided by the numbers of an image and
+Images have 256 levels per dimension. Each is spread evenly over its level's width (uniform dequantisation; Theis et al.
+2016, section 3.1), so that densities bound probabilities, and everything is divided by the dimensions of an image and
 stated in bits.
 """
 
@@ -25,34 +25,38 @@ def dequantise(x: Tensor, u: Tensor) -> Tensor:
 
 
 def reconstruction_nats(error: Tensor | float, variance: Tensor | float) -> Tensor:
-    """-log p(x | z) per number, in nats, of a normal density.  error: mean squared.  variance: sigma squared."""
-    error, variance = _exact(error), _exact(variance)
+    """Return -log p(x | z) per dimension, in nats, of a normal density.  error: mean squared.
+
+    variance: sigma squared.
+    """
+    error, variance = _as_tensor(error), _as_tensor(variance)
     return 0.5 * (error / variance + torch.log(2 * math.pi * variance))
 
 
 def bits(nats: Tensor | float) -> Tensor:
-    """Nats per number of a KL term as bits per dimension."""
-    return _exact(nats) / math.log(2)
+    """Convert a KL term from nats to bits per dimension."""
+    return _as_tensor(nats) / math.log(2)
 
 
 def density_bits(nats: Tensor | float) -> Tensor:
-    """Nats per number of a density over [-1, 1] as bits per dimension of the 8-bit image."""
-    return _exact(nats) / math.log(2) - math.log2(LEVEL)
+    """Convert a density over [-1, 1] from nats to bits per dimension of the 8-bit image."""
+    return _as_tensor(nats) / math.log(2) - math.log2(LEVEL)
 
 
 def kl_nats(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) of every latent number, in nats: the same shape.  Appendix B."""
+    """Return KL(N(mean, variance) || N(0, 1)) of every latent dimension, in nats: the same shape.  Appendix B."""
     return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
 
 
-def free(kl: Tensor, batch_kl: Tensor, free_nats: float) -> Tensor:
-    """KL of each latent number, at no less than the nats that are free (Kingma et al. 2016): the same shape.
+def apply_free_bits(kl: Tensor, batch_kl: Tensor, free_nats: float) -> Tensor:
+    """Raise the KL of each latent dimension to at least `free_nats`, without a gradient below (Kingma et al. 2016).
 
-    kl: means over this process's images, (latent,).  batch_kl: over the whole batch, which says where the KL is free.
+    kl: means over this process's images, (latent,).  batch_kl: over the global batch, which decides where the KL is
+    free. Returns the same shape.
     """
     return torch.where(batch_kl > free_nats, kl, free_nats)
 
 
-def _exact(number: Tensor | float) -> Tensor:
-    """A tensor as it is, a Python number in float64."""
+def _as_tensor(number: Tensor | float) -> Tensor:
+    """Return a tensor as it is, a Python number in float64."""
     return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)

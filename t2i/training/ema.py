@@ -1,15 +1,15 @@
-"""Exponential moving average of the weights, its half-life in images seen."""
+"""Exponential moving average (EMA) of the weights, its half-life in images seen."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from t2i.training.sharding import like
+from t2i.training.sharding import shard_like
 
 
 def ema_decay(batch: int, images_seen: int, half_life: int, ramp: float = 0.05) -> float:
-    """The factor that keeps the old average over one step of `batch` images.
+    """Return the factor that keeps the old average over one step of `batch` images.
 
     The half-life grows with the run until it reaches `half_life`, so that early averages forget the initial weights:
     half = min(half_life, ramp * images_seen)  (Karras et al. 2022, EDM, appendix F.3).
@@ -19,7 +19,7 @@ def ema_decay(batch: int, images_seen: int, half_life: int, ramp: float = 0.05) 
 
 
 class Ema:
-    """Float32 copies of a module's parameters and buffers that follow it slowly, on its device."""
+    """The EMA of a module's parameters and buffers, in float32, on its device."""
 
     def __init__(self, module: nn.Module, half_life: int) -> None:
         self.half_life = half_life
@@ -32,10 +32,10 @@ class Ema:
         now = module.state_dict()
         floats = [name for name, value in self.values.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.values[n] for n in floats], [now[n] for n in floats], 1 - beta)
-        for name in self.values.keys() - floats:
+        for name in self.values.keys() - floats:  # counters of batch norms have no average
             self.values[name].copy_(now[name])
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Take over the values of a checkpoint."""
         for name, value in self.values.items():
-            value.copy_(like(values[name], value))
+            value.copy_(shard_like(values[name], value))

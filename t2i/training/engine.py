@@ -1,11 +1,11 @@
-"""The training engine: what every visible loop calls and none repeats.
+"""The training engine, shared by the visible loops of all families.
 
     engine = Engine(config, folder, module, data_hash, launch)
     for step in engine.steps():                      # begins where the newest checkpoint ended
         loss = ... engine.module(...) ...            # over this process's share of the global batch: step.share
         engine.update(step, loss)
 
-Units are images seen; the step count is derived. Every draw a loop makes comes from (seed, purpose, index), so that a
+Units are images seen; the step count is derived. Every draw of a loop comes from (seed, purpose, index), so that a
 resumed run, or one on another number of processes, makes the same draws.
 """
 
@@ -32,24 +32,24 @@ from t2i.training.device import attention, choose_precision, memory_format
 from t2i.training.ema import Ema
 from t2i.training.memory import keep_freed_memory
 from t2i.training.optimizer import adamw, learning_rate, load_state_tensors, set_rate, state_tensors
-from t2i.training.runs.change_log import add_entry
+from t2i.training.runs.change_log import record_change
 from t2i.training.runs.checkpoint import Checkpoint, check_fit
 from t2i.training.runs.environment import environment, idle_cores
 from t2i.training.runs.meter import Meter
 from t2i.training.runs.run_folder import Launch, RunFolder, say
 from t2i.training.runs.signals import Signals
 from t2i.training.runs.trackers import close_trackers, make_accelerator
-from t2i.training.sharding import average_gradients, like, whole
+from t2i.training.sharding import average_gradients, gather_full, shard_like
 
-SKIPS = 10  # updates in a row that an fp16 scaler may skip while it looks for its scale
+SKIPS = 10  # consecutive updates that an fp16 scaler may skip while it adjusts its scale
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of one optimiser step over the global images first .. first + batch - 1.
+    """A part of one optimizer step over the global images first .. first + batch - 1.
 
-    index: of the optimiser step.  share: which of the batch this process takes now, as a slice.
-    last: whether the update follows; False for all but the last part of an accumulated step.
+    index: of the optimizer step.  share: this process's slice of the batch, now.
+    last: the update follows; False for all but the last part of an accumulated step.
     """
 
     index: int
@@ -60,7 +60,7 @@ class Step:
 
 
 def check_division(config: Run, processes: int) -> None:
-    """Raises T2IError when the global batch does not divide over so many processes and the config's parts."""
+    """Check that the global batch divides over the processes and the config's parts.  Raises T2IError."""
     parts = processes * config.accumulate
     if config.batch % parts:
         raise T2IError(
@@ -70,14 +70,14 @@ def check_division(config: Run, processes: int) -> None:
 
 
 class Engine:
-    """Steps, precision, optimiser, averaged weights, log, checkpoints and signals of one run.
+    """The state of one run: steps, precision, optimizer, EMA weights, log, checkpoints and signals.
 
     module: everything that is trained, saved under its own parameter names. Loops call `engine.module(...)`, which runs
     in the config's precision and returns float32.
     data_hash: identity of the training data; resuming on other data is refused unless forced.
     rates: {beginning of parameter names: factor of their learning rate}; 1 for all others.
-    wrapped: whether the loop calls `engine.module`, which DistributedDataParallel may wrap. A loop that calls parts of
-    the module says False: it computes within `accelerator.autocast()`, and gradients are averaged in `descend`.
+    wrapped: the loop calls `engine.module`, which DistributedDataParallel may wrap. A loop that calls parts of the
+    module sets it to False: it computes within `accelerator.autocast()`, and gradients are averaged in `descend`.
     """
 
     def __init__(
@@ -94,14 +94,15 @@ class Engine:
         self.precision = choose_precision(config.precision)
         processes()
         if AcceleratorState._shared_state.get("_mixed_precision", self.precision) != self.precision:
-            AcceleratorState._reset_state()  # one program may train twice, each time in another precision
+            # Accelerate's state is a singleton; one program may train twice, each time in another precision
+            AcceleratorState._reset_state()
         self.accelerator = make_accelerator(config, folder.path, self.precision)
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         if self.device.type == "cpu":
             keep_freed_memory()
         check_division(config, self.accelerator.num_processes)
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it on a GPU
             torch.use_deterministic_algorithms(True)
         self.raw = module.to(self.device, memory_format=memory_format(self.device, module))
         self.module = torch.compile(self.raw) if config.compile else self.raw
@@ -123,10 +124,10 @@ class Engine:
         if self.accelerator.is_main_process:
             if note := idle_cores(self.device, self.accelerator.num_processes, torch.get_num_threads()):
                 say(note)
-            add_entry(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
+            record_change(folder.environment, self.images_seen, environment(self.accelerator, self.precision))
 
     def steps(self) -> Iterator[Step]:
-        """The steps that are left; between two of them the run is logged, saved, and stopped if a signal asks."""
+        """Yield the remaining steps; between two of them log, save, and stop if a signal was received."""
         config = self.config
         with self._signals, attention(self.device), self._progress() as bar:
             while self.images_seen < min(config.images, self.launch.until or config.images):
@@ -141,20 +142,20 @@ class Engine:
                 stop = self._agreed_stop()
                 if self.crossed(config.save_every) or stop or self.images_seen >= config.images:
                     self.save()
-                self._leave_if_asked(stop)
+                self._stop_if_requested(stop)
         if self.images_seen < config.images:
             self.save()
         close_trackers(self.accelerator)
 
     def _shares(self) -> list[tuple[slice, bool]]:
-        """This process's parts of a step, each with whether it is the last."""
+        """Return this process's parts of a step, and which of them is the last."""
         parts = self.config.accumulate
         size = self.config.batch // (parts * self.accelerator.num_processes)
         begin = self.rank * parts * size
         return [(slice(begin + k * size, begin + (k + 1) * size), k == parts - 1) for k in range(parts)]
 
     def update(self, step: Step, loss: Tensor, **terms: Tensor) -> None:
-        """Backward; after the last part clip, one optimiser step, averaged weights.
+        """Backward; after the last part clip, take one optimizer step, and update the EMA weights.
 
         loss: scalar float32, the mean over step.share.  terms: further numbers for the log.
         Raises NonFinite on every process before any weight changes, when a loss or gradient of one is not finite.
@@ -165,13 +166,14 @@ class Engine:
             self.advance(step)
 
     def backward(self, step: Step, loss: Tensor, name: str = "loss", /, **terms: Tensor) -> None:
-        """The first third of an update, for loops that make it of several losses: gradients, and what to log."""
+        """Compute gradients and record the loss: the first part of an update, for loops that have several losses."""
+        # the mean over all parts: accumulation must not change the gradient
         self.accelerator.backward(loss / self.config.accumulate)
         self._losses.append((step.share, loss.detach()))
         self._meter.add({name: loss, **terms})
 
     def tally(self, tallies: dict[str, Tensor]) -> None:
-        """For the log: means over those samples that a number is known of.
+        """Record means over a subset of samples for the log.
 
         tallies: {name: (sum, number of samples)} over a part of a step, (2,) float32; the same names on all processes.
         """
@@ -179,7 +181,7 @@ class Engine:
             self._meter.tallies[name] = self._meter.tallies.get(name, 0) + value
 
     def descend(self, step: Step, name: str = "gradient_norm") -> None:
-        """The second: clip, and one optimiser step for the weights that have gradients.  Raises NonFinite."""
+        """Clip, and take one optimizer step for the weights that have gradients: the second part.  Raises NonFinite."""
         config = self.config
         if not self._wrapped:
             average_gradients(self.accelerator, self.raw)
@@ -191,28 +193,28 @@ class Engine:
         self._meter.add({name: norm})
 
     def advance(self, step: Step) -> None:
-        """The last: the images of the step have been seen, and the average follows the weights."""
+        """Count the step's images as seen, and update the EMA weights: the last part."""
         self._before, self.images_seen = self.images_seen, step.first + step.batch
         self.ema.update(self.raw, step.batch, self.images_seen)
         self._meter.images += step.batch
 
     def seed_dropout(self, step: Step) -> None:
-        """Seed torch's global generator, which dropout draws from, for this process's part of a step."""
+        """Seed torch's global generator, from which dropout draws, for this process's part of a step."""
         part = step.share.start // (step.share.stop - step.share.start)
         torch.manual_seed(derive_seed(self.config.seed, f"dropout {part}", step.index))
 
     def crossed(self, every: int) -> bool:
-        """Whether the newest update passed a multiple of `every` images, and no part of the next step has begun."""
+        """Return whether the newest update passed a multiple of `every` images, before the next step begins."""
         return not self._losses and self.images_seen // every > self._before // every
 
     def average(self) -> dict[str, Tensor]:
-        """The averaged weights, whole.  Every process must ask."""
-        return whole(self.ema.values)
+        """Return the EMA weights, gathered.  Every process must call this."""
+        return gather_full(self.ema.values)
 
     def save(self) -> None:
-        """Write a checkpoint, gathered from all processes; the main process writes."""
-        optimizer = whole(state_tensors(self.optimizer, self.raw))
-        tensors = {"model": whole(self.raw.state_dict()), "ema": self.average(), "optimizer": optimizer}
+        """Gather a checkpoint from all processes, and write it on the main one."""
+        optimizer = gather_full(state_tensors(self.optimizer, self.raw))
+        tensors = {"model": gather_full(self.raw.state_dict()), "ema": self.average(), "optimizer": optimizer}
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -236,19 +238,19 @@ class Engine:
         main = self.accelerator.is_main_process
         checkpoint = self.folder.newest(say if main else lambda _: None)
         if checkpoint is None:
-            if main:  # a run that ended before its first checkpoint may have logged
+            if main:  # a run that was stopped before its first checkpoint may have logged
                 self.folder.rewind_log(0)
             return
         state = checkpoint.state
         if state["data_hash"] != self.data_hash and not force:
             raise CheckpointError(
                 f"{self.folder.path} was trained on other data: {state['data_hash'][:12]}, now {self.data_hash[:12]}",
-                "--force goes on with the new data, --fresh starts over",
+                "--force continues with the new data, --fresh starts over",
             )
         now = self.raw.state_dict()
         for part, tensors in (("model", now), ("ema", self.ema.values)):
             check_fit(part, checkpoint.tensors[part], tensors)
-        self.raw.load_state_dict({name: like(t, now[name]) for name, t in checkpoint.tensors["model"].items()})
+        self.raw.load_state_dict({name: shard_like(t, now[name]) for name, t in checkpoint.tensors["model"].items()})
         self.ema.load(checkpoint.tensors["ema"])
         load_state_tensors(self.optimizer, self.raw, checkpoint.tensors["optimizer"])
         if self.accelerator.scaler and state.get("scaler"):
@@ -269,7 +271,7 @@ class Engine:
         self._skips = self._skips + 1 if scaling and of_each.any() else 0
         if not of_each.any() or (scaling and self._skips < SKIPS):
             return
-        # Gradients are means over all processes: one bad loss makes all of them bad, and is the one to name.
+        # Gradients are means over all processes: one bad loss makes all of them bad, and is the one to report.
         where = of_each[:, :-1] if of_each[:, :-1].any() else of_each[:, -1:].expand(-1, len(losses))
         size = step.share.stop - step.share.start
         begins = [(rank * len(losses) + part) * size for rank, part in where.nonzero().tolist()]
@@ -278,7 +280,7 @@ class Engine:
         repeatedly = f" for {SKIPS} updates in a row" if scaling else ""
         raise NonFinite(
             f"loss or gradient is not finite{repeatedly} at step {step.index}, process {ranks}, images {samples}",
-            "the last checkpoint is whole; try a lower optimizer.lr, or --set precision=no",
+            "the last checkpoint is intact; try a lower optimizer.lr, or --set precision=no",
         )
 
     def _progress(self) -> Any:
@@ -307,18 +309,18 @@ class Engine:
             self.accelerator.log({name: row[name] for name, cell in cells.items() if cell}, self.images_seen)
 
     def _agreed_stop(self) -> int:
-        """The signal that ends the run, the same on all processes: one alone would keep the others waiting."""
+        """Return the signal that ends the run, agreed on by all processes: else the others would wait."""
         if self.accelerator.num_processes == 1:
-            return self._signals.asked
-        return int(self.accelerator.gather(torch.tensor([self._signals.asked], device=self.device)).max())
+            return self._signals.received
+        return int(self.accelerator.gather(torch.tensor([self._signals.received], device=self.device)).max())
 
-    def _leave_if_asked(self, stop: int) -> None:
+    def _stop_if_requested(self, stop: int) -> None:
         if not stop:
             return
-        self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one is gone
+        self.accelerator.wait_for_everyone()  # a launcher kills all processes when the first one exits
         if stop == signal.SIGINT:
             raise KeyboardInterrupt
         if stop == signal.SIGTERM:
             raise Terminated(
-                f"terminated at {self.images_seen:,} images; the state is saved", "the same command again resumes"
+                f"terminated at {self.images_seen:,} images; the state is saved", "run the same command to resume"
             )

@@ -1,7 +1,7 @@
-"""Cached latents: every training image encoded once, as it is and mirrored.
+"""Cached latents: every training image encoded once, unmirrored and mirrored.
 
 latents.safetensors    {"latents": (2, N, C, h, w) float16}; [1] is of the mirrored images
-manifest.json          what they were made from: hash of the autoencoder, hash of the pixels, size; written last
+manifest.json          their origin: hash of the autoencoder, hash of the pixels, size; written last
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ BATCH = 64
 
 
 def cached_latents(vae: AutoencoderKL, table: Table, folder: Path, precision: str, progress: bool) -> Tensor:
-    """(2, N, C, h, w) float16 on the CPU: the scaled posterior means of all images, read from `folder` or made there.
+    """Read the scaled posterior means of all images from `folder`, or encode and store them.
+
+    Returns (2, N, C, h, w) float16, on the CPU.
 
     precision: "no" or "bf16", of the encoder's forward pass.
     Raises DataError when the folder holds latents of another autoencoder, other data or another size.
@@ -53,6 +55,7 @@ def cached_latents(vae: AutoencoderKL, table: Table, folder: Path, precision: st
         except (OSError, SafetensorError, KeyError) as e:
             raise DataError(f"cannot read {file}: {e}", "remove its folder to encode again") from None
     latents = encode(vae, table, precision, progress)
+    # The manifest comes last: without it, latents that were cut short are encoded again.
     atomic.write(save({"latents": latents}), file, overwrite=True)
     atomic.write(json.dumps(wanted, indent=1).encode(), manifest, overwrite=True)
     return latents
@@ -79,7 +82,7 @@ def encode(vae: AutoencoderKL, table: Table, precision: str, progress: bool) -> 
 
 
 def _pixels_hash(table: Table) -> str:
-    """Identity of the pixels; of those in memory alone, so that captions and the number of visits may change."""
+    """Return the identity of the pixels; in memory of them alone, so that captions and repeats may change."""
     return tensors_hash([("pixels", table.pixels)]) if isinstance(table, ImageTable) else table.hash
 
 

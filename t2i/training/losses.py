@@ -10,14 +10,19 @@ from t2i.training.elbo import kl_nats
 
 
 def gradient_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 between the differences of neighbouring pixels, across and down: edges count apart from brightness."""
-    across = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
-    down = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
-    return across + down
+    """Return the L1 distance between differences of neighbouring pixels, horizontal and vertical: a scalar.
+
+    It weighs edges apart from brightness.
+    """
+    horizontal = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
+    vertical = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
+    return horizontal + vertical
 
 
 def ssim(x: Tensor, y: Tensor, window: int = 7) -> Tensor:
-    """Structural similarity in [-1, 1], 1 for equal images, with a uniform window (Wang et al. 2004, eq. 13).
+    """Return the structural similarity in [-1, 1], 1 for equal images, with a uniform window.
+
+    Wang et al. 2004, eq. 13.
 
     Its constants are for a dynamic range of 2: C1 = (0.01 * 2)^2, C2 = (0.03 * 2)^2.
     """
@@ -35,7 +40,7 @@ def ssim(x: Tensor, y: Tensor, window: int = 7) -> Tensor:
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) in nats, summed over a latent, averaged over the batch.
+    """Return KL(N(mean, variance) || N(0, 1)) in nats, summed over a latent, averaged over the batch.
 
     Kingma & Welling 2014, appendix B.
     """
@@ -43,12 +48,12 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, peak 2, from the mean squared error over the whole batch."""
+    """Return the peak signal-to-noise ratio in dB, peak 2, from the mean squared error over the whole batch."""
     return 10 * (4 / F.mse_loss(x, y)).log10()
 
 
 def feature_distance(real: list[Tensor], other: list[Tensor]) -> Tensor:
-    """Mean over scales and pixels of the squared distance between unit feature vectors: (B,), in [0, 4].
+    """Return the mean over scales and pixels of the squared distance between unit feature vectors: (B,), in [0, 4].
 
     real, other: features of two batches of images at several scales, each (B, C, H, W).
     Zhang et al. 2018 (LPIPS), eq. 1, with equal weights for all channels.
@@ -60,9 +65,9 @@ def feature_distance(real: list[Tensor], other: list[Tensor]) -> Tensor:
 
 
 def by_noise_level(errors: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
-    """{mse_quarter1: (sum, number), ...}: of the samples whose time is in each quarter of (0, end], (2,) float32.
+    """Return {mse_quarter1: (sum, number), ...} of the samples whose time is in each quarter of (0, end]: (2,) float32.
 
-    errors: (B,) of each sample.  t: (B,).  Of discrete steps 1 .. T each quarter has as many.
+    errors: (B,) of each sample.  t: (B,).  Of discrete steps 1 .. T each quarter has the same number.
     """
     quarter = (4 * t / end).ceil().clamp(1, 4).to(errors.device)
     errors = errors.detach().float()

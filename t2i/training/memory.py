@@ -1,4 +1,4 @@
-"""Memory while training: kept from step to step, and what to change when there is too little of it."""
+"""Memory in training: reuse between steps, and a suggestion when there is too little."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from functools import cache
 from t2i.config import Run
 from t2i.errors import OutOfMemory
 
-# Parameters of glibc's mallopt, from malloc.h.
+# parameters of glibc's mallopt, from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what tensors free for the tensors of the next step.  Linux with glibc; elsewhere nothing.
+    """Make the C library keep freed memory for the tensors of the next step.  Linux with glibc; elsewhere does nothing.
 
-    By default it gives every large block back to the system and takes new pages, which the system must clear: half the
-    time of a step. `t2i train ddpm ddpm-cifar10-10m --dry-run`, in batches of 256, told 31 images/s before this and 55
-    with it (2 cores of an Intel Xeon with AMX, 2026-11-25). The process keeps the memory of its largest step.
+    By default it returns every large block to the system and takes new pages, which the system must clear: half the
+    time of a step. `t2i train ddpm ddpm-cifar10-10m --dry-run`, in batches of 256, measured 31 images/s without this
+    and 55 with it (2 cores of an Intel Xeon with AMX, 2026-11-25). The process keeps the memory of its largest step.
     """
     with suppress(OSError, AttributeError):  # no such library, or none with mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -31,9 +31,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def advice(config: Run) -> Iterator[None]:
-    """Turn a device's or the CPU allocator's failure inside into OutOfMemory with the next thing to try.
+    """Turn a device's or the CPU allocator's failure into OutOfMemory with a suggestion.
 
-    Accumulation keeps the global batch, and with it the run: only rounding differs.
+    Accumulation keeps the global batch, and so the run: only rounding differs.
     """
     import torch
 
@@ -45,5 +45,5 @@ def advice(config: Run) -> Iterator[None]:
         parts = 2 * config.accumulate
         raise OutOfMemory(
             f"out of memory at batch {config.batch}, taken in {config.accumulate} parts: {str(e).splitlines()[0]}",
-            f"--set accumulate={parts} takes smaller parts, with the same result; the run goes on where it was saved",
+            f"--set accumulate={parts} takes smaller parts, with the same result; the run resumes from its checkpoint",
         ) from e

@@ -1,4 +1,4 @@
-"""AdamW as the engine uses it: its groups, its learning rate over images seen, its state under parameter names."""
+"""AdamW as the engine uses it: parameter groups, learning rate over images seen, state by parameter name."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from t2i.config import Optimizer
 from t2i.errors import CheckpointError
-from t2i.training.sharding import like
+from t2i.training.sharding import shard_like
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def learning_rate(optimizer: Optimizer, images_seen: int, images: int) -> float:
-    """The rate for the step that begins at `images_seen`, of a run of `images`.
+    """Return the rate for the step that begins at `images_seen`, of a run of `images`.
 
     Linear warm-up; then a cosine to zero, or constant with a linear cooldown to zero at the end (Zhai et al. 2022,
-    section 3.5), which a longer run only moves: until it begins, runs of all lengths are one.
+    section 3.5). The cooldown of a longer run only starts later: until then, runs of all lengths are equal.
     """
     rate = optimizer.lr * min(1.0, (images_seen + 1) / max(1, optimizer.warmup))
     if optimizer.cooldown:
@@ -30,7 +30,7 @@ def learning_rate(optimizer: Optimizer, images_seen: int, images: int) -> float:
 
 
 def adamw(config: Optimizer, module: nn.Module, rates: dict[str, float]) -> torch.optim.AdamW:
-    """AdamW over a module's parameters, in one group per factor of the learning rate.
+    """Return AdamW over a module's parameters, in one group per factor of the learning rate.
 
     rates: {beginning of parameter names: factor}; 1 for all others.
     """
@@ -43,15 +43,15 @@ def adamw(config: Optimizer, module: nn.Module, rates: dict[str, float]) -> torc
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its factor of the rate."""
+    """Set every group's rate, scaled by its factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * rate
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """AdamW's state as {parameter.key: tensor}: exp_avg, exp_avg_sq and step of each parameter.
+    """Return AdamW's state as {parameter.key: tensor}: exp_avg, exp_avg_sq and step of each parameter.
 
-    What has not been stepped yet has no state in torch, which is the same as zeros.
+    A parameter without a step has no state in torch, which is equivalent to zeros.
     """
     tensors: dict[str, Tensor] = {}
     for name, p in module.named_parameters():
@@ -61,10 +61,10 @@ def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[s
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's state back.  Raises CheckpointError naming what is missing."""
+    """Restore the state of a checkpoint.  Raises CheckpointError naming a missing tensor."""
     for name, p in module.named_parameters():
         for key in STATE:
             if f"{name}.{key}" not in tensors:
                 raise CheckpointError(f"the checkpoint's optimizer part has no {name}.{key}", "--fresh starts over")
             value = tensors[f"{name}.{key}"]
-            optimizer.state[p][key] = like(value, p) if value.dim() else value.to(p.device, copy=True)
+            optimizer.state[p][key] = shard_like(value, p) if value.dim() else value.to(p.device, copy=True)

@@ -1,7 +1,6 @@
-"""What several processes hold in parts: sharded weights (FSDP) as the whole tensors that checkpoints are made of, and
-back; and the mean of gradients, each of another share of the batch.
+"""Tensors split over processes: sharded weights (FSDP) to and from whole tensors, and the mean of gradients.
 
-Tensors that are not sharded pass through untouched.
+Tensors that are not sharded pass through unchanged.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, gathered where they are sharded.  Every process must ask."""
+def gather_full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gather sharded tensors.  Every process must call this."""
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
 
 
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor as `model` is: on its device, as it lies in memory, and sharded.  Every process must ask."""
+def shard_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """Place a whole tensor like `model`: its device, memory format and sharding.  Every process must call this."""
     if isinstance(model, DTensor):
         return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
-    # a copy: what was read is still mapped from a file that will be pruned
+    # a copy: the tensor may be mapped from a checkpoint that will be removed
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
 
 def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
-    """Make every gradient of a module its mean over all processes, as DistributedDataParallel does along the way."""
+    """Replace every gradient of a module by its mean over all processes, as DistributedDataParallel does."""
     if accelerator.num_processes == 1:
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]

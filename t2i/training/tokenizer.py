@@ -1,10 +1,10 @@
 """A CLIP-format byte-pair tokenizer, trained on the captions (Sennrich et al. 2016; Radford et al. 2021).
 
-The vocabulary is laid out as CLIP's: 256 byte symbols, the same at the end of a word, the merges in the order they were
+The vocabulary has CLIP's order: 256 byte symbols, the same at the end of a word, the merges in the order they were
 learned, then the two markers. Any text can be encoded; words of the captions are one token, or few.
 
 The merges are learned here, not by `tokenizers`: its trainer breaks ties by the order of a hash table, so that two runs
-of one config would not have the same words.
+of one config would not have the same vocabulary.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def train_tokenizer(captions: Iterable[str], vocabulary: int, tokens: int) -> CLIPTokenizer:
     """Learn merges from the captions until the vocabulary is full or nothing is left to merge.
 
-    vocabulary: most entries, markers included.  tokens: length every text is padded or cut to.
+    vocabulary: maximum size, markers included.  tokens: length to which every text is padded or truncated.
     """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    rules = CLIPTokenizer().backend_tokenizer  # an empty one, for its normaliser and its splitting into words
+    rules = CLIPTokenizer().backend_tokenizer  # an empty one, for its normaliser and its pre-tokenizer
     words: Counter[str] = Counter()
     for caption in captions:
         pieces = rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(caption))
@@ -43,15 +43,15 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, tokens: int) -> CL
 
 
 def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
-    """The `count` merges of the most frequent neighbours, one after the other; ties go to the first in the alphabet.
+    """Learn `count` merges of the most frequent neighbours, one after the other; ties go to the first in the alphabet.
 
-    words: how often each word occurs, in byte symbols.  Sennrich et al. 2016, algorithm 1.
+    words: frequency of each word, in byte symbols.  Sennrich et al. 2016, algorithm 1.
     """
-    spelled = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
+    symbols_of = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     frequency = list(words.values())
     pairs: Counter[tuple[str, str]] = Counter()
-    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # the words that hold a pair, or once did
-    for i, symbols in enumerate(spelled):
+    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # words that contain a pair, or once did
+    for i, symbols in enumerate(symbols_of):
         for pair in pairwise(symbols):
             pairs[pair] += frequency[i]
             where[pair].add(i)
@@ -60,16 +60,16 @@ def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     while heap and len(merges) < count:
         n, best = heapq.heappop(heap)
-        if not n or -n != pairs[best]:  # an entry of before a merge took some of its occurrences
+        if not n or -n != pairs[best]:  # stale: merges since then have reduced the count, and pushed a new item
             continue
         merges.append(best)
         changed: set[tuple[str, str]] = set()
         for i in where.pop(best):
-            for pair in pairwise(spelled[i]):
+            for pair in pairwise(symbols_of[i]):
                 pairs[pair] -= frequency[i]
                 changed.add(pair)
-            spelled[i] = _merge(spelled[i], best)
-            for pair in pairwise(spelled[i]):
+            symbols_of[i] = _merge(symbols_of[i], best)
+            for pair in pairwise(symbols_of[i]):
                 pairs[pair] += frequency[i]
                 where[pair].add(i)
                 changed.add(pair)
@@ -79,7 +79,7 @@ def learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
 
 
 def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """The word with every occurrence of the pair made one symbol, from the left."""
+    """Replace every occurrence of the pair in a word by one symbol, from the left."""
     merged: list[str] = []
     for symbol in symbols:
         if merged and (merged[-1], symbol) == pair:

@@ -1,4 +1,4 @@
-"""`--verify-resume`: show on this machine, with this config, that a resumed run is the uninterrupted one."""
+"""`--verify-resume`: show on this machine, with this config, that a resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NEVER = 2**62
 
 
 def verify_resume(config: Run, folder: Path, progress: bool = True) -> str:
-    """Train 2N images straight, and N, resume, N; compare weights, their average and the optimiser bit for bit.
+    """Train 2N images straight, and N, resume, N; compare weights, EMA weights and optimizer state bit for bit.
 
-    folder: where both runs are written, and removed again when they are equal.
-    Returns one line of what was compared.  Raises CheckpointError naming the first tensor that differs.
+    folder: for both runs; removed when they are equal.
+    Returns one line about the comparison.  Raises CheckpointError naming the first tensor that differs.
     """
     n = STEPS * config.batch
     changes: dict[str, object] = {

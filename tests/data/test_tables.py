@@ -171,7 +171,7 @@ def test_a_stream_reads_each_shard_once_an_epoch_and_resumes_without_what_was_be
     assert 0 < len(read) <= 5
     read.clear()
     ahead = ShardStore(data)
-    ahead.prepare(0, 0, 10)
+    ahead.read_ahead(0, 0, 10)
     prepared = set(read)
     ahead.fetch(ahead.order(0, 10, 10).tolist())
     assert set(read) == prepared  # the second buffer was there before it was asked for
@@ -180,7 +180,7 @@ def test_a_stream_reads_each_shard_once_an_epoch_and_resumes_without_what_was_be
 def test_a_stream_holds_few_shards(shards: str) -> None:
     store = ShardStore(config(shards, storage="stream", buffer=3))
     store.fetch(list(range(41)))
-    assert sum(int(store._sizes[k]) for k in store._held) <= store.room == 2 * 3 + 2 * 6
+    assert sum(int(store._sizes[k]) for k in store._cached) <= store.room == 2 * 3 + 2 * 6
 
 
 def test_a_hub_data_set_is_streamed_from_its_parquet_files(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_a_whole_installation_is_described(
     assert "nothing is broken" in captured.err
     card = (ROOT / "t2i" / "mini" / "README.md").read_text(encoding="utf-8")
     (said_there,) = re.findall(r"`([0-9a-f]{64})`", card)
-    assert f"whole, as published ({said_there})" in captured.out
+    assert f"intact, as published ({said_there})" in captured.out
 
 
 def test_what_is_broken_is_named_with_the_way_out_and_the_code_is_1(
@@ -121,7 +121,7 @@ def test_one_flipped_bit_of_mini_is_found(
     code, facts, problems, said = examine(capsys)
     assert (code, facts["mini"]) == (1, "changed")
     assert f"mini/{part}.safetensors" in problems["mini"]["problem"]
-    assert "not what was published: sha256 " in problems["mini"]["problem"]
+    assert "not as published: sha256 " in problems["mini"]["problem"]
     assert "pip install --force-reinstall" in said
 
 

@@ -204,12 +204,16 @@ def test_a_run_says_how_far_it_is_and_what_it_made(tmp_path: Path) -> None:
     run = make_run(tmp_path / "first", some_log(), images=1000, autoencoder="/home/someone/runs/mini-autoencoder")
     output = call(run).output
     assert output.splitlines()[0] == str(run)
-    for line in ("family                    ddpm", "images seen               400 of 1,000 (40\u00a0%)", "images/s  "):
+    for line in (
+        "family                      ddpm",
+        "images seen                 400 of 1,000 (40\u00a0%)",
+        "images/s  ",
+    ):
         assert line in output
     assert "–" not in output  # what is not known is left out
     (run / "export").mkdir()
     (run / "export" / "model_index.json").write_text('{"_class_name": "DDPMPipeline", "unet": ["diffusers", "Net"]}')
-    assert "pipeline                  DDPMPipeline" in call(run).output
+    assert "pipeline                    DDPMPipeline" in call(run).output
     facts = json.loads(call("--json", run).output)
     assert (facts["kind"], facts["family"], facts["images_seen"], facts["images"]) == ("run", "ddpm", 400, 1000)
     assert facts["config"]["autoencoder"] == "…/mini-autoencoder"

@@ -50,14 +50,14 @@ def one_step(
     x_t: Tensor,
     t: float,
     s: float,
-    before: Any = None,
+    previous: Any = None,
     fresh: Tensor | None = None,
 ) -> Tensor:
     """A step on its own, as the loop makes it."""
     denoise = as_denoiser(schedule)
     x0 = denoise(x_t, torch.tensor(t, dtype=torch.float64))
     noise = torch.zeros_like(x_t) if fresh is None or s == 0 else fresh
-    return sampler(SamplerStep(t, s, x_t, x0, before, s == 0, schedule, denoise, lambda: noise))
+    return sampler(SamplerStep(t, s, x_t, x0, previous, s == 0, schedule, denoise, lambda: noise))
 
 
 def abar(beta_schedule: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -136,13 +136,13 @@ def test_dpmpp_2m_step(name: str, spacing: str) -> None:
     exact = torch.from_numpy(np.append(sigmas, 0.0))
     assert (scheduler.sigmas / exact - 1).nan_to_num(0).abs().max() < 2e-4  # what float32 tables explain, no more
     scheduler.sigmas = exact
-    x_t, before = draw(1), None
+    x_t, previous = draw(1), None
     for k, (t, s) in zip(scheduler.timesteps, pairwise([*times, 0.0]), strict=True):
         x0 = as_denoiser(schedule)(x_t, torch.tensor(t, dtype=torch.float64))
         expected = scheduler.step(answer(x_t, t), k, x_t).prev_sample
-        found = one_step(dpmpp_2m, schedule, x_t, t, s, before=before)
+        found = one_step(dpmpp_2m, schedule, x_t, t, s, previous=previous)
         assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
-        x_t, before = found, (t, x0)
+        x_t, previous = found, (t, x0)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras"])

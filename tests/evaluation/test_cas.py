@@ -13,7 +13,7 @@ from t2i.cli.main import main
 from t2i.config import Source
 from t2i.errors import DataError
 from t2i.evaluation.cas import classification_accuracy_score, learn
-from t2i.evaluation.image_sets import Stored
+from t2i.evaluation.image_sets import StoredSet
 from t2i.evaluation.image_sources import open_stored
 
 
@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(path: Path) -> Stored:
+def opened(path: Path) -> StoredSet:
     return open_stored(Source(path=str(path)), SIZE)
 
 

@@ -17,7 +17,7 @@ from t2i.cli.main import main
 from t2i.evaluation import comparison
 from t2i.evaluation.image_sets import GeneratedSet
 from t2i.evaluation.image_sources import open_pictures
-from t2i.evaluation.score_files import shown
+from t2i.evaluation.score_files import shown_on_sheet
 from t2i.report.compare_table import _run, warnings
 
 
@@ -62,10 +62,10 @@ def test_a_table_curves_and_a_page(place: Path, tmp_path: Path, capfd: pytest.Ca
     ]
     assert "<b>|run" in page.text
     plots = page.plots()
-    drawn = plots["Frechet distance against sampling steps"]["a <b>|run"]
+    points = plots["Frechet distance against sampling steps"]["a <b>|run"]
     exact = [point["score"]["metrics"]["frechet"]["value"] for point in model["curves"]["steps"]]
-    assert drawn["x"] == [2, 4]
-    assert drawn["y"] == pytest.approx(exact, rel=1e-5)
+    assert points["x"] == [2, 4]
+    assert points["y"] == pytest.approx(exact, rel=1e-5)
     floor = model["curves"]["steps"][0]["score"]["metrics"]["frechet"]["floor"]
     assert plots["Frechet distance against sampling steps"]["real pictures"]["y"] == pytest.approx(
         [floor] * 2, rel=1e-5
@@ -144,7 +144,7 @@ def test_names_and_the_points_that_a_model_has(place: Path, tmp_path: Path) -> N
 def test_a_sheet_of_a_sorted_folder_shows_all_its_classes(place: Path) -> None:
     pictures = open_pictures(str(place / "alike"), SIZE)
     assert pictures.labels(range(20)) == ["blue"] * 20
-    assert Counter(pictures.labels(shown(pictures))) == {"blue": 14, "green": 13, "red": 13}
+    assert Counter(pictures.labels(shown_on_sheet(pictures))) == {"blue": 14, "green": 13, "red": 13}
 
 
 def test_a_warning_about_several_is_said_once() -> None:

@@ -14,7 +14,7 @@ from t2i import config
 from t2i.cli.main import main
 from t2i.errors import DataError, ModelError, ModelUnavailable, UsageError
 from t2i.evaluation import external_extractors, extraction, features
-from t2i.evaluation.extraction import look
+from t2i.evaluation.extraction import extract_features
 from t2i.evaluation.features import load_extractor
 from t2i.evaluation.image_sources import open_stored
 from t2i.evaluation.reference import check_extractor, extractor_spec, load_reference, make_reference, save_reference
@@ -32,7 +32,7 @@ def test_a_classifier_sees_what_its_network_computes(tmp_path: Path) -> None:
     run = save_classifier(tmp_path / "judge-run")
     judge = load_extractor(str(run))
     x = pixels(7, SIZE)
-    seen, logits = judge.look(x)
+    seen, logits = judge.extract(x)
     net = ResNet.from_pretrained(run / "export").eval()
     with torch.inference_mode():
         torch.testing.assert_close(seen, net.features(images.from_uint8(x)), rtol=1e-5, atol=1e-6)
@@ -47,14 +47,14 @@ def test_features_of_a_picture_do_not_depend_on_the_others(cut: int, tmp_path: P
     """Bit for bit: however the pictures are cut into calls that begin at whole groups, and whatever stands beside."""
     judge = load_extractor(str(save_classifier(tmp_path / "run")))
     x = pixels(230, SIZE)
-    whole, _ = judge.look(x)
-    assert torch.equal(judge.look(x[:cut])[0], whole[:cut])
+    whole, _ = judge.extract(x)
+    assert torch.equal(judge.extract(x[:cut])[0], whole[:cut])
 
 
 def test_pixels_are_features_too() -> None:
     extractor = load_extractor("pixels")
     x = pixels(2, extractor.size)
-    seen, logits = extractor.look(x)
+    seen, logits = extractor.extract(x)
     assert logits is None
     torch.testing.assert_close(seen, images.from_uint8(x).flatten(1))
 
@@ -72,13 +72,13 @@ def test_efficientnet_sees_what_its_network_computes(efficientnet: features.Extr
     assert (efficientnet.size, efficientnet.text) == (160, None)
     assert efficientnet.preprocessing == ("centred square, Lanczos to 160 x 160 pixels, 8 bits, (pixel - 127) / 128")
     x = pixels(3, 160)
-    seen, logits = efficientnet.look(x)
+    seen, logits = efficientnet.extract(x)
     assert logits is None
     assert seen.shape == (3, 1280)
     with torch.inference_mode():
         theirs = load_efficientnet(folded=False).features(images.from_uint8(x))
     torch.testing.assert_close(seen, theirs, rtol=1e-3, atol=1e-4)
-    alone, _ = efficientnet.look(x[:1])
+    alone, _ = efficientnet.extract(x[:1])
     assert torch.equal(alone[0], seen[0])
 
 
@@ -143,7 +143,7 @@ def test_clip_embeds_as_transformers_does(whole: bool, tmp_path: Path) -> None:
             theirs = model.visual_projection(model.vision_model(pixel_values=prepared).pooler_output)
         else:
             theirs = model(pixel_values=prepared).image_embeds
-    torch.testing.assert_close(extractor.look(x)[0], theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(extractor.extract(x)[0], theirs, rtol=1e-4, atol=1e-5)
     assert "0.4, 0.5, 0.6" in extractor.preprocessing
 
 
@@ -162,7 +162,7 @@ def test_dinov2_gives_its_class_token(tmp_path: Path) -> None:
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in external_extractors.IMAGENET)
     with torch.inference_mode():
         theirs = model(pixel_values=(x / 255 - mean) / deviation).last_hidden_state[:, 0]
-    torch.testing.assert_close(extractor.look(x)[0], theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(extractor.extract(x)[0], theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_are_missing_or_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_what_is_seen_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Moments of all, features of a random part in random order with their own labels, digests in order."""
     judge = load_extractor(str(save_classifier(tmp_path / "run")))
     pictures = open_stored(config.Source(path=str(save_pictures(tmp_path / "pictures", 30))), SIZE)
-    seen = look(judge, pictures, range(30), keep=12)
+    seen = extract_features(judge, pictures, range(30), keep=12)
     table = pictures.table.images(torch.arange(30))
-    theirs, logits = judge.look(table)
+    theirs, logits = judge.extract(table)
     assert logits is not None
     assert seen.logits is not None
     torch.testing.assert_close(seen.moments.mean(), theirs.double().mean(0))
@@ -245,5 +245,5 @@ def test_what_is_seen_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(set(seen.rows.tolist())) == 12
     assert seen.rows.tolist() != sorted(seen.rows.tolist())
     assert len(set(seen.digests.tolist())) == 30
-    part = look(judge, pictures, [3, 4, 5])
+    part = extract_features(judge, pictures, [3, 4, 5])
     assert part.digests.tolist() == seen.digests[3:6].tolist()

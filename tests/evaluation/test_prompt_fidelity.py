@@ -18,7 +18,7 @@ from t2i.cli.main import main
 from t2i.config import Source
 from t2i.errors import DataError
 from t2i.evaluation.external_extractors import CLIP
-from t2i.evaluation.extraction import Seen
+from t2i.evaluation.extraction import ExtractedFeatures
 from t2i.evaluation.features import Extractor, load_extractor
 from t2i.evaluation.image_sets import ImageSet, class_indices
 from t2i.evaluation.image_sources import open_pictures
@@ -39,10 +39,10 @@ def test_a_prompt_is_asked_what_it_names_alone() -> None:
     assert class_indices(["horse"], ("horse", "a horse")).tolist() == [0]  # a class's own name goes before words in it
 
 
-def seen(logits: list[list[float]], answers: list[list[int]]) -> Seen:
+def seen(logits: list[list[float]], answers: list[list[int]]) -> ExtractedFeatures:
     n = len(logits)
     x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-    return Seen(
+    return ExtractedFeatures(
         Moments.of(x), torch.arange(n), x, torch.tensor(logits), torch.tensor(answers), torch.arange(n), QUESTIONS
     )
 
@@ -84,7 +84,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_judge_of_several_questions(judge: Extractor) -> None:
     assert judge.questions == QUESTIONS
     assert judge.classes == ("horse", "dog")
-    _, logits = judge.look(torch.zeros(3, 3, judge.size, judge.size, dtype=torch.uint8))
+    _, logits = judge.extract(torch.zeros(3, 3, judge.size, judge.size, dtype=torch.uint8))
     assert logits is not None
     assert logits.shape == (3, 5)
 
@@ -93,10 +93,10 @@ def test_a_reference_keeps_the_answers_to_every_question(judge: Extractor, pairs
     made = make_reference(judge, Source(path=str(pairs)), "")
     again = load_reference(save_reference(made, tmp_path / "ref.safetensors"))
     assert again.facts.questions == QUESTIONS
-    assert list(again.seen.questions) == ["object", "style"]
-    order = again.seen.rows.argsort()
-    assert again.seen.answers[order, 0].tolist() == [-1 if k % 10 == 9 else k % 2 for k in range(40)]
-    assert again.seen.answers[order, 1].tolist() == [k % 3 for k in range(40)]
+    assert list(again.extracted.questions) == ["object", "style"]
+    order = again.extracted.rows.argsort()
+    assert again.extracted.answers[order, 0].tolist() == [-1 if k % 10 == 9 else k % 2 for k in range(40)]
+    assert again.extracted.answers[order, 1].tolist() == [k % 3 for k in range(40)]
 
 
 @dataclass
@@ -127,9 +127,11 @@ def test_clip_score_is_the_cosine_that_transformers_computes(tmp_path: Path) -> 
 
     prompts = ["a horse", "a dog in Van Gogh style " * 20, "a horse", ""]
     x = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    features, _ = extractor.look(x)
+    features, _ = extractor.extract(x)
     order = torch.tensor([2, 0, 3, 1])
-    found = Seen(Moments.of(features), order, features[order], None, torch.full((4, 1), -1), torch.arange(4))
+    found = ExtractedFeatures(
+        Moments.of(features), order, features[order], None, torch.full((4, 1), -1), torch.arange(4)
+    )
     ours = clip_score(found, cast(ImageSet, Asked(prompts)), extractor)
 
     tokens = tokenizer(prompts, padding=True, truncation=True, max_length=16, return_tensors="pt")
@@ -208,7 +210,7 @@ def test_pictures_of_generate_know_their_prompts(reference: Path, prompts: Path,
     assert (score["n"], score["subject"]["kind"]) == (12, "samples")  # the sheet is no picture of a prompt
     assert {name: one["n"] for name, one in score["prompts"].items()} == {"object": 8, "style": 8, ALL: 8}
     _, out, _ = run("eval", "score", folder, "--ref", reference)
-    assert "asked for, and shown: style (N = 8)" in out
+    assert "prompt accuracy: style (N = 8)" in out
 
 
 @pytest.mark.usefixtures("embedded")
@@ -216,7 +218,7 @@ def test_text_to_image_models_are_compared(reference: Path, prompts: Path, tmp_p
     given = ("--ref", reference, "--prompts", prompts, "--n", 12, "-o", tmp_path / "compared")
     code, out, err = run("eval", "compare", "mini", *given)
     assert code == 0, err
-    (row,) = [line for line in out.splitlines() if "asked for, and shown: style" in line]
+    (row,) = [line for line in out.splitlines() if "prompt accuracy: style" in line]
     score = json.loads((tmp_path / "compared" / "compare.json").read_text())["subjects"][0]["score"]
     assert score["images_per_second"] > 0
     assert f"{score['prompts']['style']['value']:.4g}" in row

@@ -15,9 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from t2i import config
 from t2i.errors import DataError, ModelError, UsageError
-from t2i.evaluation.extraction import Seen
+from t2i.evaluation.extraction import ExtractedFeatures
 from t2i.evaluation.features import Extractor, load_extractor
-from t2i.evaluation.metric_table import Side, by_class, evenly, floor, is_balanced, measure, split
+from t2i.evaluation.metric_table import (
+    FeatureSet,
+    by_class,
+    compute_metrics,
+    floor,
+    interleave_classes,
+    is_balanced,
+    split,
+)
 from t2i.evaluation.metrics import Moments, frechet_distance, kernel_distance, manifolds, nearest
 from t2i.evaluation.reference import (
     Reference,
@@ -45,21 +53,23 @@ def reference(judge: Extractor, real: Path) -> Reference:
     return make_reference(judge, config.Source(path=str(real)), "runs/judge")
 
 
-def seen(n: int = 90, d: int = 4) -> Seen:
+def seen(n: int = 90, d: int = 4) -> ExtractedFeatures:
     x = torch.randn(n, d, generator=generator(0, "seen"))
     labels = (torch.arange(n) % 3)[torch.randperm(n, generator=generator(0, "order"))]
-    return Seen(Moments.of(x), torch.arange(n), x, x[:, :3], labels[:, None], torch.arange(n), {"": CLASSES})
+    return ExtractedFeatures(
+        Moments.of(x), torch.arange(n), x, x[:, :3], labels[:, None], torch.arange(n), {"": CLASSES}
+    )
 
 
 def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: Path) -> None:
     path = save_reference(with_floor(reference, 40), tmp_path / "ref.safetensors")
     found = load_reference(path)
     assert found.facts == reference.facts
-    assert frechet_distance(found.seen.moments, reference.seen.moments) < 1e-9
+    assert frechet_distance(found.extracted.moments, reference.extracted.moments) < 1e-9
     for name in ("rows", "features", "logits", "answers", "digests"):
-        assert torch.equal(getattr(found.seen, name), getattr(reference.seen, name)), name
+        assert torch.equal(getattr(found.extracted, name), getattr(reference.extracted, name)), name
     assert [one.balanced for one in found.floors] == [False, True]
-    assert found.floors[0].draws == floor(reference.seen, 40).draws
+    assert found.floors[0].draws == floor(reference.extracted, 40).draws
     assert found.floor(40, True) is found.floors[1]
     assert found.floor(30) is found.floor(30), "measured once"
     assert load_file(path)["covariance"].dtype == torch.float64
@@ -96,7 +106,7 @@ def test_the_floor_is_real_against_the_others() -> None:
 def test_balanced_draws_have_every_class_alike() -> None:
     """Any stretch of the order; and a floor of classes that lie far apart is lower than that of random draws."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=generator(0, "labels"))]
-    order = evenly(torch.arange(100), labels)
+    order = interleave_classes(torch.arange(100), labels)
     assert sorted(order.tolist()) == list(range(100))
     for k in range(5):
         counts = torch.bincount(labels[order[20 * k : 20 * k + 20]], minlength=3)
@@ -126,7 +136,7 @@ def test_a_floor_of_too_many_is_of_half_the_reference() -> None:
 def test_numbers_of_each_class() -> None:
     data = seen()
     out, left = split(data, torch.arange(70))
-    found = by_class(out, Side.of(data), CLASSES)
+    found = by_class(out, FeatureSet.of(data), CLASSES)
     for number, name in enumerate(CLASSES):
         mine = data.labels[:70] == number
         x, y = data.features[:70][mine], data.features[data.labels == number]
@@ -136,7 +146,7 @@ def test_numbers_of_each_class() -> None:
         assert found[name]["n"] == mine.sum()
     assert not by_class(out, left, CLASSES), "too few of each class are left"
     total = sum(numbers["accuracy"] * numbers["n"] for numbers in found.values()) / 70
-    assert measure(out, Side.of(data), 90)["class_accuracy"] == pytest.approx(total)
+    assert compute_metrics(out, FeatureSet.of(data), 90)["class_accuracy"] == pytest.approx(total)
 
 
 def test_too_few_pictures_are_refused(judge: Extractor, real: Path, tmp_path: Path) -> None:
@@ -145,7 +155,7 @@ def test_too_few_pictures_are_refused(judge: Extractor, real: Path, tmp_path: Pa
         make_reference(judge, config.Source(path=str(save_pictures(tmp_path / "few", 9))), "x")
     out, left = split(seen(), torch.arange(5))
     with pytest.raises(DataError, match="at least 10 pictures on each side, got 5"):
-        measure(out, left, 100)
+        compute_metrics(out, left, 100)
 
 
 def test_another_extractor_is_refused(reference: Reference, judge: Extractor, tmp_path: Path) -> None:
@@ -156,7 +166,7 @@ def test_another_extractor_is_refused(reference: Reference, judge: Extractor, tm
         check_extractor(reference, other)
     with pytest.raises(DataError, match="the extractor here is pixels@"):
         check_extractor(reference, load_extractor("pixels"))
-    with pytest.raises(DataError, match="saw pictures as"):
+    with pytest.raises(DataError, match="preprocessing was"):
         check_extractor(reference, replace(judge, preprocessing="another"))
 
 

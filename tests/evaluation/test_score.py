@@ -18,7 +18,7 @@ from PIL import Image
 
 from t2i.cli.main import main
 from t2i.evaluation import features
-from t2i.evaluation.metric_table import MEASURES
+from t2i.evaluation.metric_table import METRICS
 from t2i.evaluation.reference import load_reference
 from t2i.evaluation.score import aligned, lines
 from t2i.imaging import images
@@ -54,7 +54,7 @@ def judged(place: Path, what: Path | str, capfd: pytest.CaptureFixture[str], *op
 def test_real_pictures_are_at_the_floor_and_others_are_not(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Pictures of the same kind score as real ones do; grey noise far worse, in every number that can tell."""
     alike = judged(place, place / "alike", capfd)
-    assert set(alike["metrics"]) == set(MEASURES)
+    assert set(alike["metrics"]) == set(METRICS)
     frechet = alike["metrics"]["frechet"]
     assert frechet["ratio"] < 2
     assert frechet["ratio"] == pytest.approx(frechet["value"] / frechet["floor"])
@@ -113,7 +113,7 @@ def test_copies_are_counted(place: Path, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("suffix", "size", "said"),
     [
-        ("jpg", SIZE, "the pictures are JPEG, the reference was PNG: coding alone"),
+        ("jpg", SIZE, "the pictures are JPEG, the reference was PNG: compression alone"),
         ("png", 2 * SIZE, "the pictures are 16 pixels, those of the reference 8: both were resampled to 8"),
     ],
 )

@@ -24,11 +24,11 @@ from training_kit import classifier_config, makers_over, train, write_config
 from t2i.cli.main import main
 from t2i.errors import UsageError
 from t2i.report.curve_specs import CURVES
-from t2i.report.plots import plain, short
+from t2i.report.plots import count_label, tick_label
 from t2i.report.runs import read_numbers, read_run, read_runs
 from t2i.report.samples import MOST, evenly
 from t2i.report.series import HALF_LIFE, POINTS, moving_average, thin
-from t2i.report.summary_rows import duration, number, shareable
+from t2i.report.summary_rows import duration, number, without_paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_the_curves_are_the_numbers_of_the_log(tmp_path: Path) -> None:
     assert list(plots) == ["Diffusion loss", "Loss by noise level", "Learning rate", "Speed", "Gradient norm"]
     for title, label, column in [
         ("Diffusion loss", "weighted", "loss"),
-        ("Diffusion loss", "plain", "mse"),
+        ("Diffusion loss", "unweighted", "mse"),
         ("Loss by noise level", "least noise", "mse_quarter1"),
         ("Loss by noise level", "most noise", "mse_quarter4"),
         ("Learning rate", "learning rate", "lr"),
@@ -126,7 +126,7 @@ def test_summary_says_how_far_how_long_and_how_fast(tmp_path: Path) -> None:
     ]
     assert [number(x) for x in (0.00123456, 12.3456, 15023.2, math.nan)] == ["0.001235", "12.35", "15,020", "–"]
     assert [number(x, 2) for x in (290.4, 1.96, 0)] == ["290", "2", "0"]
-    assert [plain(y) for y in (0, 5e-5, 1.25e-5, 0.0002, -5e-5, 2e-7, 1563.2)] == [
+    assert [tick_label(y) for y in (0, 5e-5, 1.25e-5, 0.0002, -5e-5, 2e-7, 1563.2)] == [
         "0",
         "0.00005",
         "0.0000125",
@@ -135,7 +135,7 @@ def test_summary_says_how_far_how_long_and_how_fast(tmp_path: Path) -> None:
         "2e-07",
         "1563",
     ]
-    assert [short(x) for x in (0, 950, 4200, 620_000, 1.5e6)] == ["0", "950", "4.2k", "620k", "1.5M"]
+    assert [count_label(x) for x in (0, 950, 4200, 620_000, 1.5e6)] == ["0", "950", "4.2k", "620k", "1.5M"]
 
 
 def test_a_column_that_nobody_knows_has_a_curve_too(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_classifiers_answers_by_class(tmp_path: Path) -> None:
     assert "75.0" in page.text
     assert page.text.count("<b>dog") == 2
     classes.write_text(json.dumps({"classes": ["cat"]}))  # of another model
-    assert "Answers by class" not in page_of(run, folder=tmp_path).text
+    assert "Confusion matrix" not in page_of(run, folder=tmp_path).text
 
 
 def test_what_was_said_of_a_run_that_goes_wrong(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_row_that_is_not_whole_is_passed_over(end: str, tmp_path: Path) -> Non
     with (run / "log.csv").open("a", newline="") as f:
         f.write(end)
     assert read_run(run).images_seen == 400
-    assert len(page_of(run, folder=tmp_path).plots()["Diffusion loss"]["plain"]["x"]) == 40
+    assert len(page_of(run, folder=tmp_path).plots()["Diffusion loss"]["unweighted"]["x"]) == 40
 
 
 def test_empty_cells_are_gaps(tmp_path: Path) -> None:
@@ -252,18 +252,18 @@ def test_several_runs_share_the_frames_of_their_family(tmp_path: Path) -> None:
     ]
     page = page_of(*runs, folder=tmp_path)
     plots = page.plots()
-    assert list(plots["Diffusion loss: plain"]) == ["a", "b"]
-    assert plots["Diffusion loss: plain"]["b"]["y"] == [float(v) for v in some_log(30, 0.5)["mse"]]
-    assert list(plots["Cross-entropy"]) == ["in training"]
+    assert list(plots["Diffusion loss: unweighted"]) == ["a", "b"]
+    assert plots["Diffusion loss: unweighted"]["b"]["y"] == [float(v) for v in some_log(30, 0.5)["mse"]]
+    assert list(plots["Cross-entropy"]) == ["training"]
     head = re.search(r"<thead>.*?</table>", page.html, re.DOTALL)
     assert head is not None
     cells = {row[0]: row[1:] for row in (re.findall(r"<t[hd][^>]*>([^<]*)", tr) for tr in head[0].split("<tr>")[2:])}
     assert cells["family"] == ["ddpm", "ddpm", "classifier"]
-    assert [cells["diffusion loss, plain"][2], *cells["cross-entropy, in training"][:2]] == ["–"] * 3
-    assert cells["cross-entropy, in training"][2] == f"{moving_average(np.array([8.0, 16]), np.array([2.0, 1]))[1]:.4g}"
+    assert [cells["diffusion loss, unweighted"][2], *cells["cross-entropy, training"][:2]] == ["–"] * 3
+    assert cells["cross-entropy, training"][2] == f"{moving_average(np.array([8.0, 16]), np.array([2.0, 1]))[1]:.4g}"
     assert page.data["samples"]["stops"] == [50, 100]
     assert [run["name"] for run in page.data["samples"]["runs"]] == ["a", "b"]
-    assert "What differs (ddpm)" in page.text
+    assert "Differences (ddpm)" in page.text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -317,7 +317,7 @@ def test_folders_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
     page = page_of(run, folder=tmp_path)
     assert str(tmp_path) not in page.html
     assert "…/photos" in page.text
-    assert shareable({"a": ["C:\\x\\y.png", "a/b", "/"]}) == {"a": ["…/y.png", "a/b", "/"]}
+    assert without_paths({"a": ["C:\\x\\y.png", "a/b", "/"]}) == {"a": ["…/y.png", "a/b", "/"]}
 
 
 def test_every_picture_of_the_page_is_the_sheet_of_its_moment(tmp_path: Path) -> None:
@@ -458,14 +458,14 @@ def test_every_familys_run(family: str, makers: dict[str, Callable[..., Any]], t
     (entry,) = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert entry["t2i"] in page.text
     assert entry["device"] in page.text
-    assert ("Answers by class" in page.text) == (family == "classifier")
+    assert ("Confusion matrix" in page.text) == (family == "classifier")
 
 
 def test_parameters_are_counted_without_reading_them(makers: dict[str, Callable[..., Any]], tmp_path: Path) -> None:
-    from t2i.training.families.dcgan import Players
+    from t2i.training.families.dcgan import AdversarialPair
 
     config = makers["dcgan"]()
     train(config, tmp_path / "run")
-    count = sum(p.numel() for p in Players(config, 0).parameters())
+    count = sum(p.numel() for p in AdversarialPair(config, 0).parameters())
     assert read_run(tmp_path / "run").parameters == count
     assert read_numbers(tmp_path / "run" / "log.csv")["images"][-1] == 32

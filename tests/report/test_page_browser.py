@@ -70,7 +70,7 @@ def test_the_slider_shows_each_moment(page: Any) -> None:
 
 
 def test_the_pointer_reads_the_numbers(page: Any) -> None:
-    figure = page.locator("figure", has_text="Diffusion loss: plain")
+    figure = page.locator("figure", has_text="Diffusion loss: unweighted")
     values = figure.locator("b")
     before = values.all_inner_texts()
     box = figure.locator(".frame").bounding_box()

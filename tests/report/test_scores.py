@@ -84,15 +84,15 @@ def test_only_what_was_measured_as_it_is_now_is_shown(tmp_path: Path) -> None:
     assert len(read_run(run).scores["images"]) == 10
     for damaged in ("[", "{}", "[1]", '[{"since": 40, "n": "x", "reference": 3, "settings": 2}]'):
         (run / "judges.json").write_text(damaged)
-        assert "Judged along training" in page_of(run, folder=tmp_path).text
+        assert "Evaluation during training" in page_of(run, folder=tmp_path).text
 
 
 def test_a_run_of_an_older_version_says_no_judge_and_one_without_scores_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", some_log())
-    assert "Judged along training" not in page_of(run, folder=tmp_path).text
+    assert "Evaluation during training" not in page_of(run, folder=tmp_path).text
     write_columns(run / "scores.csv", {"images": [40], "frechet": [3], "surprise": [7], "frechet_floor": [1]})
     page = page_of(run, folder=tmp_path)
-    assert "Judged along training" in page.text
+    assert "Evaluation during training" in page.text
     assert page.plots()["Frechet distance"]["generated"]["y"] == [3]
     assert page.plots()["surprise"]["scores/surprise"]["y"] == [7]
 

@@ -37,8 +37,8 @@ def test_it_passes_where_both_are_whole_and_the_same(
 ) -> None:
     draw(tmp_path / "A", counts[0], "1")
     draw(tmp_path / "B", counts[1], changed)
-    part = batch_proof.Part("A", 1, "done", batch_proof.images(tmp_path / "A"), 12.4)
-    assert batch_proof.report(tmp_path, 3, [part]) == passed
+    attempt = batch_proof.Attempt("A", 1, "done", batch_proof.images(tmp_path / "A"), 12.4)
+    assert batch_proof.report(tmp_path, 3, [attempt]) == passed
     out = capsys.readouterr().out
     assert said in out
     assert f"| A | 1 | done at {counts[0]} | 12 |" in out

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from t2i.training.elbo import LEVEL, bits, density_bits, dequantise, free, kl_nats, reconstruction_nats
+from t2i.training.elbo import LEVEL, apply_free_bits, bits, density_bits, dequantise, kl_nats, reconstruction_nats
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -47,11 +47,11 @@ def test_what_is_free_is_decided_over_the_whole_batch() -> None:
     """The gradients of two halves have the mean of the whole, also where one half alone would be free."""
     whole = torch.tensor([[0.1, 0.9, 0.1], [0.5, 0.7, 0.2]], requires_grad=True)  # means 0.3, 0.8, 0.15
     mean = whole.mean(0)
-    loss = free(mean, mean.detach(), 0.25)
+    loss = apply_free_bits(mean, mean.detach(), 0.25)
     assert loss.tolist() == pytest.approx([0.3, 0.8, 0.25])
     loss.sum().backward()
     halves = whole.detach().clone().requires_grad_()
-    (sum(free(half, mean.detach(), 0.25).sum() for half in halves) / 2).backward()
+    (sum(apply_free_bits(half, mean.detach(), 0.25).sum() for half in halves) / 2).backward()
     assert whole.grad is not None
     assert torch.equal(whole.grad, torch.tensor([[0.5, 0.5, 0.0]] * 2))
     assert halves.grad is not None

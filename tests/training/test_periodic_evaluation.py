@@ -31,7 +31,7 @@ from t2i.evaluation.features import load_extractor
 from t2i.evaluation.image_sources import open_pictures
 from t2i.evaluation.reference import load_reference, make_reference, save_reference
 from t2i.evaluation.score import score
-from t2i.training.periodic_evaluation import Judging, check_best
+from t2i.training.periodic_evaluation import PeriodicEvaluation, check_best
 from t2i.training.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -114,10 +114,10 @@ class Model:
         (folder / "model").write_text(self.name)
 
 
-def judging(folder: Path, **wanted: Any) -> Judging:
+def evaluation_of(folder: Path, **wanted: Any) -> PeriodicEvaluation:
     folder.mkdir(exist_ok=True)
     evaluate = config.Evaluate(reference="ref", **wanted)
-    return Judging(evaluate, RunFolder(folder), None, None, lambda weights: None, {})  # type: ignore[arg-type]
+    return PeriodicEvaluation(evaluate, RunFolder(folder), None, None, lambda weights: None, {})  # type: ignore[arg-type]
 
 
 def result(n: int = 12, **metrics: float) -> dict[str, Any]:
@@ -135,22 +135,24 @@ def best(folder: Path) -> tuple[str, str, int]:
 def test_the_best_is_the_first_of_equals_among_those_measured_alike(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    one = judging(tmp_path / "run", best="recall")
-    one.keep(8, result(recall=1 / 3, frechet=5), Model("a"))
-    one.keep(16, result(recall=1 / 3, frechet=2), Model("b"))  # no better, though written as 0.333333
+    one = evaluation_of(tmp_path / "run", best="recall")
+    one.record_score(8, result(recall=1 / 3, frechet=5), Model("a"))
+    one.record_score(16, result(recall=1 / 3, frechet=2), Model("b"))  # no better, though written as 0.333333
     assert best(tmp_path / "run") == ("a", "recall", 8)
-    one.keep(24, result(14, recall=0.25, frechet=3), Model("c"))  # of more pictures: another number
+    one.record_score(24, result(14, recall=0.25, frechet=3), Model("c"))  # of more pictures: another number
     assert best(tmp_path / "run") == ("c", "recall", 24)
-    one.keep(32, result(14, recall=0.2, frechet=4), Model("d"))
+    one.record_score(32, result(14, recall=0.2, frechet=4), Model("d"))
     assert best(tmp_path / "run") == ("c", "recall", 24)
-    other = judging(tmp_path / "run", best="frechet")
-    other.keep(40, result(14, recall=0.2, frechet=3.5), Model("e"))  # the folder holds what was best by another number
+    other = evaluation_of(tmp_path / "run", best="frechet")
+    other.record_score(
+        40, result(14, recall=0.2, frechet=3.5), Model("e")
+    )  # the folder holds what was best by another number
     assert best(tmp_path / "run") == ("e", "frechet", 40)
-    other.keep(48, result(14, recall=0.2), Model("f"))
+    other.record_score(48, result(14, recall=0.2), Model("f"))
     assert best(tmp_path / "run") == ("e", "frechet", 40)
     said = capfd.readouterr().err
     assert said.count("too few") == 2, "each warning once"
-    assert "no best: the judge cannot tell frechet" in said
+    assert "no best weights kept: frechet cannot be computed" in said
     rows = scores(tmp_path / "run")
     assert rows[0]["frechet_floor"] == rows[0]["recall_floor"] == "0.5"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "judges.json", "scores.csv"]
@@ -160,19 +162,23 @@ def test_the_best_is_the_first_of_equals_among_those_measured_alike(
 def test_killed_while_it_keeps_the_best(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the scores are written, in the model, before it takes the old one's place: resumed, all is as if not."""
     folder = RunFolder(tmp_path / "run")
-    judging(folder.path, best="recall").keep(8, result(recall=0.25), Model("a"))
+    evaluation_of(folder.path, best="recall").record_score(8, result(recall=0.25), Model("a"))
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    point = {"scores": (Judging, "_save_best"), "model": (Model, "save_pretrained"), "rename": (Path, "rename")}[moment]
+    point = {
+        "scores": (PeriodicEvaluation, "_write_best"),
+        "model": (Model, "save_pretrained"),
+        "rename": (Path, "rename"),
+    }[moment]
     with monkeypatch.context() as patch:
         patch.setattr(*point, die)
         with pytest.raises(KeyboardInterrupt):
-            judging(folder.path, best="recall").keep(16, result(recall=0.5), Model("b"))
+            evaluation_of(folder.path, best="recall").record_score(16, result(recall=0.5), Model("b"))
     assert best(folder.path) == ("a", "recall", 8)
     folder.rewind_log(12)  # what resuming from the checkpoint before does
-    judging(folder.path, best="recall").keep(16, result(recall=0.5), Model("b"))
+    evaluation_of(folder.path, best="recall").record_score(16, result(recall=0.5), Model("b"))
     assert best(folder.path) == ("b", "recall", 16)
     assert [row["images"] for row in scores(folder.path)] == ["8", "16"]
     assert sorted(path.name for path in folder.path.iterdir()) == ["best", "judges.json", "scores.csv"]
@@ -181,11 +187,11 @@ def test_killed_while_it_keeps_the_best(moment: str, tmp_path: Path, monkeypatch
 def test_a_best_that_cannot_be_told_is_said_before_training(wanted: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.best: Input should be 'frechet', .* got 'fid'"):
         ddpm_config(evaluate=wanted | {"best": "fid"})
-    with pytest.raises(ConfigError, match="class_accuracy is of models with classes"):
+    with pytest.raises(ConfigError, match="class_accuracy needs a model with classes"):
         train(ddpm_config(evaluate=wanted | {"best": "class_accuracy"}, label=None), tmp_path / "run")
     assert not (tmp_path / "run" / "log.csv").exists()
     judge = load_extractor("pixels")
-    with pytest.raises(ConfigError, match=r"pixels@.* tells no classes, and so no classifier_score"):
+    with pytest.raises(ConfigError, match=r"pixels@.* has no classes, and so no classifier_score"):
         check_best("classifier_score", judge, labelled=True)
     check_best("frechet", judge, labelled=False)
 
@@ -221,4 +227,4 @@ def test_another_judge_than_the_references_is_said_before_training(wanted: dict[
     with pytest.raises(DataError, match="the reference was made with judge-run@"):
         train(ddpm_config(evaluate=wanted | {"features": str(other)}), tmp_path / "run")
     assert not (tmp_path / "run" / "log.csv").exists()
-    assert Judging.of(None, ddpm_config(), lambda weights: None) is None  # type: ignore[arg-type]
+    assert PeriodicEvaluation.create(None, ddpm_config(), lambda weights: None) is None  # type: ignore[arg-type]

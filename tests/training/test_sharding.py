@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.training.sharding import like, whole
+from t2i.training.sharding import gather_full, shard_like
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from t2i.training.sharding import like, whole
+from t2i.training.sharding import gather_full, shard_like
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
@@ -27,11 +27,11 @@ torch.manual_seed(0)
 full = torch.randn(5, 3)  # 5 does not divide over 2 processes
 for placement in (Shard(0), Shard(1), Replicate()):
     sharded = distribute_tensor(full, mesh, [placement])
-    back = whole({"w": sharded, "plain": full})
+    back = gather_full({"w": sharded, "plain": full})
     assert not isinstance(back["w"], DTensor)
     assert torch.equal(back["w"], full)
     assert back["plain"] is full
-    again = like(full, sharded)
+    again = shard_like(full, sharded)
     assert again.placements == sharded.placements
     assert torch.equal(again.to_local(), sharded.to_local())
 print("equal", flush=True)
@@ -62,8 +62,8 @@ print("equal", flush=True)
 
 def test_what_is_not_sharded_is_left_alone_and_copied_back() -> None:
     weights = {"w": torch.randn(3)}
-    assert whole(weights)["w"] is weights["w"]
-    copy = like(weights["w"], torch.empty(3))
+    assert gather_full(weights)["w"] is weights["w"]
+    copy = shard_like(weights["w"], torch.empty(3))
     assert torch.equal(copy, weights["w"])
     assert copy.data_ptr() != weights["w"].data_ptr()
 

@@ -1,1 +1,1 @@
-"""One visible training loop per family."""
+"""The training loop of each family."""

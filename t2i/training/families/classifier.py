@@ -1,10 +1,10 @@
-"""`t2i train classifier`: the discriminative model, P(Y given X), whose answer and features judge the generative ones.
+"""`t2i train classifier`: the discriminative model, P(Y given X), used as the judge of generative ones.
 
-The export is the averaged ResNet, and beside it facts.json: how well it tells held-out images apart, class by class,
-and how far its certainty can be trusted.
+The export is the ResNet with EMA weights, and beside it facts.json: its accuracy on held-out images, class by class,
+and its calibration.
 
-One network may be asked several questions of a picture, what it shows and in which style: its logits are those of the
-questions, one after the other. A picture without an answer to a question teaches nothing about that one.
+One network may answer several questions about an image, for example object and style: its logits are those of the
+questions, one after the other. An image without an answer to a question does not contribute to that one's loss.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from t2i.training.runs.run_folder import Launch, RunFolder
 Questions = dict[str, tuple[str, ...]]  # label columns, and the classes of each
 
 FACTS, CLASSES, WEIGHTS = "facts.json", "classes.json", "diffusion_pytorch_model.safetensors"
-BINS = 15  # of certainty, for the calibration error
+BINS = 15  # of confidence, for the calibration error
 
 
 def estimate_cost(config: ClassifierConfig) -> CostEstimate:
-    """What this config trains."""
+    """Estimate the cost of this config."""
     net = build_resnet(config, class_count(config))
     parameters = {"ResNet": size(net)}
     x, _ = blank_batch(config)
@@ -48,7 +48,7 @@ def estimate_cost(config: ClassifierConfig) -> CostEstimate:
 
 
 def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launch()) -> Path:
-    """Train, or go on training, a classifier.  Returns the exported folder.
+    """Train a classifier, resuming if there is a checkpoint.  Returns the exported folder.
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
@@ -65,33 +65,33 @@ def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launc
     table = table.to(engine.device)
     for step in engine.steps():
         x, rows = pictures(table, config, step)
-        labels = truths(table, config, rows).to(engine.device)
-        logits = engine.module(augmented(x, config, step))
-        loss, accuracy = learn(logits, labels, questions, config.smoothing)
+        labels = class_targets(table, config, rows).to(engine.device)
+        logits = engine.module(augment(x, config, step))
+        loss, accuracy = classification_loss(logits, labels, questions, config.smoothing)
         engine.update(step, loss, accuracy=accuracy)
         if engine.crossed(config.sample_every):
             average = engine.average()
             if is_main():
-                logits, labels = answers(network(engine, average, config, count), config, held_out)
-                facts = judge_all(logits, labels, questions)
+                logits, labels = predict(network(engine, average, config, count), config, held_out)
+                facts = metrics_by_question(logits, labels, questions)
                 folder.write_evaluation(engine.images_seen, {k: v for k, v in facts.items() if isinstance(v, float)})
     average = engine.average()
     if is_main():
         net = network(engine, average, config, count)
-        logits, labels = answers(net, config, held_out)
-        export(net, questions, judge_all(logits, labels, questions), engine.images_seen, folder.export)
+        logits, labels = predict(net, config, held_out)
+        export(net, questions, metrics_by_question(logits, labels, questions), engine.images_seen, folder.export)
     return folder.export
 
 
 def build_resnet(config: ClassifierConfig, classes: int) -> ResNet:
-    """A freshly initialised network; the weights depend on the seed alone."""
+    """Return a freshly initialised network; the weights depend on the seed alone."""
     torch.manual_seed(derive_seed(config.seed, "classifier weights"))
     net = config.model
     return ResNet(classes, net.channels, net.blocks, net.stem_stride)
 
 
-def truths(table: Table, config: ClassifierConfig, rows: Tensor) -> Tensor:
-    """Classes of rows, a column for each question: (b, Q) int64, -1 where there is none.
+def class_targets(table: Table, config: ClassifierConfig, rows: Tensor) -> Tensor:
+    """Return the classes of rows, a column for each question: (b, Q) int64, -1 where there is none.
 
     Raises DataError: a row without a class, where there is no other question.
     """
@@ -101,21 +101,23 @@ def truths(table: Table, config: ClassifierConfig, rows: Tensor) -> Tensor:
     return torch.stack([table.labels(rows, column) for column in columns], 1)
 
 
-def learn(logits: Tensor, labels: Tensor, questions: Questions, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The loss, a sum over the questions, and the share of right answers.  logits: (b, K).  labels: (b, Q), or -1.
+def classification_loss(
+    logits: Tensor, labels: Tensor, questions: Questions, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Return the loss, a sum over the questions, and the accuracy.  logits: (b, K).  labels: (b, Q), or -1.
 
-    A question's loss is its sum over the pictures with an answer, over all pictures: so that parts of a batch, shared
-    by processes or taken one after the other, have the mean of the whole.
+    A question's loss is its sum over the images with an answer, divided by the number of all images: so parts of a
+    batch, over processes or accumulation, average to the loss of the whole.
     """
-    losses, right = [], []
+    losses, correct = [], []
     for part, label in zip(logits.split([*map(len, questions.values())], 1), labels.unbind(1), strict=True):
         losses.append(F.cross_entropy(part, label, ignore_index=-1, reduction="sum", label_smoothing=smoothing))
-        right.append((part.argmax(1) == label)[label >= 0])
-    return torch.stack(losses).sum() / len(labels), torch.cat(right).float().mean()
+        correct.append((part.argmax(1) == label)[label >= 0])
+    return torch.stack(losses).sum() / len(labels), torch.cat(correct).float().mean()
 
 
-def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
-    """This process's images of a step, moved and partly hidden as the draw for the global batch says."""
+def augment(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
+    """Translate and erase this process's images of a step, by draws for the global batch."""
     most, side = config.augment.shift, config.augment.erase
     draw = generator(config.seed, "augment", step.index)
     shift = torch.randint(-most, most + 1, (step.batch, 2), generator=draw)[step.share]
@@ -126,25 +128,25 @@ def augmented(x: Tensor, config: ClassifierConfig, step: Step) -> Tensor:
 
 
 def network(engine: Engine, weights: dict[str, Tensor], config: ClassifierConfig, classes: int) -> ResNet:
-    """Averaged weights as a network on the engine's device."""
+    """Return the network with these weights, on the engine's device."""
     net = build_resnet(config, classes)
     net.load_state_dict(weights)
     return net.to(engine.device).eval()
 
 
 @torch.inference_mode()
-def answers(net: ResNet, config: ClassifierConfig, table: Table) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) in float64 and labels (N, questions) of all images of a table, on the CPU."""
+def predict(net: ResNet, config: ClassifierConfig, table: Table) -> tuple[Tensor, Tensor]:
+    """Return logits (N, classes) in float64 and labels (N, questions) of all images of a table, on the CPU."""
     rows = torch.arange(table.count)
     logits = [net(images.from_uint8(table.images(some)).to(net.device)).double().cpu() for some in rows.split(500)]
-    return torch.cat(logits), truths(table, config, rows)
+    return torch.cat(logits), class_targets(table, config, rows)
 
 
-def judge_all(logits: Tensor, labels: Tensor, questions: Questions) -> dict[str, Any]:
-    """How well answers fit.  logits: (N, K) float64.  labels: (N, Q) int64, -1 where there is none.
+def metrics_by_question(logits: Tensor, labels: Tensor, questions: Questions) -> dict[str, Any]:
+    """Compute classification metrics.  logits: (N, K) float64.  labels: (N, Q) int64, -1 where there is none.
 
-    Of one question what `judge` says of it. Of several its numbers over all answers, and `questions`, what it says of
-    each. Raises DataError: a question that no picture answers.
+    Of one question the result of `classification_metrics`. Of several their averages over all answers, and `questions`,
+    with the result of each. Raises DataError: a question that no image answers.
     """
     found = {}
     parts = logits.split([*map(len, questions.values())], 1)
@@ -152,7 +154,7 @@ def judge_all(logits: Tensor, labels: Tensor, questions: Questions) -> dict[str,
         known = label >= 0
         if not known.any():
             raise DataError(f"held_out has no picture with a class of {name!r}")
-        found[name] = judge(part[known], label[known])
+        found[name] = classification_metrics(part[known], label[known])
     if len(found) == 1:
         return next(iter(found.values()))
     weights = dict(zip(found, (labels >= 0).double().mean(0).tolist(), strict=True))
@@ -163,24 +165,25 @@ def judge_all(logits: Tensor, labels: Tensor, questions: Questions) -> dict[str,
     return means | {"questions": found}
 
 
-def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """How well answers fit.  logits: (N, K) float64.  labels: (N,) int64.
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Compute the metrics of one question.  logits: (N, K) float64.  labels: (N,) int64.
 
-    accuracy, and of each class (None where there is no image); cross_entropy in nats; calibration_error, the mean
-    distance of certainty and accuracy over BINS equal bins of certainty (Guo et al. 2017, eq. 3); confusion, the number
-    of images by true class (rows) and answer (columns).
+    accuracy, and that of each class (None where there is no image); cross_entropy in nats; calibration_error, the mean
+    absolute difference of confidence and accuracy over BINS equal bins of confidence (Guo et al. 2017, eq. 3);
+    confusion, the number of images by true class (rows) and predicted class (columns).
     """
     n, k = logits.shape
-    certainty, answer = logits.softmax(1).max(1)
-    right = (answer == labels).double()
+    confidence, prediction = logits.softmax(1).max(1)
+    correct = (prediction == labels).double()
     confusion = torch.zeros(k, k, dtype=torch.int64).index_put_(
-        (labels, answer), torch.ones(n, dtype=torch.int64), accumulate=True
+        (labels, prediction), torch.ones(n, dtype=torch.int64), accumulate=True
     )
-    which = (certainty * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, which, right - certainty)
+    # a bin's share of images times its gap is the sum of its differences over n
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, correct - confidence)
     per_class = [row[c] / row.sum() if row.sum() else None for c, row in enumerate(confusion)]
     return {
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "cross_entropy": float(F.cross_entropy(logits, labels)),
         "calibration_error": float(gaps.abs().sum() / n),
         "accuracy_of_class": [None if value is None else float(value) for value in per_class],
@@ -189,9 +192,9 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def export(net: ResNet, questions: Questions, facts: dict[str, Any], images_seen: int, folder: Path) -> None:
-    """Write the network in diffusers' format, its classes, and what was measured.
+    """Write the network in diffusers' format, its classes, and its metrics.
 
-    facts.json names the weights it is about by the sha256 of their file: by that an evaluation says who judged.
+    facts.json names its weights by the sha256 of their file, by which an evaluation identifies its judge.
     """
     net.save_pretrained(folder)
     facts = {"images_seen": images_seen, "weights_sha256": file_hash(folder / WEIGHTS), **facts}

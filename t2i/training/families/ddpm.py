@@ -1,6 +1,6 @@
 """`t2i train ddpm`: diffusion in pixels from scratch, with or without classes (Ho et al. 2020, algorithm 1).
 
-Our U-Net, our objective. The export is a DDPMPipeline folder of averaged weights, which plain diffusers draws with.
+Our U-Net and objective. The export is a DDPMPipeline folder with EMA weights, which plain diffusers can load.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from t2i.training.batch import class_names, pictures
 from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, blank_batch, class_count, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import by_noise_level
-from t2i.training.periodic_evaluation import Judging
+from t2i.training.periodic_evaluation import PeriodicEvaluation
 from t2i.training.runs.run_folder import Launch, RunFolder
 
 
 def estimate_cost(config: DDPMConfig) -> CostEstimate:
-    """What this config trains."""
+    """Estimate the cost of this config."""
     unet = build_unet(config, class_count(config))
     parameters = {"U-Net": size(unet)}
     x_t, _ = blank_batch(config)
@@ -40,7 +40,7 @@ def estimate_cost(config: DDPMConfig) -> CostEstimate:
 
 
 def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path:
-    """Train, or go on training, a diffusion model of images.  Returns the exported pipeline folder.
+    """Train a diffusion model of images, resuming if there is a checkpoint.  Returns the exported pipeline folder.
 
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
@@ -49,7 +49,9 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
     table = load_table(config.data, launch.progress and is_main())
     classes = class_names(config, table)
     engine = Engine(config, folder, build_unet(config, len(classes)), table.hash, launch)
-    judging = Judging.of(engine, config, lambda weights: pipeline(engine, weights, config, classes), **drawing(config))
+    evaluation = PeriodicEvaluation.create(
+        engine, config, lambda weights: pipeline(engine, weights, config, classes), **sampling_settings(config)
+    )
     table = table.to(engine.device)
     objective = config.objective
     schedule = SCHEDULES[objective.schedule]()
@@ -70,8 +72,8 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
             average = engine.average()
             if is_main():
                 draw_samples(pipeline(engine, average, config, classes), config, folder, engine.images_seen)
-        if judging:
-            judging.after(engine)
+        if evaluation:
+            evaluation.evaluate_if_due(engine)
     average = engine.average()
     if is_main():
         pipeline(engine, average, config, classes).save_pretrained(folder.export)
@@ -79,7 +81,7 @@ def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path
 
 
 def build_unet(config: DDPMConfig, classes: int) -> UNet2DModel:
-    """A freshly initialised U-Net; the weights depend on the seed alone.  classes: 0 for unconditional."""
+    """Return a freshly initialised U-Net; the weights depend on the seed alone.  classes: 0 for unconditional."""
     torch.manual_seed(derive_seed(config.seed, "ddpm weights"))
     net = config.model
     return UNet2DModel(
@@ -93,7 +95,7 @@ def build_unet(config: DDPMConfig, classes: int) -> UNet2DModel:
         norm_num_groups=net.groups,
         dropout=net.dropout,
         num_class_embeds=classes + 1 if classes else None,  # the last entry is the null class
-        # as the published CIFAR-10 model has it
+        # as in the published CIFAR-10 model
         norm_eps=1e-6,
         downsample_padding=0,
         flip_sin_to_cos=False,
@@ -102,7 +104,7 @@ def build_unet(config: DDPMConfig, classes: int) -> UNet2DModel:
 
 
 def batch(table: Table, config: DDPMConfig, step: Step, classes: int) -> tuple[Tensor, Tensor | None]:
-    """This process's share of a step: images (b, 3, S, S) in [-1, 1], and classes (b,) int64 or None.
+    """Return this process's share of a step: images (b, 3, S, S) in [-1, 1], and classes (b,) int64 or None.
 
     A class that is dropped, or that a row does not have, is the null class, number `classes`.
     """
@@ -116,7 +118,7 @@ def batch(table: Table, config: DDPMConfig, step: Step, classes: int) -> tuple[T
 
 
 def pipeline(engine: Engine, weights: dict[str, Tensor], config: DDPMConfig, classes: tuple[str, ...]) -> DDPM:
-    """Weights of the U-Net as a pipeline on the engine's device."""
+    """Return a pipeline with these weights of the U-Net, on the engine's device."""
     unet = build_unet(config, len(classes))
     unet.load_state_dict(weights)
     scheduler = make_scheduler(config.objective.schedule, config.objective.predict)
@@ -124,13 +126,14 @@ def pipeline(engine: Engine, weights: dict[str, Tensor], config: DDPMConfig, cla
 
 
 def draw_samples(model: DDPM, config: DDPMConfig, folder: RunFolder, images_seen: int) -> None:
-    """Save the grid of fixed seeds, and classes in turn, drawn by the averaged weights."""
+    """Save the grid of fixed seeds, and classes in turn, sampled with the EMA weights."""
     wanted = config.samples
-    drawn = model(wanted.count, None, config.seed, wanted.sampler, wanted.steps, wanted.guidance)
-    images.save(images.grid(drawn, columns=wanted.columns), folder.samples / f"{images_seen:012d}.png", overwrite=True)
+    samples = model(wanted.count, None, config.seed, wanted.sampler, wanted.steps, wanted.guidance)
+    sheet = images.grid(samples, columns=wanted.columns)
+    images.save(sheet, folder.samples / f"{images_seen:012d}.png", overwrite=True)
 
 
-def drawing(config: DDPMConfig) -> dict[str, Any]:
-    """How pictures are drawn along training, as the grid is."""
+def sampling_settings(config: DDPMConfig) -> dict[str, Any]:
+    """Return the sampling settings of evaluation during training, the same as those of the grid."""
     wanted = config.samples
     return {"sampler": wanted.sampler, "steps": wanted.steps, "guidance": wanted.guidance if config.label else None}

@@ -1,7 +1,7 @@
 """`t2i train text2image`: latent diffusion from scratch, conditioned on captions (Rombach et al. 2022).
 
-A CLIP-format text encoder and diffusers' UNet2DConditionModel learn together to predict the flow in the latents of an
-autoencoder that is already trained. The export is an ordinary StableDiffusionPipeline folder.
+A CLIP-format text encoder and diffusers' UNet2DConditionModel learn together to predict the flow in the latents of a
+trained autoencoder. The export is an ordinary StableDiffusionPipeline folder.
 """
 
 from __future__ import annotations
@@ -35,15 +35,18 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-# The scheduler of the export has 1000 integer timesteps; the U-Net sees time in those units, t = 1 being 1000.
+# The scheduler of the export has 1000 integer timesteps; the U-Net's input is in those units, t = 1 being 1000.
 TIMESTEPS = 1000
 
 
 class Denoiser(nn.Module):
-    """Text encoder and U-Net, trained as one."""
+    """Text encoder and U-Net, trained as one module."""
 
     def __init__(self, config: Text2ImageConfig, vocabulary: int, vae: AutoencoderKL) -> None:
-        """vocabulary: entries of the tokenizer, whose last two are the start and the end marker."""
+        """Initialise both; the weights depend on the seed alone.
+
+        vocabulary: size of the tokenizer's, whose last two entries are the start and the end marker.
+        """
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -62,12 +65,12 @@ class Denoiser(nn.Module):
                 bos_token_id=vocabulary - 2,
                 eos_token_id=vocabulary - 1,
                 pad_token_id=vocabulary - 1,
-                dtype="float32",  # said, so that weights stored in float16 load as float32 like the other parts
+                dtype="float32",  # explicit, so that weights stored in float16 load as float32 like the other parts
             )
         )
-        # Words start far apart, and stay so while the styles, which explain most of a picture, are learned first: from
-        # CLIP's own start (deviation 0.02) the objects were lost. The end marker, which also pads, starts near zero:
-        # what its states carry is what attention gathers from the words before.
+        # Words start far apart, and stay so while the styles, which explain most of an image, are learned first: with
+        # CLIP's own initialisation (standard deviation 0.02) the objects were lost. The end marker, which also pads,
+        # starts near zero: its states carry what attention gathers from the words before.
         embeddings = self.text_encoder.get_input_embeddings().weight
         nn.init.normal_(embeddings)
         with torch.no_grad():
@@ -92,14 +95,17 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """x_t: (B, C, h, w) noised latents.  t: (B,) in [0, 1].  ids: (B, L) int64 tokens.  Returns (B, C, h, w)."""
+        """Predict the flow, (B, C, h, w).  x_t: (B, C, h, w) noised latents.  t: (B,) in [0, 1].
+
+        ids: (B, L) int64 tokens.
+        """
         words = self.text_encoder(ids).last_hidden_state
         return self.unet(x_t, t * TIMESTEPS, words).sample
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the loop needs beside the network: data, latents in memory, and the frozen parts of the pipeline."""
+    """Inputs of the loop beside the network: data, latents in memory, and the frozen parts of the pipeline."""
 
     table: Table
     latents: Tensor
@@ -108,8 +114,8 @@ class Setup:
 
 
 def estimate_cost(config: Text2ImageConfig) -> CostEstimate:
-    """What this config trains.  Raises ModelError: no autoencoder."""
-    vocabulary = config.text_encoder.vocabulary  # the tokenizer is not trained yet: it has at most so many words
+    """Estimate the cost of this config.  Raises ModelError: no autoencoder."""
+    vocabulary = config.text_encoder.vocabulary  # an upper bound: the tokenizer is not trained yet
     net = Denoiser(config, vocabulary, load_autoencoder(config.autoencoder))
     parameters = {"text encoder": size(net.text_encoder), "U-Net": size(net.unet)}
     net, unet = net.to("meta"), net.unet.config
@@ -119,8 +125,9 @@ def estimate_cost(config: Text2ImageConfig) -> CostEstimate:
 
 
 def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launch()) -> Path:
-    """Train, or go on training, text-conditioned latent diffusion.  Returns the exported pipeline folder.
+    """Train text-conditioned latent diffusion, resuming if there is a checkpoint.
 
+    Returns the exported pipeline folder.
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
     progress = launch.progress and is_main()
@@ -133,7 +140,7 @@ def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launc
     rates = {"text_encoder.": config.text_encoder.rate}
     engine = Engine(config, folder, net, table.hash, launch, rates)
     where = Path(config.latents) if config.latents else folder.path / "latents"
-    with engine.accelerator.main_process_first():  # the others read what it wrote
+    with engine.accelerator.main_process_first():  # the others read the cache that it wrote
         latents = cached_latents(vae.to(engine.device), table, where, engine.precision, progress)
     setup = Setup(table, latents, tokenizer, vae)
     schedule = SCHEDULES[config.objective.schedule]()
@@ -160,7 +167,7 @@ def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launc
 
 
 def batch(setup: Setup, config: Text2ImageConfig, step: Step) -> tuple[Tensor, Tensor]:
-    """This process's share of a step: latents (b, C, h, w) float32 and token ids (b, L) of their captions."""
+    """Return this process's share of a step: latents (b, C, h, w) float32 and token ids (b, L) of their captions."""
     rows = setup.table.order(config.seed, step.first, step.batch)
     mirrored = flips(config.seed, step.first, step.batch) & config.data.flip
     texts = [
@@ -172,13 +179,13 @@ def batch(setup: Setup, config: Text2ImageConfig, step: Step) -> tuple[Tensor, T
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """(B, L) int64, padded or cut to the encoder's length, as StableDiffusionPipeline does."""
+    """Return token ids, (B, L) int64, padded or truncated to the encoder's length, as StableDiffusionPipeline does."""
     options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     return tokenizer(texts, max_length=tokenizer.model_max_length, **options).input_ids
 
 
 def load_autoencoder(name: str) -> AutoencoderKL:
-    """The autoencoder of a finished run, or of a folder in diffusers' format, frozen.  Raises ModelError."""
+    """Load the autoencoder of a finished run, or of a folder in diffusers' format, frozen.  Raises ModelError."""
     from diffusers import AutoencoderKL
 
     path = Path(name)
@@ -195,7 +202,7 @@ def load_autoencoder(name: str) -> AutoencoderKL:
 
 
 def load_or_train_tokenizer(config: Text2ImageConfig, table: Table, folder: RunFolder) -> CLIPTokenizer:
-    """The run's tokenizer: trained at the first start on every caption the data can get, and kept in the run folder."""
+    """Return the run's tokenizer, trained at the first start on all possible captions and kept in the run folder."""
     from transformers import CLIPTokenizer
 
     path = folder.path / "tokenizer"
@@ -212,7 +219,7 @@ def load_or_train_tokenizer(config: Text2ImageConfig, table: Table, folder: RunF
 def pipeline(
     engine: Engine, weights: dict[str, Tensor], config: Text2ImageConfig, setup: Setup
 ) -> StableDiffusionPipeline:
-    """Weights of a denoiser as a Stable Diffusion pipeline on the engine's device."""
+    """Return a Stable Diffusion pipeline with these weights of a denoiser, on the engine's device."""
     from diffusers import StableDiffusionPipeline
 
     net = Denoiser(config, len(setup.tokenizer), setup.vae)
@@ -231,7 +238,7 @@ def pipeline(
 
 
 def export_scheduler() -> DPMSolverMultistepScheduler:
-    """The multistep solver, which knows flows and fits StableDiffusionPipeline.
+    """Return the multistep solver, which supports flows and fits StableDiffusionPipeline.
 
     diffusers' FlowMatchEulerDiscreteScheduler does not: it has no init_noise_sigma.
     """
@@ -246,7 +253,7 @@ def draw_samples(pipe: StableDiffusionPipeline, config: Text2ImageConfig, folder
     """Save the grid of the config's prompts, each with the same seed every time."""
     wanted = config.samples
     model = TextToImage.wrap(pipe)
-    # weights=False: a caption is plain text, brackets and all
+    # weights=False: a caption is plain text, and brackets in it are no weights
     settings = model.settings(
         negative_prompt=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False
     )

@@ -1,4 +1,4 @@
-"""What may change in the middle of a run, as JSON: a list, one entry `since` each change."""
+"""Facts that may change in the course of a run, as JSON: a list with one item `since` each change."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from t2i import atomic
 
 
-def add_entry(path: Path, images_seen: int, facts: dict[str, Any]) -> int:
-    """Add an entry, `since` images seen, where the newest one that still counts says something else.
+def record_change(path: Path, images_seen: int, facts: dict[str, Any]) -> int:
+    """Append the facts, `since` images seen, if they differ from the newest item that still counts.
 
-    Returns since when these facts hold.
+    Items from `images_seen` on are dropped: the run was resumed from before them.
+    Returns the number of images since which these facts hold.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

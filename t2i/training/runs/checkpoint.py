@@ -1,7 +1,7 @@
-"""Checkpoints: folders of safetensors and JSON that are whole or not there.
+"""Checkpoints: folders of safetensors and JSON, written atomically.
 
 A checkpoint is written to a temporary folder, its manifest (size and sha256 of each file) last, synced, and renamed.
-Whatever ends the process in between leaves a folder that is named and passed over. Nothing is ever unpickled.
+An interruption leaves a folder that is reported and skipped. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Checkpoint:
 
 
 def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint folder, whole or not at all.
+    """Write a checkpoint folder atomically.
 
-    Raises CheckpointError when it cannot be written (disk full, no permission) with the space it needs.
+    Raises CheckpointError when it cannot be written (disk full, no permission), with the space it needs.
     """
     from safetensors import SafetensorError
 
@@ -50,20 +50,20 @@ def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(final.parent)
-    except (OSError, SafetensorError) as e:  # safetensors wraps what the disk says
+    except (OSError, SafetensorError) as e:  # safetensors wraps errors of the disk
         shutil.rmtree(partial, ignore_errors=True)
         need = sum(t.nbytes for part in checkpoint.tensors.values() for t in part.values())
         reason = getattr(e, "strerror", None) or e
         raise CheckpointError(
             f"cannot save checkpoint {final}: {reason}; it needs {need / 1e6:.1f} MB",
-            "free some space and run the same command again: it resumes from the checkpoint before",
+            "free some space and run the same command again: it resumes from the previous checkpoint",
         ) from e
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint after checking every file against the manifest.
 
-    Raises CheckpointError naming the file that is missing, empty, cut short or changed.
+    Raises CheckpointError naming the file that is missing, empty, truncated or changed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -85,18 +85,21 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_fit(part: str, saved: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError naming the first tensor that a part lacks, or has in another shape, or too many."""
+    """Check that saved tensors match a model.
+
+    Raises CheckpointError naming the first tensor that is missing, has another shape, or is not the model's.
+    """
     for name in [*now, *saved]:
         shapes = [str(tuple(tensors[name].shape)) if name in tensors else "not there" for tensors in (saved, now)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
                 f"the checkpoint does not fit: in its {part} part {name} is {shapes[0]}, in this model {shapes[1]}",
-                "keep the model that the run was begun with; --fresh starts over, --run DIR takes another folder",
+                "keep the model that the run was started with; --fresh starts over, --run DIR takes another folder",
             )
 
 
 def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, shapes, types and bytes: equal exactly when all tensors are equal bit for bit."""
+    """Return the sha256 over names, shapes, types and bytes: equal exactly when all tensors are equal bit for bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -105,7 +108,7 @@ def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _check(path: Path, size: int, sha256: str) -> None:
-    """Raises CheckpointError unless the file is what the manifest says."""
+    """Check a file against its entry in the manifest.  Raises CheckpointError."""
     name = path.name
     if not path.is_file():
         raise CheckpointError(f"{name} is missing")
@@ -132,7 +135,7 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     for name in files:
         _sync(folder / name)
     manifest: dict[str, Any] = {"format": FORMAT, "files": files}
-    manifest["sha256"] = _json_hash(manifest)  # its own, so that no damage to it reads as damage to another file
+    manifest["sha256"] = _json_hash(manifest)  # its own, so that damage to it is not taken for damage to another file
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     _sync(folder / "manifest.json")
     _sync(folder)

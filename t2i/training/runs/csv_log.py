@@ -1,4 +1,4 @@
-"""A log of numbers as CSV that is valid at every moment: rows are appended, and may bring new columns."""
+"""A CSV log that is valid at every moment: rows are appended, and may add columns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Append a row; the first one gives the columns.
+    """Append a row; the first one defines the columns.
 
-    Columns that the file does not have yet (it was begun by an older version) are added to it, empty in the rows
-    before; those that this row does not have are empty in it.
+    Columns that the file does not have yet (an older version began it) are added, empty in the rows before; columns
+    that this row does not have are empty in it.
     """
     columns = _columns(path)
     new = [name for name in row if name not in columns]
@@ -23,7 +23,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def rewind(path: Path, images_seen: int) -> None:
-    """Drop the rows after so many images, and any that was not finished."""
+    """Drop the rows after this number of images, and any unfinished one."""
     _write(
         path,
         _columns(path),
@@ -32,7 +32,7 @@ def rewind(path: Path, images_seen: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows, oldest first; none where there is no file yet."""
+    """Return the rows, oldest first; none where there is no file yet."""
     if not path.exists():
         return []
     with path.open(newline="") as f:
@@ -47,7 +47,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Whole or not at all."""
+    """Write the file atomically."""
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as f:
         writer = csv.DictWriter(f, columns, restval="")

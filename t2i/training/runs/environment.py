@@ -1,4 +1,4 @@
-"""What computed a run: versions, device, processes, precision. Never a user, a host, a path or a token."""
+"""The environment of a run: versions, device, processes, precision. Never a user, a host, a path or a token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from t2i.version import __version__
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
-    """As plain JSON values."""
+    """Return the environment as plain JSON values."""
     return {
         "t2i": __version__,
         **{name: version(name) for name in ("torch", "diffusers", "accelerate")},
@@ -30,12 +30,12 @@ def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
 
 
 def idle_cores(device: torch.device, processes: int, threads: int, env: Mapping[str, str] = os.environ) -> str | None:
-    """What to say where a launcher leaves most of a CPU idle; None: nothing.
+    """Return a note where a launcher leaves most of a CPU idle, else None.
 
-    `accelerate launch` gives each process one thread, unless told `--cpu` or a number.
+    `accelerate launch` gives each process one thread, except with `--cpu` or an explicit number.
     """
     cores = os.cpu_count() or 1
-    launched = "ACCELERATE_MIXED_PRECISION" in env  # which its launcher sets
+    launched = "ACCELERATE_MIXED_PRECISION" in env  # set by Accelerate's launcher
     if device.type != "cpu" or not launched or threads > 1 or processes >= cores:
         return None
     each = cores // processes

@@ -1,4 +1,4 @@
-"""The numbers of a run between two rows of its log."""
+"""Averages of a run's numbers between two rows of its log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ class Meter:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Over the steps, or samples, and all processes; every process must ask.  NaN: there was no such sample."""
+        """Return the means over steps, or samples, and all processes; NaN where there was no sample.
+
+        Every process must call this.
+        """
+        # one reduction for all numbers: each costs a round trip between processes
         means = [self.sums[name] / self.counts[name] for name in self.sums]
         totals = torch.stack(means).to(accelerator.device)
         found = dict(zip(self.sums, accelerator.reduce(totals, "mean").tolist(), strict=True))

@@ -1,20 +1,20 @@
-"""The run folder: one place for everything a training run reads and writes about itself.
+"""The run folder: everything that a training run reads and writes about itself.
 
 config.yaml                     the whole config, defaults included
-environment.json                versions, device, processes, precision: a list, one entry `since` each change of them
+environment.json                versions, device, processes, precision: a list, one item `since` each change of them
 log.csv                         one row every `log_every` images: means since the row before
-evaluation.csv                  for families that measure as they learn: one row every `sample_every` images
-scores.csv                      where the config says `evaluate`: one row every `evaluate.every` images
-judges.json                     by what they were measured: a list, one entry `since` each change of it
-best/                           the export of the averaged weights that scored best, and best.json: when, and how well
-warnings.csv                    what was said of a run that goes wrong though its numbers are finite: images, text
-samples/000000020000.png        pictures drawn along the way, named by images seen
+evaluation.csv                  for families with held-out or training metrics: one row every `sample_every` images
+scores.csv                      with `evaluate` in the config: one row every `evaluate.every` images
+judges.json                     the settings behind the scores: a list, one item `since` each change of them
+best/                           the export of the EMA weights with the best score, and best.json: images seen, metric,
+value warnings.csv                    warnings about a run that degenerates though its numbers are finite: images, text
+samples/000000020000.png        sample sheets, named by images seen
 checkpoints/000000020000/       model, ema, optimizer (.safetensors), state.json, manifest.json
-export/                         what the run is for, in diffusers' own format
+export/                         the trained model, in diffusers' own format
 
 Columns of log.csv: images (seen), the losses and terms of the family, gradient_norm, lr (of the last step), and
-images_per_second. Diffusion has mse_quarter1 .. mse_quarter4 too: the plain mean square error of the samples whose time
-fell into that quarter of [0, T], the first being the least noise; empty where none did.
+images_per_second. Diffusion also has mse_quarter1 .. mse_quarter4: the unweighted mean squared error of the samples
+whose time was in that quarter of [0, T], the first being the least noise; empty where there was none.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Start = Literal["auto", "resume", "fresh"]
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started. Nothing here changes what it computes.
+    """The way a run is started. Nothing here changes its result.
 
-    start: "auto" resumes what is there; "resume" insists that there is something; "fresh" moves the old run aside.
+    start: "auto" resumes if there is a checkpoint; "resume" requires one; "fresh" moves the old run aside.
     force: accept a changed config or other data.  progress: bars on stderr.
-    until: stop, with the state saved, at so many images, although the config has more.
+    until: stop, with the state saved, at this number of images, although the config has more.
     """
 
     start: Start = "auto"
@@ -55,13 +55,13 @@ class Launch:
     until: int | None = None
 
 
-# What may change between two starts of one run without making it another run.
+# Keys that may change between two starts of a run: none of them changes its result.
 INTERVALS = {"log_every", "sample_every", "save_every"}
-FREE = INTERVALS | {"evaluate", "keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
+MAY_CHANGE = INTERVALS | {"evaluate", "keep", "latents", "accumulate", "compile", "deterministic", "trackers"}
 
 
 def say(message: str) -> None:
-    """A word to the user, on stderr, on a line of its own though a bar stands there: stdout carries results."""
+    """Print a message to the user on stderr, above a progress bar: stdout is for results."""
     tqdm.write(message, file=sys.stderr)
 
 
@@ -83,7 +83,7 @@ class RunFolder:
         self.export = path / "export"
 
     def begin(self, config: Run, launch: Launch) -> None:
-        """Make the folder ready for this config; the main process does, the others wait.
+        """Prepare the folder for this config on the main process, while the others wait.
 
         Raises CheckpointError: nothing to resume, or the folder belongs to another config (the difference is shown).
         """
@@ -108,29 +108,29 @@ class RunFolder:
             self.keep_config(config)
 
     def keep_config(self, config: Run) -> None:
-        """Write the config that the run goes on with; after a checkpoint, only once that is found to fit it."""
+        """Write the config of the run; after a checkpoint, only once it is known to fit."""
         atomic.write(dump_config(config).encode(), self.config, overwrite=True)
 
     def _compare(self, config: Run) -> None:
         written = parse_yaml(self.config.read_text(encoding="utf-8"), str(self.config))
-        # what an older version did not write yet had today's default
+        # a key that an older version did not have yet had today's default
         old = build_config(type(config), written, str(self.config)).model_dump(mode="json")
         changes = config_difference(old, config.model_dump(mode="json"))
         longer = config.optimizer.decay == "none" and config.images > old["images"]
         newest = max((int(path.name) for path in self.saved()), default=0)
-        longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else it has begun to cool down
+        longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else the cooldown has begun
         changes = {
-            k: v for k, v in changes.items() if k.partition(".")[0] not in FREE and not (k == "images" and longer)
+            k: v for k, v in changes.items() if k.partition(".")[0] not in MAY_CHANGE and not (k == "images" and longer)
         }
         if changes:
             lines = [f"  {key}: {before!r} -> {now!r}" for key, (before, now) in changes.items()]
             raise CheckpointError(
                 f"{self.path} was started with another config:\n" + "\n".join(lines),
-                "--force goes on with the new one, --fresh starts over, --run DIR takes another folder",
+                "--force continues with the new one, --fresh starts over, --run DIR takes another folder",
             )
 
     def saved(self) -> list[Path]:
-        """Checkpoint folders, newest first, whole or not; stray files and temporary folders are not among them."""
+        """Return checkpoint folders, newest first, intact or not, without stray files and temporary folders."""
         found = [p for p in self.checkpoints.glob("*") if p.name.isdigit() and p.is_dir()]
         return sorted(found, key=lambda p: int(p.name), reverse=True)
 
@@ -141,22 +141,22 @@ class RunFolder:
             shutil.rmtree(old)
 
     def newest(self, warn: Callable[[str], None] = say) -> Checkpoint | None:
-        """The newest whole checkpoint, or None when the run has none yet.
+        """Return the newest intact checkpoint, or None when the run has none yet.
 
-        Damaged and unfinished ones are named through `warn` and passed over.
-        Raises CheckpointError when all are damaged: a run that was there never starts afresh in silence.
+        Damaged and unfinished ones are reported through `warn` and skipped.
+        Raises CheckpointError when all are damaged: an existing run never starts over silently.
         """
         for partial in self.checkpoints.glob("*.partial"):
-            warn(f"passed over {partial}: it was not finished")
+            warn(f"skipped {partial}: it was not finished")
         damaged = False
         for folder in self.saved():
             try:
                 return load_checkpoint(folder)
             except CheckpointError as e:
                 damaged = True
-                warn(f"passed over {folder}: {e.message}")
+                warn(f"skipped {folder}: {e.message}")
         if damaged:
-            raise CheckpointError(f"no whole checkpoint is left in {self.checkpoints}", "--fresh starts over")
+            raise CheckpointError(f"no intact checkpoint is left in {self.checkpoints}", "--fresh starts over")
         return None
 
     def rewind_log(self, images_seen: int) -> None:
@@ -166,7 +166,7 @@ class RunFolder:
                 csv_log.rewind(path, images_seen)
 
     def read_log(self) -> list[dict[str, str]]:
-        """The rows of the log, oldest first."""
+        """Return the rows of the log, oldest first."""
         return csv_log.read(self.log)
 
     def write_log(self, row: dict[str, Any]) -> None:
@@ -174,7 +174,10 @@ class RunFolder:
         csv_log.append(self.log, row)
 
     def warn(self, images_seen: int, text: str) -> None:
-        """Say what goes wrong, and keep it for the report.  text: the same each time the same is meant."""
+        """Print a warning, and keep it for the report.
+
+        text: constant for each kind of warning, so that they can be counted.
+        """
         say(f"{self.path.name} at {images_seen:,} images: {text}")
         csv_log.append(self.warnings, {"images": images_seen, "text": text})
 
@@ -183,7 +186,7 @@ class RunFolder:
         csv_log.append(self.evaluation, {"images": images_seen, **{k: f"{v:.6g}" for k, v in numbers.items()}})
 
     def read_scores(self) -> list[dict[str, str]]:
-        """The scores so far, oldest first."""
+        """Return the scores so far, oldest first."""
         return csv_log.read(self.scores)
 
     def write_scores(self, images_seen: int, numbers: dict[str, float]) -> None:

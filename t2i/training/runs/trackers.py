@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, through Accelerate's trackers. The CSV log is written always, by the run folder."""
+"""TensorBoard and Weights & Biases, through Accelerate's trackers. The run folder always writes its CSV log as well."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from t2i.errors import T2IError
 
 
 def make_accelerator(config: Run, folder: Path, precision: str) -> Accelerator:
-    """An Accelerator that logs to the config's trackers.
+    """Return an Accelerator that logs to the config's trackers.
 
     Raises T2IError when the package of a tracker is not installed.
     """
     for name in config.trackers:
         if find_spec(name) is None:
             raise T2IError(f"tracker {name!r} is not installed", f"pip install {name}, or --set trackers=[]")
-    log_with = list(config.trackers) or None  # an empty list is warned about
+    log_with = list(config.trackers) or None  # Accelerate warns about an empty list
     accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=str(folder))
     if config.trackers:
-        kept_here = {"wandb": {"dir": str(folder)}}  # not in whatever folder the user stands in
-        accelerator.init_trackers(folder.name, flat(config.model_dump(mode="json")), init_kwargs=kept_here)
+        options = {"wandb": {"dir": str(folder)}}  # by default it writes to the working directory
+        accelerator.init_trackers(folder.name, flatten(config.model_dump(mode="json")), init_kwargs=options)
     return accelerator
 
 
 def close_trackers(accelerator: Accelerator) -> None:
-    """Write out what the trackers hold back. Not `end_training`, which also parts the processes."""
+    """Flush the trackers. Not by `end_training`, which also ends the process group."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """{dotted key: value} of nested values; what is no number becomes text, as trackers want it."""
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, int | float | str]:
+    """Return {dotted key: value} of nested values; values other than numbers become text, as trackers require."""
     leaves: dict[str, int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[prefix + key] = value if isinstance(value, int | float | str) else str(value)
     return leaves

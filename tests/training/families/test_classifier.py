@@ -25,7 +25,13 @@ from t2i.report.runs import read_run
 from t2i.training.augment import erase, translate
 from t2i.training.engine import Step
 from t2i.training.families import classifier
-from t2i.training.families.classifier import answers, augmented, judge, judge_all, learn
+from t2i.training.families.classifier import (
+    augment,
+    classification_loss,
+    classification_metrics,
+    metrics_by_question,
+    predict,
+)
 from t2i.training.verify import verify_resume
 
 CERTAIN = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64).log()
@@ -40,7 +46,7 @@ def numbers(*shape: int) -> torch.Tensor:
 
 
 def test_accuracy_confusion_and_cross_entropy() -> None:
-    facts = judge(CERTAIN, LABELS)
+    facts = classification_metrics(CERTAIN, LABELS)
     assert facts["accuracy"] == 0.75
     assert facts["accuracy_of_class"] == [1.0, 0.5]
     assert facts["confusion"] == [[2, 0], [1, 1]]
@@ -49,18 +55,18 @@ def test_accuracy_confusion_and_cross_entropy() -> None:
 
 def test_calibration_error_is_the_distance_of_certainty_and_accuracy() -> None:
     """Four answers in four bins: off by 0.1, 0.8, 0.3 and 0.4."""
-    assert judge(CERTAIN, LABELS)["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.3 + 0.4) / 4)
+    assert classification_metrics(CERTAIN, LABELS)["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.3 + 0.4) / 4)
 
 
 def test_a_certainty_that_is_kept_is_calibrated() -> None:
     """Three right of four at a certainty of 3/4."""
     logits = torch.tensor([[0.75, 0.25]], dtype=torch.float64).log().repeat(4, 1)
-    facts = judge(logits, torch.tensor([0, 0, 0, 1]))
+    facts = classification_metrics(logits, torch.tensor([0, 0, 0, 1]))
     assert facts["calibration_error"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    facts = judge(F.pad(CERTAIN, (0, 1), value=-30.0), LABELS)
+    facts = classification_metrics(F.pad(CERTAIN, (0, 1), value=-30.0), LABELS)
     assert facts["accuracy_of_class"] == [1.0, 0.5, None]
 
 
@@ -72,22 +78,24 @@ ASKED = torch.tensor([[0, 0], [-1, 1], [1, 0], [0, -1]])
 
 
 def test_each_question_is_judged_by_the_pictures_that_answer_it() -> None:
-    facts = judge_all(BOTH, ASKED, QUESTIONS)
-    assert facts["questions"]["first"] == judge(CERTAIN[[0, 2, 3]], torch.tensor([0, 1, 0]))
-    assert facts["questions"]["second"] == judge(BOTH[:3, 2:], torch.tensor([0, 1, 0]))
+    facts = metrics_by_question(BOTH, ASKED, QUESTIONS)
+    assert facts["questions"]["first"] == classification_metrics(CERTAIN[[0, 2, 3]], torch.tensor([0, 1, 0]))
+    assert facts["questions"]["second"] == classification_metrics(BOTH[:3, 2:], torch.tensor([0, 1, 0]))
     assert facts["accuracy"] == pytest.approx(5 / 6)
-    assert judge_all(CERTAIN, LABELS[:, None], {"only": ("a", "b")}) == judge(CERTAIN, LABELS)
+    assert metrics_by_question(CERTAIN, LABELS[:, None], {"only": ("a", "b")}) == classification_metrics(
+        CERTAIN, LABELS
+    )
     with pytest.raises(DataError, match="no picture with a class of 'second'"):
-        judge_all(BOTH, torch.tensor([[0, -1]] * 4), QUESTIONS)
+        metrics_by_question(BOTH, torch.tensor([[0, -1]] * 4), QUESTIONS)
 
 
 def test_the_loss_of_questions_is_the_sum_of_theirs_and_the_mean_of_its_parts() -> None:
-    loss, accuracy = learn(BOTH, ASKED, QUESTIONS, 0.1)
+    loss, accuracy = classification_loss(BOTH, ASKED, QUESTIONS, 0.1)
     parts = [(CERTAIN[[0, 2, 3]], torch.tensor([0, 1, 0])), (BOTH[:3, 2:], torch.tensor([0, 1, 0]))]
     sums = [F.cross_entropy(x, y, label_smoothing=0.1, reduction="sum") for x, y in parts]
     assert float(loss) == pytest.approx(float(sum(sums)) / 4)
     assert float(accuracy) == pytest.approx(5 / 6)
-    halves = [learn(BOTH[k : k + 2], ASKED[k : k + 2], QUESTIONS, 0.1)[0] for k in (0, 2)]
+    halves = [classification_loss(BOTH[k : k + 2], ASKED[k : k + 2], QUESTIONS, 0.1)[0] for k in (0, 2)]
     assert float(sum(halves)) / 2 == pytest.approx(float(loss))
 
 
@@ -146,12 +154,12 @@ def test_erasing_hides_a_square() -> None:
 
 def test_augmentation_depends_on_the_global_index_alone() -> None:
     config, x = classifier_config(batch=8), numbers(8, 3, 16, 16)
-    whole = augmented(x, config, Step(3, 24, 8, slice(0, 8)))
-    half = augmented(x[4:], config, Step(3, 24, 8, slice(4, 8)))
+    whole = augment(x, config, Step(3, 24, 8, slice(0, 8)))
+    half = augment(x[4:], config, Step(3, 24, 8, slice(4, 8)))
     assert torch.equal(whole[4:], half)
-    assert not torch.equal(whole, augmented(x, config, Step(4, 32, 8, slice(0, 8))))
+    assert not torch.equal(whole, augment(x, config, Step(4, 32, 8, slice(0, 8))))
     plain = classifier_config(batch=8, augment={"shift": 0, "erase": 0})
-    assert augmented(x, plain, Step(3, 24, 8, slice(0, 8))) is x
+    assert augment(x, plain, Step(3, 24, 8, slice(0, 8))) is x
 
 
 # The loop
@@ -184,10 +192,10 @@ def test_export_is_what_was_measured(trained: tuple[ClassifierConfig, Path]) -> 
     config, run = trained
     assert json.loads((run / "export" / "classes.json").read_text()) == {"classes": ["circle", "square", "triangle"]}
     net = ResNet.from_pretrained(run / "export", use_safetensors=True).eval()
-    logits, labels = answers(net, config, load_table(config.held_out, False))
+    logits, labels = predict(net, config, load_table(config.held_out, False))
     facts = json.loads((run / "export" / "facts.json").read_text())
     found = hashlib.sha256((run / "export" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    assert facts == {"images_seen": 32, "weights_sha256": found} | judge(logits, labels[:, 0])
+    assert facts == {"images_seen": 32, "weights_sha256": found} | classification_metrics(logits, labels[:, 0])
     assert [row["images"] for row in evaluation(run)] == ["16", "32"]
 
 
@@ -229,9 +237,9 @@ def test_terminated_while_it_is_evaluated(tmp_path: Path, monkeypatch: pytest.Mo
 
     def terminated(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return judge(*arguments)
+        return classification_metrics(*arguments)
 
-    monkeypatch.setattr(classifier, "judge", terminated)
+    monkeypatch.setattr(classifier, "classification_metrics", terminated)
     with pytest.raises(Terminated, match="terminated at 16 images") as caught:
         train(classifier_config(), tmp_path / "run")
     assert caught.value.exit_code == 143

@@ -19,7 +19,14 @@ from t2i.report.runs import read_warnings
 from t2i.training.batch import class_numbers
 from t2i.training.engine import Step
 from t2i.training.families import dcgan
-from t2i.training.families.dcgan import COLLAPSED, WON, Players, Turn, settle, warn_of_collapse
+from t2i.training.families.dcgan import (
+    DISCRIMINATOR_SATURATED,
+    GENERATOR_COLLAPSED,
+    AdversarialPair,
+    GameStep,
+    recompute_batch_norms,
+    warn_of_collapse,
+)
 from t2i.training.runs.checkpoint import load_checkpoint
 from t2i.training.runs.run_folder import RunFolder
 from t2i.training.verify import verify_resume
@@ -82,13 +89,13 @@ def test_the_generator_s_turn_leaves_no_gradient_in_the_discriminator(
 def test_images_and_numbers_depend_on_the_global_index_alone() -> None:
     config = dcgan_config(batch=8)
     labels = class_numbers(load_table(config.data, False), config.label, torch.arange(8))
-    players = Players(config, 3).eval()
-    whole = Turn(config, Step(1, 8, 8, slice(0, 8)), players, labels, torch.device("cpu"))
-    half = Turn(config, Step(1, 8, 8, slice(4, 8)), players, labels[4:], torch.device("cpu"))
+    networks = AdversarialPair(config, 3).eval()
+    whole = GameStep(config, Step(1, 8, 8, slice(0, 8)), networks, labels, torch.device("cpu"))
+    half = GameStep(config, Step(1, 8, 8, slice(4, 8)), networks, labels[4:], torch.device("cpu"))
     with torch.no_grad():
         x = whole.generate("latent")
         assert (x[4:] - half.generate("latent")).abs().max() < 1e-6
-        assert (whole.judge(x, "augment real")[4:] - half.judge(x[4:], "augment real")).abs().max() < 1e-4
+        assert (whole.discriminate(x, "augment real")[4:] - half.discriminate(x[4:], "augment real")).abs().max() < 1e-4
         assert not torch.equal(x, whole.generate("generator latent"))
 
 
@@ -104,7 +111,7 @@ def test_the_discriminator_learns_to_tell(tmp_path: Path) -> None:
     config = dcgan_config(images=640, sample_every=64, save_every=10_000, loss={"augment": []})
     config = config.model_copy(update={"log_every": 64, "d_steps": 10**6})
     train(config, tmp_path / "run")
-    assert (576, WON) in read_warnings(tmp_path / "run" / "warnings.csv")
+    assert (576, DISCRIMINATOR_SATURATED) in read_warnings(tmp_path / "run" / "warnings.csv")
     first, last = read_log(tmp_path / "run")[0], read_log(tmp_path / "run")[-1]
     assert last["d_loss"] < 0.5 * first["d_loss"]
     assert last["d_accuracy_real"] == last["d_accuracy_fake"] == 1
@@ -117,7 +124,7 @@ def test_a_picture_for_each_class_is_no_spread() -> None:
     of_class = torch.randn(5, 3, 8, 8, generator=draw)[labels]
 
     def spread(fake: torch.Tensor, labels: torch.Tensor | None) -> float:
-        return float(dcgan.reading(ZERO, ZERO, real, fake, labels)["spread"])
+        return float(dcgan.step_metrics(ZERO, ZERO, real, fake, labels)["spread"])
 
     assert spread(of_class, None) > 0.8
     assert spread(of_class, labels) < 1e-6
@@ -126,7 +133,7 @@ def test_a_picture_for_each_class_is_no_spread() -> None:
     few = torch.arange(64)  # no class twice
     assert spread(0.5 * real, few) == pytest.approx(0.5, rel=1e-5)
     by_hand = torch.stack([real[labels == k].var(0) * ((labels == k).sum() - 1) for k in range(5)]).sum(0) / (64 - 5)
-    assert dcgan.deviation(real, labels) == pytest.approx(float(by_hand.sqrt().mean()), rel=1e-5)
+    assert dcgan.mean_std(real, labels) == pytest.approx(float(by_hand.sqrt().mean()), rel=1e-5)
 
 
 def test_a_run_may_end_between_turns_of_the_generator(tmp_path: Path) -> None:
@@ -181,11 +188,11 @@ def test_classic_is_for_32_and_64_pixels(size: int) -> None:
     larger = ["data.size=64", "model.generator=[512, 256, 128, 64]", "model.discriminator=[64, 128, 256, 512]"]
     config = load_config(shipped_config("dcgan-classic"), "dcgan", tuple(larger) if size == 64 else ())
     assert isinstance(config, DCGANConfig)
-    players = Players(config, 0).eval()
-    x = players.generator(torch.zeros(1, config.model.latent))
+    networks = AdversarialPair(config, 0).eval()
+    x = networks.generator(torch.zeros(1, config.model.latent))
     assert x.shape == (1, 3, size, size)
-    assert players.discriminator(x).shape == (1,)
-    kinds = [type(m).__name__ for m in players.discriminator.modules()]
+    assert networks.discriminator(x).shape == (1,)
+    kinds = [type(m).__name__ for m in networks.discriminator.modules()]
     assert "BatchNorm2d" in kinds
     assert config.loss.game == "bce"
 
@@ -200,9 +207,9 @@ def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANC
     average = weights(run, 32, "ema")
     for name, value in model.generator.named_parameters():
         assert torch.equal(value, average[f"generator.{name}"])
-    settled = Players(config, 3).generator
+    settled = AdversarialPair(config, 3).generator
     settled.load_state_dict({n.removeprefix("generator."): t for n, t in average.items() if n.startswith("generator.")})
-    settle(settled, config, 3, torch.device("cpu"))
+    recompute_batch_norms(settled, config, 3, torch.device("cpu"))
     for name, value in model.generator.named_buffers():
         assert torch.equal(value, settled.state_dict()[name])
         assert not torch.equal(value, average[f"generator.{name}"])  # not the average of what the batches had
@@ -220,9 +227,9 @@ def test_export_is_the_averaged_generator_with_its_classes(trained: tuple[DCGANC
 def test_batch_norms_of_the_average_are_measured() -> None:
     """Over many batches the norm's output has mean 0 and deviation 1 per channel, whatever the averages said before."""
     config = dcgan_config(batch=64, label=None)
-    net = Players(config, 0).generator
+    net = AdversarialPair(config, 0).generator
     net.norms[0].running_mean.fill_(7.0)
-    settle(net, config, 0, torch.device("cpu"))
+    recompute_batch_norms(net, config, 0, torch.device("cpu"))
     z = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         h = torch.nn.functional.batch_norm(
@@ -242,11 +249,11 @@ def test_a_lost_game_is_said_and_kept(tmp_path: Path, capfd: pytest.CaptureFixtu
         folder.write_log({"images": seen, **row})
         warn_of_collapse(folder, seen - 10)
         said = capfd.readouterr().err
-        assert (f"run at 20 images: {WON}\n" in said) == (seen == 20)
-        assert (f"run at 20 images: {COLLAPSED}\n" in said) == (seen == 20)
+        assert (f"run at 20 images: {DISCRIMINATOR_SATURATED}\n" in said) == (seen == 20)
+        assert (f"run at 20 images: {GENERATOR_COLLAPSED}\n" in said) == (seen == 20)
     warn_of_collapse(folder, 20)
     assert capfd.readouterr().err == ""
-    assert read_warnings(folder.warnings) == [(20, WON), (20, COLLAPSED)]
+    assert read_warnings(folder.warnings) == [(20, DISCRIMINATOR_SATURATED), (20, GENERATOR_COLLAPSED)]
     folder.rewind_log(10)  # a run that goes on from there will say it again
     assert read_warnings(folder.warnings) == []
 

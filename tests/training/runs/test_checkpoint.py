@@ -112,7 +112,7 @@ def test_one_flipped_byte_is_a_checksum_mismatch(run: RunFolder, name: str) -> N
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
     assert caught.value.message == f"checksum mismatch: {name}"
-    assert newest(run) == (10, [f"passed over {folder}: checksum mismatch: {name}"])
+    assert newest(run) == (10, [f"skipped {folder}: checksum mismatch: {name}"])
 
 
 @pytest.mark.parametrize("bit", [1, 128])
@@ -166,7 +166,7 @@ def test_missing_part_is_refused_by_name(run: RunFolder, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         load_checkpoint(run.saved()[0])
     said: list[str] = []
-    with pytest.raises(CheckpointError, match="no whole checkpoint is left") as caught:
+    with pytest.raises(CheckpointError, match="no intact checkpoint is left") as caught:
         run.newest(said.append)
     assert "--fresh" in str(caught.value)
     assert len(said) == 2
@@ -215,7 +215,7 @@ def test_unfinished_one_is_named_passed_over_and_written_anew(run: RunFolder) ->
     partial = run.checkpoints / "000000000030.partial"
     shutil.copytree(run.saved()[0], partial)
     (partial / "manifest.json").unlink()
-    assert newest(run) == (20, [f"passed over {partial}: it was not finished"])
+    assert newest(run) == (20, [f"skipped {partial}: it was not finished"])
     run.save(make(30), keep=2)
     assert newest(run) == (30, [])
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["000000000020", "000000000030"]
