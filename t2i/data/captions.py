@@ -24,7 +24,7 @@ def caption(row: Mapping[str, str], captions: Captions, seed: int, index: int) -
     row: column -> value.  index: the global image index, which decides the template and whether the caption is dropped.
     Returns "" when dropped, or when no template fits the row.  Raises DataError: no such column.
     """
-    dropped = derive_seed(seed, "caption-drop", index) < captions.drop * 2**63
+    dropped = derive_seed(seed, "caption-drop", index) < captions.drop * 2**63  # uniform in 63 bits
     if captions.column is not None:
         return "" if dropped else _value(row, captions.column)
     choices = _choices(row, captions)

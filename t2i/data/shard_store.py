@@ -130,6 +130,7 @@ class ShardStore:
     def _table(self, shard: int) -> pa.Table:
         """Return the undecoded rows of a shard: from the cache, or read by the first thread that needs it."""
         with self._lock:
+            # A future is stored before the shard is read, so that other threads wait for it instead of reading too.
             cached = self._cached.get(shard)
             future = cached or Future()
             self._cached[shard] = future
@@ -142,7 +143,7 @@ class ShardStore:
             try:
                 future.set_result(self._files[number].group(shard - self._first_shards[number]))
             except BaseException as e:
-                future.set_exception(e)
+                future.set_exception(e)  # for those who wait; later accesses try again
                 with self._lock:
                     self._cached.pop(shard, None)
         return future.result()

@@ -53,6 +53,7 @@ def is_folder(source: config.Source) -> bool:
 
 def parquet_files(source: config.Source) -> list[Parquet]:
     """Return the parquet files of a path or glob, sorted, with their footers read.  Raises DataError."""
+    # sorted: the order of glob depends on the file system
     paths = sorted(map(Path, glob.glob(config.shipped_data(source.path), recursive=True)))
     if not paths:
         raise DataError(

@@ -146,6 +146,7 @@ def cache() -> Iterator[Finding]:
     from t2i.model_files.hub_cache import cache_folder
 
     folder = cache_folder()
+    # the cache may not exist yet: its disk is that of its nearest parent
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     problem, free = None, shutil.disk_usage(there)
     if not there.is_dir() or not os.access(there, os.W_OK):

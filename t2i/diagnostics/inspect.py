@@ -12,7 +12,7 @@ from t2i.imaging import images
 from t2i.metadata import recipe
 from t2i.model_files.registry import MINI
 
-MAX_INDEX_BYTES = 1_000_000
+MAX_INDEX_BYTES = 1_000_000  # a real index has a few kilobytes
 
 
 def describe(path: Path) -> dict[str, Any]:

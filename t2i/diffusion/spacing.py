@@ -15,14 +15,14 @@ from t2i.diffusion.schedule import Schedule
 
 def leading(schedule: Schedule, steps: int) -> list[float]:
     """Return .. 1 + 2d, 1 + d, 1, 0 with d = T / steps rounded down: begins below T (Song et al. 2021a)."""
-    every = _discrete(schedule) // steps
+    every = _discrete(schedule) // steps  # rounded down, as in diffusers
     return _times(schedule, [1 + every * k for k in reversed(range(steps))])
 
 
 def trailing(schedule: Schedule, steps: int) -> list[float]:
     """Return T, T - d .. d, 0 with d = T / steps: begins at pure noise (Lin et al. 2024, table 2)."""
     n = _discrete(schedule)
-    falling = [n - k * (n / steps) for k in range(steps)]
+    falling = [n - k * (n / steps) for k in range(steps)]  # rounded below where the schedule is discrete
     return _times(schedule, falling if schedule.steps is None else [round(step) for step in falling])
 
 

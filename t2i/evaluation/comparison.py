@@ -174,6 +174,7 @@ def _scored(
     The result has `images_per_second`, of all processes, where the images were generated here.
     """
     wanted = {"subject": pictures.facts, "n": n, "seed": seed, "reference": reference.facts.data_hash}
+    # through JSON, as it will be read back: tuples become lists
     wanted = json.loads(json.dumps(wanted | {"extractor": extractor.hash, "version": VERSION}))
     processes().wait_for_everyone()  # no process may write the file before every process has checked for it
     result = _load_matching(path, wanted)

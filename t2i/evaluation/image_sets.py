@@ -149,6 +149,7 @@ class GeneratedSet:
         return [""] * len(which) if numbers is None else [self.model.classes[k] for k in numbers.tolist()]
 
     def _numbers(self, which: Sequence[int]) -> Tensor | None:
+        # classes come in turn from the first image on, so all up to the last one are needed
         numbers = self.model.label_numbers(max(which) + 1, None)
         return None if numbers is None else numbers[list(which)]
 
@@ -159,7 +160,7 @@ def class_indices(texts: Sequence[str], classes: Sequence[str]) -> Tensor:
     return torch.tensor([numbers.get(text, _named(text, tuple(classes))) for text in texts], dtype=torch.int64)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=100_000)  # prompts repeat, and each is searched for every class
 def _named(text: str, classes: tuple[str, ...]) -> int:
     """Return the one class whose name is a word of a text, in the singular or with an s; -1: none, or several."""
     found = [k for k, name in enumerate(classes) if re.search(rf"\b{re.escape(name)}s?\b", text, re.IGNORECASE)]

@@ -176,7 +176,7 @@ def load_reference(path: Path) -> Reference:
     try:
         record: dict[str, Any] = json.loads(text)
         version = int(record["version"])
-        if version == VERSION:
+        if version == VERSION:  # first of all: a reference of another version may have other fields
             return _read(record, tensors)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path.name} is no reference of t2i's", again) from None

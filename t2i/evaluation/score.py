@@ -179,6 +179,7 @@ def warnings(found: ExtractedFeatures, pictures: ImageSet, reference: Reference,
 
 def _formats(pictures: ImageSet, reference: Reference) -> list[str]:
     ours, theirs = set(pictures.formats or ("PNG",)), set(reference.facts.formats)  # generated images are lossless
+    # Lossless formats give the same pixels; lossy ones must be the same on both sides.
     if bool(ours & LOSSY) == bool(theirs & LOSSY) and (ours == theirs or not ours & LOSSY):
         return []
     names = [" and ".join(sorted(formats)) for formats in (ours, theirs)]

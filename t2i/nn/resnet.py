@@ -60,7 +60,7 @@ class ResNet(ModelMixin, ConfigMixin):
         self.levels = nn.Sequential(*levels)
         self.head = nn.Linear(c_in, num_classes)
         for part in self.modules():
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, nn.Conv2d):  # keeps the variance through ReLUs (He et al. 2015)
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ def page(result: dict[str, Any], folder: Path, now: datetime) -> str:
         if (closest := _sheets(result, folder, "closest.png", "Generated images above their nearest real ones: of"))
         else "",
     }
+    # In one pass: a model's name that looks like a placeholder is not replaced.
     return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
 
 

@@ -57,6 +57,7 @@ def build(runs: Sequence[RunRecord], now: datetime) -> str:
         "config": _config(families),
         "environment": _environment(runs),
     }
+    # In one pass: text of a run that looks like a placeholder is not replaced.
     return re.sub(r"\{\{([\w-]+)\}\}", lambda match: parts[match[1]], frame)
 
 

@@ -136,7 +136,7 @@ def read_numbers(path: Path) -> Columns:
 
     A row without its line end is still being written; a row that is not numeric is skipped.
     """
-    header, *rows = _whole_rows(path) or [[]]
+    header, *rows = _whole_rows(path) or [[]]  # no row at all: no header either
     whole = [numbers for row in rows if (numbers := _row(row, len(header)))]
     if header[:1] != ["images"] or not whole:
         return {}

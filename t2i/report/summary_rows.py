@@ -91,6 +91,7 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(some) for key, some in value.items()}
     if isinstance(value, list):
         return [without_paths(some) for some in value]
+    # absolute on any system: the config may come from another machine
     if isinstance(value, str) and re.match(r"([a-zA-Z]:)?[/\\]\S", value):
         return "…/" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value

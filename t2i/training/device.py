@@ -17,6 +17,7 @@ def choose_precision(wanted: str) -> str:
 
     Raises T2IError: fp16 without a GPU.
     """
+    # with this variable Accelerate computes on the CPU, GPU or not
     cuda = torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU")
     if wanted == "fp16" and not cuda:
         raise T2IError("precision fp16 needs a GPU", "--set precision=auto chooses the best one for this machine")

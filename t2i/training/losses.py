@@ -49,7 +49,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, peak 2, from the mean squared error over the whole batch."""
-    return 10 * (4 / F.mse_loss(x, y)).log10()
+    return 10 * (4 / F.mse_loss(x, y)).log10()  # 4: the squared peak of a range of 2
 
 
 def feature_distance(real: list[Tensor], other: list[Tensor]) -> Tensor:
@@ -74,5 +74,6 @@ def by_noise_level(errors: Tensor, t: Tensor, end: float) -> dict[str, Tensor]:
     found = {}
     for k in range(1, 5):
         there = quarter == k
+        # sums, not means: parts of a batch may have different numbers of samples in a quarter
         found[f"mse_quarter{k}"] = torch.stack([errors.where(there, 0).sum(), there.sum().to(errors)])
     return found

@@ -21,6 +21,7 @@ def learning_rate(optimizer: Optimizer, images_seen: int, images: int) -> float:
     Linear warm-up; then a cosine to zero, or constant with a linear cooldown to zero at the end (Zhai et al. 2022,
     section 3.5). The cooldown of a longer run only starts later: until then, runs of all lengths are equal.
     """
+    # + 1: the first step, too, has a rate above zero
     rate = optimizer.lr * min(1.0, (images_seen + 1) / max(1, optimizer.warmup))
     if optimizer.cooldown:
         rate *= max(0.0, min(1.0, (images - images_seen) / optimizer.cooldown))

@@ -53,7 +53,7 @@ def test_every_order_of_a_few_is_equally_likely(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1000, 50_000, 10**6 + 3, 2**40])
 def test_places_go_anywhere(size: int) -> None:
-    """Of consecutive places, and of one place under many keys: all sixteenths alike, no step preferred, no drift."""
+    """Consecutive places, and one place under many keys, reach all sixteenths equally, without drift."""
     count = min(size, 8000)
     of_places = permute("a", np.arange(count), size)
     of_keys = np.concatenate([permute(f"{k}", np.arange(3, 4), size) for k in range(2000)])

@@ -335,7 +335,7 @@ def best_guess(schedule: Schedule) -> Any:
 
 
 def exact_end(schedule: Schedule, x_t: Tensor, t: float, s: float) -> Tensor:
-    """Where the ODE leads: a quantile of p_t stays that quantile of p_s."""
+    """Return the exact solution of the ODE: a quantile of p_t stays that quantile of p_s."""
     (a_t, b_t), (a_s, b_s) = factors(schedule, t), factors(schedule, s)
     spread = math.hypot(a_s * DEVIATION, b_s) / math.hypot(a_t * DEVIATION, b_t)
     return a_s * MEAN + spread * (x_t - a_t * MEAN)

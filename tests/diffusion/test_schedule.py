@@ -96,7 +96,7 @@ def test_float32_times_lose_nothing() -> None:
 
 
 def exported_scheduler(steps: int) -> DPMSolverMultistepScheduler:
-    """As a text-to-image run exports it, ready for so many steps."""
+    """Return the scheduler that a text-to-image run exports, prepared for this number of steps."""
     from t2i.training.families.text2image import export_scheduler
 
     scheduler = export_scheduler()

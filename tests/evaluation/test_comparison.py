@@ -1,4 +1,4 @@
-"""`t2i eval compare`: one table of equal conditions, curves, a page that needs nothing else; again, it goes on."""
+"""`t2i eval compare`: one table under equal conditions, curves, a page that loads nothing else; resumable."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_same_command_again_takes_what_is_there(
 
 
 def test_killed_anywhere_it_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a score and before its sheets, then in a curve: nothing is judged twice, and nothing is missing."""
+    """After a score and before its sheets, then in a curve: nothing is scored twice, and nothing is missing."""
     whole = compare(place, tmp_path / "whole", "--steps", "2,4")
     score, judged = comparison.score, []
 

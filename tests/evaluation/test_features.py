@@ -1,4 +1,4 @@
-"""What looks at pictures: the right numbers, the same on any split, and only files that are safe."""
+"""Feature extractors: correct features, the same for any batch split, and only from files that are safe."""
 
 from __future__ import annotations
 

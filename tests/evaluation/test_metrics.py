@@ -113,7 +113,7 @@ def test_kernel_distance_as_torchmetrics_has_it() -> None:
 
 
 def test_kernel_distance_is_unbiased() -> None:
-    """Of two sets of one distribution: zero within the error of the mean, and not always above it."""
+    """Between two sets of one distribution it is zero within the error of the mean, and not always above it."""
     found = kernel_distance(features(4000, 4), features(4000, 4, seed=1), generator(0, "subsets"), 40, 100)
     assert abs(float(found.mean())) < 4 * float(found.std()) / math.sqrt(40)
     assert found.min() < 0 < found.max()

@@ -1,4 +1,4 @@
-"""What pictures of prompts are asked: by a judge of several questions, and by CLIP; of models, folders and data."""
+"""Prompt fidelity: by a judge of several questions, and by CLIP; of models, folders and data sets."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_another_preprocessing_is_labelled(
 
 
 def test_few_pictures_are_labelled_and_too_few_refused(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """FAULTS 30: below the number of features, more than the reference has for a floor, below what can be judged."""
+    """FAULTS 30: fewer than features, more than the reference has for a floor, fewer than a score needs."""
     assert judged(place, place / "alike", capfd)["warnings"] == []
     few = judged(place, place / "alike", capfd, "--n", "10")
     assert few["n"] == 10
@@ -153,7 +153,7 @@ def test_fewer_pictures_than_features_are_labelled(
 
 
 def test_a_model_is_judged_by_what_it_draws(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The same numbers as of the folder that `t2i sample` fills with the same seeds, classes from its records."""
+    """A model scores like the folder that `t2i sample` fills with the same seeds, with classes from its records."""
     model = place / "model"
     make("linear", "eps", CLASSES).save_pretrained(model)
     drawn = judged(place, model, capfd, "--n", "30", "--seed", "3", "--steps", "2", "--guidance", "1.5")

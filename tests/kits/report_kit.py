@@ -46,7 +46,7 @@ FLOORS = {"frechet": 1.8, "precision": 0.85, "recall": 0.84, "class_accuracy": 0
 
 
 def add_scores(run: Path, start: float = 60, points: int = 10, n: int = 1000, best: int = 360) -> Path:
-    """Let a run have been judged along the way, every 40 images: numbers that get better, and their floors."""
+    """Add scores to a run, every 40 images: metrics that improve, and their floors."""
     far = [2 ** (-k / 2) for k in range(points)]
     numbers = {
         "frechet": [2.1 + start * some for some in far],

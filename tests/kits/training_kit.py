@@ -188,7 +188,7 @@ def read_log(run: Path) -> list[dict[str, float]]:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What two equal runs must share bit for bit: newest checkpoint, log, exported weights."""
+    """Return what two equal runs must share bit for bit: newest checkpoint, log, exported weights."""
     from t2i.atomic import file_hash
     from t2i.training.runs.checkpoint import load_checkpoint, tensors_hash
     from t2i.training.runs.run_folder import RunFolder

@@ -87,7 +87,7 @@ def inputs(net: nn.Module, height: int = 8, width: int = 8, dtype: torch.dtype =
 
 
 def gradients(net: nn.Module, out: Tensor, x_t: Tensor) -> dict[str, Tensor]:
-    """Of a loss that weighs every output differently, in every weight and in the image."""
+    """Return the gradients of a loss that weighs every output differently, for every weight and the image."""
     loss = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
     named = {**dict(net.named_parameters()), "x_t": x_t}
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))

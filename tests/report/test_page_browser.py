@@ -18,7 +18,7 @@ from t2i.cli.main import main
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on two runs, each of whose sheets has a colour of its own; one was judged along the way."""
+    """Return a report on two runs, whose sheets have different colours; one was evaluated during training."""
     folder = tmp_path_factory.mktemp("report")
     sheets = {100 * (k + 1): colour for k, colour in enumerate(COLOURS)}
     long = "a-run-whose-name-is-much-longer-than-a-narrow-screen-is-wide-and-has-no-space"

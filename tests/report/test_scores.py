@@ -1,4 +1,4 @@
-"""What judging said of a run, on its report: along training, and by `t2i eval score` into the run folder."""
+"""Scores on the report of a run: of evaluation during training, and by `t2i eval score` in the run folder."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import batch_proof
 
 
 def draw(folder: Path, count: int, changed: str = "") -> None:
-    """What a batch of so many images leaves, one of which is another."""
+    """Write the files of a batch of `count` images, one of which differs."""
     (folder / ".t2i-batch").mkdir(parents=True)
     (folder / ".t2i-batch" / "begun").write_text(folder.name)  # of no interest
     for k in range(count):

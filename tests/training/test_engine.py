@@ -218,7 +218,7 @@ def test_precision_is_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPa
 
 
 def test_one_program_trains_in_one_precision_after_the_other(tmp_path: Path) -> None:
-    """As a notebook does; bf16 rounds what the network computes, and its weights stay float32."""
+    """A notebook does this; bf16 rounds the network's computations, and its weights stay float32."""
     losses = {}
     for k, precision in enumerate(("no", "bf16", "no")):
         engine = start(config(precision=precision), tmp_path / str(k))
@@ -557,7 +557,7 @@ def test_tensorboard_has_the_rows_of_the_log(tmp_path: Path) -> None:
 
 
 def test_wandb_has_the_rows_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline; its files lie in the run folder, not where the user stands, and the config is among what it is told."""
+    """Offline: its files are in the run folder, not in the working directory, and the config is recorded."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

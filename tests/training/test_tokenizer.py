@@ -42,7 +42,7 @@ def saved(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def encode(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    """As StableDiffusionPipeline does."""
+    """Encode like StableDiffusionPipeline."""
     encoded = tokenizer(text, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     return list(encoded.input_ids)
 

@@ -47,7 +47,7 @@ def save_checkpoint(final: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_parts(partial, checkpoint)
-        shutil.rmtree(final, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # one of the same step, damaged or superseded
         partial.rename(final)
         _sync(final.parent)
     except (OSError, SafetensorError) as e:  # safetensors wraps errors of the disk

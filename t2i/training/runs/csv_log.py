@@ -24,6 +24,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def rewind(path: Path, images_seen: int) -> None:
     """Drop the rows after this number of images, and any unfinished one."""
+    # None: csv fills up a row that was cut short
     _write(
         path,
         _columns(path),

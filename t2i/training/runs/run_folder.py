@@ -95,7 +95,7 @@ class RunFolder:
     def _begin(self, config: Run, start: Start, force: bool) -> None:
         if start == "fresh" and self.path.exists():
             stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-            names = chain([stem], (f"{stem}-{k}" for k in count(2)))
+            names = chain([stem], (f"{stem}-{k}" for k in count(2)))  # two fresh starts within a second
             aside = next(path for path in map(self.path.with_name, names) if not path.exists())
             self.path.rename(aside)
             say(f"moved the old run to {aside}")
@@ -116,6 +116,7 @@ class RunFolder:
         # a key that an older version did not have yet had today's default
         old = build_config(type(config), written, str(self.config)).model_dump(mode="json")
         changes = config_difference(old, config.model_dump(mode="json"))
+        # Without a decay over its whole length, a run may be prolonged: its steps so far do not depend on `images`.
         longer = config.optimizer.decay == "none" and config.images > old["images"]
         newest = max((int(path.name) for path in self.saved()), default=0)
         longer = longer and newest <= old["images"] - config.optimizer.cooldown  # else the cooldown has begun

@@ -137,7 +137,7 @@ def test_a_picture_for_each_class_is_no_spread() -> None:
 
 
 def test_a_run_may_end_between_turns_of_the_generator(tmp_path: Path) -> None:
-    """Nine steps, four turns: the last row has no step of the generator, and the run goes on, looking back at it."""
+    """Nine steps, four generator updates: the last row has none, and the resumed run still uses the row."""
     for end in (36, 72):
         train(dcgan_config(images=end, d_steps=2, log_every=8, sample_every=20), tmp_path / "run")
     assert [row["images"] for row in read_log(tmp_path / "run") if "g_loss" not in row] == [36]

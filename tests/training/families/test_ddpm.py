@@ -201,7 +201,7 @@ def test_export_of_an_unconditional_run_draws_with_plain_diffusers(tmp_path: Pat
 
 
 def test_samples_are_drawn_along_the_way(trained: tuple[DDPMConfig, Path], tmp_path: Path) -> None:
-    """Of the same latents and classes each time, by the averaged weights of that moment."""
+    """Samples use the same noise and classes each time, and the EMA weights of that moment."""
     config, run = trained
     assert [p.name for p in sorted((run / "samples").iterdir())] == [f"{16:012d}.png", f"{32:012d}.png"]
     train(ddpm_config(images=16), tmp_path / "half")

@@ -121,7 +121,7 @@ except ImportError:
 def test_export_draws_with_plain_diffusers_where_t2i_is_not(
     trained: tuple[Text2ImageConfig, Path], tmp_path: Path
 ) -> None:
-    """The same picture as here, at the size it was trained at without being told."""
+    """It is the same image as here, at the size of training by default."""
     _, run = trained
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-c", PLAIN, str(run / "export"), str(tmp_path / "plain.png"), str(SIZE)]

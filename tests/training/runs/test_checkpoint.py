@@ -1,4 +1,4 @@
-"""Checkpoints are whole or named and passed over (FAULTS 1, 2, 5, 6, 7, 9): every file, every way to damage it."""
+"""Checkpoints are intact, or reported and skipped (FAULTS 1, 2, 5, 6, 7, 9): every file, every way to damage it."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_missing_part_is_refused_by_name(run: RunFolder, name: str) -> None:
 
 
 def test_part_missing_from_the_manifest_too(run: RunFolder) -> None:
-    """As a writer that never had an average would leave it."""
+    """A writer that never had an EMA would leave this."""
     folder = run.saved()[0]
     (folder / "ema.safetensors").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -45,7 +45,7 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Make]:
 
 @pytest.fixture(scope="module")
 def straight(makers: dict[str, Make], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What an uninterrupted run of each family ends with."""
+    """Return the result of an uninterrupted run of each family."""
     found = {}
     for family in TRAINED:
         run = tmp_path_factory.mktemp("straight") / family
@@ -98,7 +98,7 @@ def test_a_run_made_longer_equals_one_that_was_long_from_the_start(
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_resumes_bit_for_bit_in_bf16(family: str, makers: dict[str, Make], tmp_path: Path) -> None:
-    """As the published runs train where the hardware computes in it."""
+    """Published runs train in bf16 where the hardware supports it."""
     train(makers[family](precision="bf16", images=20), tmp_path / "straight")
     train(makers[family](precision="bf16", images=12), tmp_path / "stopped")
     train(makers[family](precision="bf16", images=20), tmp_path / "stopped")
@@ -160,7 +160,7 @@ def test_killed_while_a_checkpoint_is_written_and_resumed(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """FAULTS 1: the unfinished one is named and passed over, and the end is that of an uninterrupted run."""
+    """FAULTS 1: the unfinished one is reported and skipped, and the result is that of an uninterrupted run."""
     run = tmp_path / "run"
     assert in_child(child_killed_at_sync, makers[family](), run, SECOND, POINTS[point]) == -signal.SIGKILL
     whole = point == "after the rename"
@@ -193,7 +193,7 @@ def test_killed_between_rename_and_prune(makers: dict[str, Make], straight: dict
 
 
 def test_disk_full(makers: dict[str, Make], straight: dict[str, Any], tmp_path: Path) -> None:
-    """FAULTS 4: says how much it needs; nothing half-written stays, the old checkpoint does, and it goes on later."""
+    """FAULTS 4: the message names the space needed; no partial file stays, the old checkpoint does; the run resumes."""
     run, said = tmp_path / "run", tmp_path / "said"
     train(makers["autoencoder"](images=12), run)
     limit = (run / "checkpoints" / "000000000012" / "model.safetensors").stat().st_size - 1
@@ -354,7 +354,7 @@ def test_rewound_log_has_no_row_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["16,2.2", "16,", "1", "16"])
 def test_half_a_row_at_the_end_is_dropped(tmp_path: Path, end: str) -> None:
-    """What a process leaves that dies while it writes."""
+    """A process that dies while it writes leaves half a row."""
     tmp_path.joinpath("run").mkdir()
     folder = RunFolder(tmp_path / "run")
     write_rows(folder, [4, 8, 12])
@@ -370,7 +370,7 @@ def test_no_log_to_rewind(tmp_path: Path) -> None:
 
 
 def test_a_log_of_an_older_version_gets_the_new_columns(tmp_path: Path) -> None:
-    """A run goes on with a version that logs more, or less: the file stays one table, and rewinds as one."""
+    """A run resumed by a version that logs more, or less, keeps a single table, which rewinds as one."""
     tmp_path.joinpath("run").mkdir()
     folder = RunFolder(tmp_path / "run")
     write_rows(folder, [4, 8])
