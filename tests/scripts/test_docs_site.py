@@ -1,4 +1,4 @@
-"""The site of the documentation: it builds without a warning, needs nothing from elsewhere, and shows the public names."""
+"""The site of the documentation: it builds without a warning, loads nothing from elsewhere, shows the public names."""
 
 from __future__ import annotations
 
