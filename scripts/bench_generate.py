@@ -183,7 +183,8 @@ import diffusers
 lap("import diffusers (torch's compiler with it)")
 import transformers, transformers.modeling_utils
 lap("import transformers")
-from t2i.pipelines.loading.load import load_pipeline, locate
+from t2i.model_files.locate import locate
+from t2i.pipelines.loading.load import load_pipeline
 from t2i.pipelines.text_to_image.pipeline import TextToImage
 files = locate(folder)
 files.hash()

@@ -1,9 +1,22 @@
 """Make the training data of `mini`: seven parquet files of small pictures with object, style and origin.
 
-    python scripts/prepare_mini.py --data ../shared/data --out data/mini
+    python scripts/prepare_mini.py --data DATASETS --out data/mini
 
-Only training files are read. Columns of every file: image (an Image feature of `datasets`), object (what it shows, ""
-where that cannot honestly be said), style (photo, painting, cartoon, sketch, vangogh), source (where it comes from).
+DATASETS is a folder with these parquet files, whose column `image` holds encoded pictures; object and style are
+ClassLabel features, all else is text:
+
+    pacs128/train.parquet           image, object, style, source: PACS (Li et al. 2017), cut to 128 x 128 pixels;
+                                    on GitHub as MachineLearning2020/Homework3-PACS
+    tinyimagenet64/train-*.parquet  image, name, source: Tiny ImageNet (Stanford CS231n), 83 of its classes, each named
+                                    by a plain word; on GitHub as seshuad/IMagenet
+    horses128/train.parquet         image, source: photographs of horses (Weizmann horses and other public sets)
+    vangogh/train.parquet           image, title, kind, source: paintings by Vincent van Gogh (public domain); kind is
+                                    landscape, portrait, still life, interior, drawing or another word
+    vangogh256/train.parquet        image, source: his paintings from Arles on; on GitHub as
+                                    M-Yang23/Convert-the-photos-to-Van-Gogh-painting
+
+Only training files are read. Columns of every file made: image (an Image feature of `datasets`), object (what it shows,
+"" where that cannot honestly be said), style (photo, painting, cartoon, sketch, vangogh), source (where it comes from).
 `vangogh` and `arles` hold crops of real paintings, `vangogh-stylised` photographs, paintings and cartoons of the seven
 PACS objects painted over by `stylise.py`, which no painter made.
 `typical` repeats some pictures of the other files: those that show each of the seven objects best in each of the five
@@ -47,11 +60,7 @@ FEATURES = datasets.Features(
 SHEET = 60  # pictures on a contact sheet
 CHOSEN = Path(__file__).with_name("chosen.txt")  # sources of pictures chosen by eye, for paintings, dogs and the like
 OBJECTS = {"golden retriever": "dog"}  # a noun whose chosen pictures show one of the seven objects
-HELD_OUT = (
-    "lighthouse",
-    "red panda",
-    "teapot",
-)  # nouns that no part of mini sees: a proof for fine-tuning
+HELD_OUT = ("lighthouse", "red panda", "teapot")  # nouns that no part of mini sees: a proof for fine-tuning
 WORK = 128  # pixels per side at which strokes are painted; at 64 they are then about two pixels wide
 BATCH = 28  # pictures stylised at once
 GREY, COLOURFUL = 0.02, 0.045  # mean Oklab chroma below which a reproduction is grey; from which it lends its palette

@@ -10,16 +10,17 @@ Names are resolved when they are first used (PEP 562), so that importing t2i imp
 
 from typing import TYPE_CHECKING, Any
 
+from t2i.version import __version__
+
 if TYPE_CHECKING:
     from t2i import errors as errors
-    from t2i.jobs.api import load as load
+    from t2i.api import load as load
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "errors", "load"]
 
 _LAZY = {
     "errors": ("t2i.errors", None),
-    "load": ("t2i.jobs.api", "load"),
+    "load": ("t2i.api", "load"),
 }
 
 

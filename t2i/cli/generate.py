@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import sys
+from functools import partial
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from t2i.cli.options import SectionedCommand, adapters, editing, machine, model, output, picture, prompts, speed
-
-if TYPE_CHECKING:
-    from t2i.jobs.batch.shard_packer import Packed
-    from t2i.metadata.recipe import Recipe
+from t2i.cli.options import SectionedCommand, options_of, spelled
+from t2i.config.options import GenerateOptions
 
 EXAMPLES = """\b
 Examples:
@@ -32,62 +29,53 @@ Examples:
 
 @click.command(cls=SectionedCommand, epilog=EXAMPLES)
 @click.argument("arguments", metavar="[PROMPT]...", nargs=-1)
-@prompts.options
-@picture.options
-@editing.options
-@model.options
-@adapters.options
-@machine.options
-@speed.options
-@output.options
-def generate(**given: Any) -> None:
+@options_of(GenerateOptions)
+def generate(arguments: tuple[str, ...], **given: Any) -> None:
     """Draw an image of each PROMPT and print where it is saved.
 
     Each argument is one prompt: put quotes around it. "-" reads prompts from stdin, one per line. Image k of a prompt
     has seed SEED + k and is the same picture whether it is drawn alone or among others.
 
-    With --prompts and a folder images are named by place and content, and listed in its manifest.jsonl. The same
+    With --prompts and a folder, images are named by position and content, and listed in manifest.jsonl there. The same
     command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
-    from t2i.cli.dry_run import survey, survey_batch
-    from t2i.jobs.batch.runner import draw_batch
-    from t2i.jobs.from_options import understand
-    from t2i.jobs.run import draw, to_json
+    from t2i.cli.dry_run import dry_run
+    from t2i.cli.progress_bar import show_events
+    from t2i.jobs.from_options import make_request
+    from t2i.jobs.run import execute
+
+    quiet, as_json = given["quiet"], given["json_lines"]
+    spell = partial(spelled, command=click.get_current_context().command)
 
     def say(line: str) -> None:
         if not quiet:
-            click.echo(line, err=True)
+            click.echo(spell(line), err=True)
 
-    quiet, as_json, dry = given.pop("quiet"), given.pop("as_json"), given.pop("dry_run")
-    _forget_idle(given)
-    asked = understand(given, _chosen(), say)
-    drawn: Iterator[tuple[Path, Recipe | Packed | None]]
-    if asked.batch is not None:
-        if dry:
-            return survey_batch(asked.batch, asked.request, asked.seeded, say, as_json)
-        drawn = draw_batch(asked.batch, asked.request, asked.seeded, say, bar=not quiet)
-    else:
-        if dry:
-            return survey(asked.request, say, as_json)
-        drawn = draw(asked.request, say, bar=not quiet)
-    for path, recipe in drawn:
-        click.echo(to_json(path, recipe) if as_json else str(path))
+    _forget_idle_defaults(given)
+    if "-" in (*arguments, given["prompt_file"]) and sys.stdin.isatty():
+        say("prompts, one per line; Ctrl-D ends them:")
+    values = {name: value for name, value in given.items() if value not in (None, ())}
+    request = make_request(values, arguments, chosen=_chosen(), stdin=sys.stdin.buffer, say=say)
+    if given["dry_run"]:
+        dry_run(request, say, as_json)
+        return
+    with show_events(quiet, as_json, spell) as show:
+        execute(request, show)
 
 
-def _forget_idle(given: dict[str, Any]) -> None:
-    """Take back what only the user's own defaults say, where it cannot be meant.
+def _forget_idle_defaults(given: dict[str, Any]) -> None:
+    """Drop what only the user's own defaults say, where it cannot be meant.
 
-    They add no picture to a record that is drawn again, and a default strength waits for a picture.
+    They add no image to a record that is replayed, and a default strength waits for an image.
     """
     source = click.get_current_context().get_parameter_source
-    for name in ("image", "mask", "strength", "controls", "upscale"):
-        idle = given["originals"] or (name == "strength" and given["image"] is None and not given["file"])
-        if idle and source(name) is ParameterSource.DEFAULT_MAP:
-            given[name] = () if name == "controls" else None
+    for name in ("image", "mask", "strength", "control", "upscale"):
+        alone = name == "strength" and given["image"] is None and not given["prompt_file"]
+        if (given["replay"] or alone) and source(name) is ParameterSource.DEFAULT_MAP:
+            given[name] = () if name == "control" else None
 
 
 def _chosen() -> set[str]:
-    """The options that stand on the command line, by the names of `tasks.Wish`."""
+    """Return the options that are given on the command line."""
     ctx = click.get_current_context()
-    found = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    return found | ({"seed"} if "seeds" in found else set()) | ({"width", "height"} if "size" in found else set())
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from t2i.cli.tables import aligned, printable
-from t2i.errors import ImageError, ModelError, PartialFailure, T2IError, UsageError
-from t2i.imaging import images
+from t2i.diagnostics.inspect import describe
+from t2i.errors import ImageError, PartialFailure, T2IError
 from t2i.jobs.replay.find_adapters import adapter_rows
 from t2i.jobs.replay.find_images import edit_rows
 from t2i.jobs.replay.verify import machine_words
-from t2i.metadata import recipe
 from t2i.metadata.a1111 import NEGATIVE
 from t2i.metadata.diff import difference, difference_table
-from t2i.model_files.registry import MINI
-
-MAX_INDEX_BYTES = 1_000_000
 
 
 @click.command()
@@ -54,21 +49,6 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
         raise kind("\n  ".join([message, *(e.message for e in failures)]))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What is known about a file or folder, as plain JSON data.
-
-    Raises ImageError for no image, and for an image without any record; ModelError for another sort of folder;
-    UsageError where there is nothing.
-    """
-    if str(path) == "mini" and not path.exists():
-        path = MINI
-    if path.is_dir():
-        return _describe_run(path) if (path / "config.yaml").is_file() else _describe_model(path)
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
-    return _describe_image(path)
-
-
 def _two_images(paths: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The facts of two images that both say how they were made; None for anything else, which is told one by one."""
     if len(paths) != 2:
@@ -96,35 +76,6 @@ def table(facts: dict[str, Any]) -> str:
     """The facts as lines for a human, safe to print on a terminal."""
     rows = {"image": _image_rows, "model": _model_rows, "run": _run_rows}
     return aligned(facts["path"], rows[facts["kind"]](facts))
-
-
-def _describe_image(path: Path) -> dict[str, Any]:
-    record = recipe.read(path)
-    if not (record.recipe or record.parameters or record.generated):
-        damage = "".join(f"; {problem}" for problem in record.problems)
-        hint = "tools that save an image again often drop what was written into it"
-        raise ImageError(f"{path}: the image does not say how it was made{damage}", hint)
-    return {
-        "path": str(path),
-        "kind": "image",
-        "recipe": json.loads(record.recipe.to_json()) if record.recipe else None,
-        "parameters": record.parameters,
-        "settings": recipe.parse_parameters(record.parameters) if record.parameters else None,
-        "generated": record.generated,
-        "pixels": _compare_pixels(path, record.recipe),
-        "problems": list(record.problems),
-    }
-
-
-def _compare_pixels(path: Path, made: recipe.Recipe | None) -> str | None:
-    """Whether the pixels are those the recipe tells of; None where that cannot be known (JPEG and WebP lose some)."""
-    if made is None or made.image_hash is None or path.suffix.lower() != ".png":
-        return None
-    try:
-        same = images.pixel_hash(images.decode(path)) == made.image_hash
-    except ImageError as e:
-        return f"damaged: {e.message}"
-    return "as drawn" if same else "changed since they were drawn"
 
 
 def _image_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -165,6 +116,7 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("sampler", f"{made['sampler']}{schedule} ({made['scheduler']})"),
         ("steps", str(made["steps"])),
         ("guidance", f"{made['guidance']:g}"),
+        *((name.replace("_", " "), str(value)) for name, value in made["options"].items()),
         ("seed", str(made["seed"])),
         ("size", f"{made['width']} x {made['height']}"),
         *edit_rows(made["edit"]),
@@ -174,69 +126,14 @@ def _recipe_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_run(folder: Path) -> dict[str, Any]:
-    """How far a training run is, how it does, its config, and the model that it has exported."""
-    from t2i.report import summary_rows
-    from t2i.report.runs import read_run
-
-    run = read_run(folder)
-    rows = [*summary_rows.summary_rows([run]), *summary_rows.metric_rows([run])]
-    return {
-        "path": str(folder),
-        "kind": "run",
-        "family": run.family,
-        "images_seen": run.images_seen,
-        "images": run.total or None,
-        "summary": {name: value for name, (value,) in rows if value != summary_rows.NONE},
-        "config": summary_rows.shareable(run.config),
-        "model": _describe_model(folder / "export") if (folder / "export" / "model_index.json").is_file() else None,
-    }
-
-
 def _run_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [*facts["summary"].items(), *(_model_rows(facts["model"]) if facts["model"] else ())]
-
-
-def _describe_model(folder: Path) -> dict[str, Any]:
-    """The pipeline class, its components and their sizes in bytes, from model_index.json and the files beside it."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelError(
-            f"{folder}: neither a model (model_index.json) nor a run (config.yaml)", "give images, or such a folder"
-        )
-    try:
-        with index.open("rb") as file:
-            data = json.loads(file.read(MAX_INDEX_BYTES))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ModelError(f"{index}: not valid JSON: {str(e)[:200]}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("_class_name"), str):
-        raise ModelError(f"{index}: names no pipeline class (`_class_name`)")
-    components = {}
-    for name, value in data.items():
-        # The name becomes a path: a plain word, so that it stays inside the folder.
-        if re.fullmatch(r"[A-Za-z]\w*", name) and isinstance(value, list) and len(value) == 2 and value[1]:
-            components[name] = {"class": str(value[1]), "bytes": _size(folder / name)}
-    version = data.get("_diffusers_version")
-    return {
-        "path": str(folder),
-        "kind": "model",
-        "pipeline": data["_class_name"],
-        "diffusers": version if isinstance(version, str) else None,
-        "components": components,
-        "bytes": sum(component["bytes"] for component in components.values()),
-    }
 
 
 def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     version = f" (diffusers {facts['diffusers']})" if facts["diffusers"] else ""
     parts = [(name, f"{part['class']}, {_megabytes(part['bytes'])}") for name, part in facts["components"].items()]
     return [("pipeline", facts["pipeline"] + version), *parts, ("in all", _megabytes(facts["bytes"]))]
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files right inside a component's folder; components are flat, and a link may lead anywhere."""
-    files = (path for path in folder.glob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files)
 
 
 def _megabytes(size: int) -> str:

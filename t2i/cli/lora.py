@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from t2i.cli.options import completion_values
+from t2i.cli import completion_values
 from t2i.cli.tables import aligned
 
 
@@ -66,12 +66,12 @@ def merge(model: str, loras: tuple[str, ...], output: Path, revision: str | None
 
     It draws what MODEL draws with --lora, to rounding. FOLDER must not exist.
     """
+    from t2i.model_files.locate import locate
     from t2i.pipelines.adapters.specs import Adapters
-    from t2i.pipelines.loading.load import locate
     from t2i.pipelines.text_to_image.lora_merge import merge as merge_into
 
     adapters = Adapters.read(loras)
-    fitted = merge_into(locate(model, revision=revision, offline=offline), adapters, output, offline)
-    for line in (*fitted.lines, *fitted.warnings) if not quiet else ():
+    attached = merge_into(locate(model, revision=revision, offline=offline), adapters, output, offline)
+    for line in (*attached.lines, *attached.warnings) if not quiet else ():
         click.echo(line, err=True)
     click.echo(str(output))

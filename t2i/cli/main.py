@@ -41,6 +41,15 @@ class Session:
 
     debug: bool = False
     defaults: bool = False  # whether the user's config file says something about this command
+    command: click.Command | None = None  # the one that runs
+
+    def spelled(self, text: str) -> str:
+        """Return a message of the library with options as they are written on the command line."""
+        if self.command is None or "`" not in text:
+            return text
+        from t2i.cli.options import spelled
+
+        return spelled(text, self.command)
 
 
 class LazyGroup(click.Group):
@@ -60,6 +69,7 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         _accept_debug(command)
+        ctx.ensure_object(Session).command = command
         return command
 
     def resolve_command(
@@ -111,7 +121,7 @@ def _no_such_command(name: str, *rest: str) -> str:
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from t2i import __version__
+        from t2i.version import __version__
 
         click.echo(f"t2i {__version__}")
         ctx.exit()
@@ -182,10 +192,10 @@ def _explain(e: Exception, session: Session) -> int:
         hint = "ask for less at once (--batch-size 1, a smaller --size, a smaller batch), or --dtype bfloat16"
         e = OutOfMemory(f"out of memory: {one_line(e, 300)}", hint)
     if isinstance(e, T2IError):
-        way_out = e.hint
+        suggestion = e.hint
         if session.defaults and isinstance(e, UsageError) and not isinstance(e, ConfigError):
-            way_out = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
-        return _say(e.message, way_out, e.exit_code)
+            suggestion = f"{f'{e.hint}; ' if e.hint else ''}some defaults are yours, from {config_path()}"
+        return _say(session.spelled(e.message), suggestion and session.spelled(suggestion), e.exit_code)
     what = f"{type(e).__name__}: {one_line(e, 300)}" if str(e) else type(e).__name__
     return _say(f"unexpected {what}", "--debug shows where", 1)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from t2i.cli.options.completion_values import model_names
+from t2i.cli.completion_values import model_names
 from t2i.cli.tables import aligned
 from t2i.errors import ModelUnavailable, T2IError, UsageError
 from t2i.model_files.registry import MINI, NAMES, ZOO, ResolvedModel, hub_model, resolve
@@ -85,7 +85,7 @@ def pull(name: str, revision: str | None, quiet: bool, as_json: bool) -> None:
 
     Only safetensors weights, configs and tokenizers: what `t2i generate` would fetch. What broke off goes on.
     """
-    from t2i.pipelines.loading.load import locate
+    from t2i.model_files.locate import locate
 
     model = resolve(name)
     if model.kind != "hub" and name != "mini":

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+
+from t2i.cli.options import SectionedCommand, options_of
+from t2i.config.sample_options import SAMPLE_OPTIONS, SampleOptions
+
+SETTINGS = tuple(name for name, one in SAMPLE_OPTIONS.items() if one.option.target == "settings")
 
 EXAMPLES = """\b
 Examples:
@@ -18,90 +24,54 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=SectionedCommand, epilog=EXAMPLES)
 @click.argument("run", metavar="RUN")
-@click.option("--label", "labels", metavar="CLASS", multiple=True, help="A class, by name or number; may be repeated.")
-@click.option("-b", "--batch-count", "--num-images", "count", type=int, help="How many images.  [16]")
-@click.option("--batch-size", type=int, default=64, help="Images drawn at once.  [64]")
-@click.option("--sampler", metavar="NAME", help="ddpm, ddpm-large, ddim, dpm++2m, heun, euler.  [dpm++2m]")
-@click.option("--spacing", metavar="NAME", help="Which times: leading, trailing, linspace, karras.  [trailing]")
-@click.option("--steps", type=int, help="Sampling steps, 1 to 1000.  [20]")
-@click.option("--guidance", type=float, help="How closely to follow the class; 1 or less is off.  [1]")
-@click.option("-s", "--seed", type=int, default=0, help="Seed of the first image; image k has SEED + k.  [0]")
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder [samples/RUN NAME].")
-@click.option("--grid", is_flag=True, help="Also save all images on one sheet, grid.png.")
-@click.option("--trajectory", is_flag=True, help="Instead, show both processes: noise added, noise removed.")
-@click.option(
-    "--photo",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The picture --trajectory dissolves.  [a training image, where they are here]",
-)
-@click.option("--interpolate", metavar="A:B", help="Instead, the way from seed A to seed B, on a strip and as a film.")
-@click.option("--animation", type=click.Choice(["webp", "gif"]), default="webp", help="Form of the film.  [webp]")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
-@click.option("--offline", is_flag=True, help="Do not use the network.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def sample(**options: Any) -> None:
+@options_of(SampleOptions)
+def sample(run: str, **given: Any) -> None:
     """Draw images with RUN: a run of `ddpm`, `dcgan` or `vae`, a folder in diffusers' format, or a Hub id.
 
     Image k has seed SEED + k, and its class in turn. The same command again makes only what is missing; under
     `accelerate launch` all processes share the work, and the images are the same. Sampler, spacing, steps and guidance
     are those of diffusion: the others draw in one step.
     """
-    for path in _sample(**options):
+    options = SampleOptions.read({name: value for name, value in given.items() if value not in (None, ())})
+    for path in _sample(run, options):
         click.echo(path)
 
 
-def _sample(
-    run: str,
-    output: Path | None,
-    grid: bool,
-    trajectory: bool,
-    interpolate: str | None,
-    photo: Path | None,
-    animation: str,
-    device: str | None,
-    revision: str | None,
-    offline: bool,
-    quiet: bool,
-    labels: tuple[str, ...],
-    seed: int,
-    count: int | None,
-    batch_size: int,
-    **given: Any,
-) -> Any:
+def _sample(run: str, options: SampleOptions) -> Iterator[Path]:
     from tqdm import tqdm
 
     from t2i.distributed import is_main, processes
     from t2i.errors import UsageError
     from t2i.model_files.library_logging import prepare_libraries
-    from t2i.pipelines.class_conditional.sample_folder import Request, load_model, sample_folder
+    from t2i.pipelines.class_conditional.sample_folder import SampleRequest, load_model, sample_folder
 
     prepare_libraries()
-    if trajectory and interpolate:
-        raise UsageError("give either --trajectory or --interpolate")
-    settings = {name: value for name, value in given.items() if value is not None}
-    wanted = Request(16 if count is None else count, labels, seed, batch_size)
-    ends = None if interpolate is None else _ends(interpolate)
-    model = load_model(run, device=device, revision=revision, offline=offline)
-    kind = "-trajectory" if trajectory else "-interpolation" if ends else ""
-    folder = output or Path("samples") / f"{model.name}{kind}"
-    if trajectory:
-        yield from _trajectory(model, run, wanted, folder, photo, animation, settings)
+    if options.trajectory and options.interpolate:
+        raise UsageError("give either `trajectory` or `interpolate`")
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    wanted = SampleRequest(options.num_images or 16, options.label, options.seed, options.batch_size)
+    ends = None if options.interpolate is None else _ends(options.interpolate)
+    model = load_model(run, device=options.device, revision=options.revision, offline=options.offline)
+    kind = "-trajectory" if options.trajectory else "-interpolation" if ends else ""
+    folder = options.output or Path("samples") / f"{model.name}{kind}"
+    if options.trajectory:
+        yield from _trajectory(model, run, wanted, folder, options.photo, options.animation, settings)
         return
     if ends:
         from t2i.pipelines.class_conditional.interpolation import save_interpolation
 
-        label = labels[0] if labels else None
-        yield from save_interpolation(model, ends, count or 10, label, folder, animation, **settings)
+        label = options.label[0] if options.label else None
+        count = options.num_images or 10
+        yield from save_interpolation(model, ends, count, label, folder, options.animation, **settings)
         return
-    hidden = None if is_main() and not quiet else True
+    hidden = None if is_main() and not options.quiet else True
     with tqdm(total=wanted.count, unit="img", desc="drawing", leave=False, file=sys.stderr, disable=hidden) as bar:
         for group in sample_folder(model, wanted, folder, **settings):
             bar.update(len(group))
             yield from group
-    if grid:
+    if options.grid:
         processes().wait_for_everyone()  # the sheet shows what all of them drew
         if is_main():
             yield _grid([folder / f"{k:06d}.png" for k in range(wanted.count)], folder / "grid.png")

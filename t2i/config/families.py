@@ -48,6 +48,8 @@ class AutoencoderConfig(Run):
 
     family: Literal["autoencoder"] = "autoencoder"
     data: Data
+    held_out: Data | None = None  # images that are not trained on, to measure reconstruction
+    measured: int = Field(256, ge=1)  # most held-out images that are measured during training; at the end all
     crop: int | None = Field(None, ge=8)  # side of the random crops to train on, in pixels; null: whole images
     model: AutoencoderModel = AutoencoderModel()
     loss: AutoencoderLoss = AutoencoderLoss()
@@ -61,9 +63,22 @@ class AutoencoderConfig(Run):
                 raise ValueError(f"{name} {side} is no multiple of {multiple}, the halvings of model.channels")
         if self.crop is not None and self.crop > self.data.size:
             raise ValueError(f"crop {self.crop} is larger than data.size {self.data.size}")
-        if self.loss.adversarial and self.accumulate > 1:
-            raise ValueError("accumulate: two networks take turns with the batch in one part; lower `batch` instead")
+        if self.held_out is not None and self.held_out.size != self.data.size:
+            raise ValueError(f"held_out.size {self.held_out.size} is not data.size {self.data.size}")
+        if self.loss.adversarial:
+            self._can_be_played()
         return self
+
+    def _can_be_played(self) -> None:
+        if self.accumulate > 1:
+            raise ValueError("accumulate: two networks take turns with the batch in one part; lower `batch` instead")
+        levels, side = len(self.discriminator.channels), self.crop or self.data.size
+        if side < 2**levels:
+            raise ValueError(f"discriminator.channels: {levels} levels are for {2**levels} pixels and more, not {side}")
+        if not (self.loss.l1 or self.loss.gradient or self.loss.ssim or self.loss.perceptual):
+            raise ValueError(
+                "loss.adversarial needs another term on the reconstruction: its weight is relative to theirs"
+            )
 
 
 class Captions(Strict):

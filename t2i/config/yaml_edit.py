@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
-Edit = tuple[int, int, str]  # characters from, to (exclusive), and what takes their place
+ImageInputs = tuple[int, int, str]  # characters from, to (exclusive), and what takes their place
 
 
 def put(text: str, keys: Sequence[str], value: Any, same: Callable[[str], bool]) -> str:
@@ -106,7 +106,7 @@ def _span(text: str, node: Node) -> tuple[int, int]:
     return start, end
 
 
-def _new_value(text: str, name: Node, old: Node, value: Any) -> Edit:
+def _new_value(text: str, name: Node, old: Node, value: Any) -> ImageInputs:
     start, end = _span(text, old)
     between = text[name.end_mark.index : start]
     if start == end or ("\n" in between and "#" not in between):  # none yet, or a list below its key
@@ -114,7 +114,7 @@ def _new_value(text: str, name: Node, old: Node, value: Any) -> Edit:
     return start, end, _flow(value)
 
 
-def _removal(text: str, mapping: MappingNode, pair: tuple[Node, Node]) -> Edit:
+def _removal(text: str, mapping: MappingNode, pair: tuple[Node, Node]) -> ImageInputs:
     """What takes an entry out of its mapping."""
     start, end = pair[0].start_mark.index, _span(text, pair[1])[1]
     k = mapping.value.index(pair)
@@ -152,7 +152,7 @@ def _at_end(text: str, lines: str) -> str:
     return text + ("\n" if text and not text.endswith("\n") else "") + lines
 
 
-def _apply(text: str, edits: list[Edit]) -> str:
+def _apply(text: str, edits: list[ImageInputs]) -> str:
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return text

@@ -39,7 +39,7 @@ CHUNK = 1000  # rows of a folder's list that are written, and values of a column
 
 
 @dataclass(frozen=True)
-class Part:
+class ArrowPart:
     """Arrow files with one layout.
 
     row: (number in this part, values in the files) -> row.  column: name -> its values as text, in order.
@@ -104,7 +104,7 @@ class ArrowStore:
             yield from part.column(name) if name in part.names else repeat("", len(part.data))
 
 
-def _parts(source: config.Source) -> list[Part]:
+def _parts(source: config.Source) -> list[ArrowPart]:
     """The Arrow files of one source.  Raises DataError."""
     if is_hub(source):
         dataset, layout = hub_dataset(source)
@@ -116,14 +116,16 @@ def _parts(source: config.Source) -> list[Part]:
     return [_parquet_part(list(group)) for _, group in groupby(files, key=lambda file: str(file.schema))]
 
 
-def _part(dataset: datasets.Dataset, layout: Layout, row: Callable[[int, dict[str, Any]], Row], digest: str) -> Part:
+def _part(
+    dataset: datasets.Dataset, layout: Layout, row: Callable[[int, dict[str, Any]], Row], digest: str
+) -> ArrowPart:
     data = dataset.with_format("arrow")
 
     def column(name: str) -> Iterator[str]:
         for some in data.select_columns(name).iter(CHUNK):
             yield from (layout.text(name, value) for value in some.column(name).to_pylist())
 
-    return Part(data, row, column, tuple(layout.readers), layout.classes, digest)
+    return ArrowPart(data, row, column, tuple(layout.readers), layout.classes, digest)
 
 
 def _hub_digest(dataset: datasets.Dataset) -> str:
@@ -134,7 +136,7 @@ def _hub_digest(dataset: datasets.Dataset) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parquet_part(files: list[Parquet]) -> Part:
+def _parquet_part(files: list[Parquet]) -> ArrowPart:
     """Consecutive parquet files with the same columns."""
     import datasets
 
@@ -159,7 +161,7 @@ def _parquet_part(files: list[Parquet]) -> Part:
     return _part(undecoded(dataset, layout), layout, row, " ".join(file.digest for file in files))
 
 
-def _folder_part(root: Path) -> Part:
+def _folder_part(root: Path) -> ArrowPart:
     """The list of a folder's files as an Arrow table in a mapped temporary file, which goes with the process."""
     import datasets
     import pyarrow as pa
@@ -191,7 +193,7 @@ def _folder_part(root: Path) -> Part:
         for some in data.select_columns("columns").iter(CHUNK):
             yield from (json.loads(text).get(name, "") for text in some.column("columns").to_pylist())
 
-    return Part(data, row_of, column, tuple(names), listed.classes, digest.hexdigest())
+    return ArrowPart(data, row_of, column, tuple(names), listed.classes, digest.hexdigest())
 
 
 @contextmanager

@@ -7,7 +7,8 @@ see the same images in the same order.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -39,17 +40,30 @@ def visit_order(seed: int, size: int, first: int, count: int, purpose: str = "or
 
 def flips(seed: int, first: int, count: int) -> Tensor:
     """Whether each of the global images first..first+count-1 is mirrored left-right: (count,) bool, one half true."""
+    return _of_images(_coins, seed, first, count)
+
+
+def corners(seed: int, first: int, count: int, places: int) -> Tensor:
+    """Where each of the global images first..first+count-1 is cut: top and left, (count, 2) int64 in [0, places)."""
+    return _of_images(partial(_places, places), seed, first, count)
+
+
+def _of_images(draw: Callable[[int, int], Tensor], seed: int, first: int, count: int) -> Tensor:
+    """What is drawn for a range of global images.  draw: (seed, block) -> the values of a block, (BLOCK, ...)."""
     assert first >= 0
     assert count >= 0
     start = first // BLOCK
-    end = -(-(first + count) // BLOCK)  # rounded up
-    if count == 0:
-        return torch.empty(0, dtype=torch.bool)
-    drawn = torch.cat([_coins(seed, block) for block in range(start, end)])
+    end = max(-(-(first + count) // BLOCK), start + 1)  # rounded up; of no images the type is asked for still
+    drawn = torch.cat([draw(seed, block) for block in range(start, end)])
     return drawn[first - start * BLOCK :][:count].clone()
 
 
-# Holds values of a pure function: it saves time between steps and cannot change what is drawn.
+# Hold values of a pure function: it saves time between steps and cannot change what is drawn.
 @lru_cache(maxsize=16)
 def _coins(seed: int, block: int) -> Tensor:
     return torch.randint(2, (BLOCK,), generator=generator(seed, "flip", block)).bool()
+
+
+@lru_cache(maxsize=16)
+def _places(places: int, seed: int, block: int) -> Tensor:
+    return torch.randint(places, (BLOCK, 2), generator=generator(seed, "crop", block))

@@ -21,7 +21,7 @@ def folder_rows(root: Path) -> Rows:
     Columns: `label`, the name of the sub-folder an image lies in ("" in `root` itself); `text`, the content of
     `image.txt` beside `image.png`; and whatever a `metadata.jsonl` or `metadata.csv` in the folder or in a sub-folder
     says of the `file_name`s it names, which wins.  The values of `label` are its classes, sorted.
-    Nothing may lead out of the folder, and no link may lead in circles.  Listing takes as long as there are files; what
+    Nothing may lead out of the folder, and no link may lead in circles.  JobList takes as long as there are files; what
     is held is the metadata, and the entries of one sub-folder at a time.
     Raises DataError.
     """

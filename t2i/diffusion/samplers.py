@@ -22,7 +22,7 @@ from t2i.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplerStep:
     """A step from t down to s, and all that a sampler may use for it.
 
     x_t: (B, C, H, W).  x0: the denoiser's guess there.  before: time and guess of the step before, None at the first.
@@ -44,7 +44,7 @@ class Step:
         return factors(self.schedule, t)
 
 
-Sampler = Callable[[Step], Tensor]  # -> x_s
+Sampler = Callable[[SamplerStep], Tensor]  # -> x_s
 
 
 def sample(
@@ -65,12 +65,12 @@ def sample(
         x0 = denoise(x_t, torch.tensor(t, dtype=torch.float64, device=x_t.device))
         last = s == 0
         draw = partial(torch.zeros_like, x_t) if last else noise or _no_noise
-        step = Step(t, s, x_t, x0, None if last else before, last, schedule, denoise, draw)
+        step = SamplerStep(t, s, x_t, x0, None if last else before, last, schedule, denoise, draw)
         x_t, before = sampler(step), (t, x0)
         yield s, x_t, x0
 
 
-def ddpm(step: Step, *, variance: str = "small") -> Tensor:
+def ddpm(step: SamplerStep, *, variance: str = "small") -> Tensor:
     """Draw from q(x_s | x_t, x0) (Ho et al. 2020, eq. 6 and 7).
 
     variance: of the fresh noise, "small" (of the posterior, beta tilde) or "large" (of the step, beta).
@@ -82,7 +82,7 @@ def ddpm(step: Step, *, variance: str = "small") -> Tensor:
     return mean + deviation * step.noise()
 
 
-def ddim(step: Step, *, eta: float = 0.0) -> Tensor:
+def ddim(step: SamplerStep, *, eta: float = 0.0) -> Tensor:
     """Keep the noise that the guess implies, but for a share made fresh (Song et al. 2021a, eq. 12 and 16).
 
     eta: deviation of the fresh noise in units of the posterior's, in [0, 1]; 0 is deterministic, 1 is `ddpm`.
@@ -94,7 +94,7 @@ def ddim(step: Step, *, eta: float = 0.0) -> Tensor:
     return x_s + deviation * step.noise() if eta else x_s
 
 
-def dpmpp_2m(step: Step) -> Tensor:
+def dpmpp_2m(step: SamplerStep) -> Tensor:
     """DPM-Solver++ with the guess of the step before: second order, one call each (Lu et al. 2022b, algorithm 2)."""
     (a_t, b_t), (a_s, b_s) = step.at(step.t), step.at(step.s)
     if step.last:
@@ -108,12 +108,12 @@ def dpmpp_2m(step: Step) -> Tensor:
     return (b_s / b_t) * step.x_t - a_s * math.expm1(-h) * guess
 
 
-def euler(step: Step) -> Tensor:
+def euler(step: SamplerStep) -> Tensor:
     """One step along the ODE's tangent, in the coordinates where a perfect guess makes its path straight."""
     return _along(step, _slope(step, step.x_t, step.x0, step.t))
 
 
-def heun(step: Step) -> Tensor:
+def heun(step: SamplerStep) -> Tensor:
     """Euler's step, made again with the mean of both ends' slopes: second order, two calls.
 
     Karras et al. 2022, algorithm 1.
@@ -156,13 +156,13 @@ def _half_log_snr(a: float, b: float) -> float:
     return math.log(a / b) if a else -math.inf
 
 
-def _slope(step: Step, x: Tensor, x0: Tensor, t: float) -> Tensor:
+def _slope(step: SamplerStep, x: Tensor, x0: Tensor, t: float) -> Tensor:
     """d(x / c) / d(sigma / c) = eps - bend * x0, with c = alpha + bend * sigma (see Schedule.bend)."""
     a, b = step.at(t)
     return (x - a * x0) / b - step.schedule.bend * x0
 
 
-def _along(step: Step, slope: Tensor) -> Tensor:
+def _along(step: SamplerStep, slope: Tensor) -> Tensor:
     """x_s, going from (t, x_t) along a slope of these coordinates."""
     (a_t, b_t), (a_s, b_s) = step.at(step.t), step.at(step.s)
     c_t, c_s = a_t + step.schedule.bend * b_t, a_s + step.schedule.bend * b_s

@@ -19,7 +19,7 @@ from t2i.data.batches import flips, visit_order
 from t2i.data.tables import Table
 from t2i.errors import DataError
 from t2i.evaluation.extraction import sample
-from t2i.evaluation.image_sets import Pictures, class_indices
+from t2i.evaluation.image_sets import ImageSet, class_indices
 from t2i.evaluation.image_sources import open_stored
 from t2i.imaging import images
 from t2i.nn.resnet import ResNet
@@ -33,7 +33,7 @@ CHUNK = 500  # pictures decoded, drawn or answered at once
 
 
 def classification_accuracy_score(
-    pictures: Pictures,
+    pictures: ImageSet,
     which: list[int],
     real: str,
     test: str,
@@ -73,7 +73,7 @@ def classification_accuracy_score(
     }
 
 
-def _labelled(pictures: Pictures, which: list[int], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _labelled(pictures: ImageSet, which: list[int], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """uint8 (N, 3, S, S) and classes (N,), of the pictures that have one."""
     parts = [which[k : k + CHUNK] for k in range(0, len(which), CHUNK)]
     labels = torch.cat([class_indices(pictures.labels(part), classes) for part in parts])

@@ -24,7 +24,7 @@ from t2i import atomic
 from t2i.distributed import is_main, processes
 from t2i.errors import UsageError
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.image_sets import Drawn, Pictures
+from t2i.evaluation.image_sets import GeneratedSet, ImageSet
 from t2i.evaluation.image_sources import draws_from_text, open_pictures
 from t2i.evaluation.prompted_samples import Prompted
 from t2i.evaluation.reference import VERSION, Reference
@@ -43,7 +43,7 @@ Seen = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What is the same for all.
 
     n: pictures of each.  prompts: of those that draw from text.  curve_n: pictures of each point of a curve.
@@ -62,7 +62,7 @@ class Plan:
 class Timed:
     """Pictures, and the seconds that it took to draw them."""
 
-    pictures: Pictures
+    pictures: ImageSet
     seconds: float = 0.0
     drawn: int = 0
     name: str = field(init=False)
@@ -85,7 +85,7 @@ def compare(
     subjects: Sequence[str],
     reference: Reference,
     extractor: Extractor,
-    plan: Plan,
+    plan: ComparisonPlan,
     folder: Path,
     *,
     data: str | None = None,
@@ -131,9 +131,9 @@ def _name(subject: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _points(pictures: Pictures, plan: Plan) -> dict[str, Sequence[float]]:
+def _points(pictures: ImageSet, plan: ComparisonPlan) -> dict[str, Sequence[float]]:
     """Of each curve; none where a model draws in one step, or was not trained to be guided."""
-    model = pictures.model if isinstance(pictures, Drawn) else None
+    model = pictures.model if isinstance(pictures, GeneratedSet) else None
     if not isinstance(model, DDPM):
         return {}
     steps = [steps for steps in plan.steps if steps <= (model.schedule.steps or STEPS[-1])]
@@ -142,17 +142,17 @@ def _points(pictures: Pictures, plan: Plan) -> dict[str, Sequence[float]]:
 
 
 def _point(
-    pictures: Pictures,
+    pictures: ImageSet,
     reference: Reference,
     extractor: Extractor,
-    plan: Plan,
+    plan: ComparisonPlan,
     kind: str,
     value: float,
     folder: Path,
     seen: Seen,
 ) -> dict[str, Any] | None:
     """One point of a curve: where, and the score there."""
-    assert isinstance(pictures, Drawn)
+    assert isinstance(pictures, GeneratedSet)
     here = replace(pictures, count=plan.curve_n, settings=pictures.model.settings(**{kind: value}))
     path = folder / f"{kind}-{value:g}.json"
     one = _judged(here, reference, extractor, plan.curve_n, plan.seed, path, None, seen)
@@ -160,7 +160,7 @@ def _point(
 
 
 def _judged(
-    pictures: Pictures,
+    pictures: ImageSet,
     reference: Reference,
     extractor: Extractor,
     n: int,
@@ -179,11 +179,11 @@ def _judged(
         seen(n, n)
     else:
         timed = Timed(pictures)
-        result = score(cast(Pictures, timed), reference, extractor, n, seed, seen)
+        result = score(cast(ImageSet, timed), reference, extractor, n, seed, seen)
         if result is None:
             return None
         result["wanted"] = wanted
-        drawn = isinstance(pictures, Drawn | Prompted)
+        drawn = isinstance(pictures, GeneratedSet | Prompted)
         result["images_per_second"] = timed.drawn * processes().num_processes / timed.seconds if drawn else None
         for name in SHEETS if path.name == SCORE else ():
             (path.parent / name).unlink(missing_ok=True)  # of another score

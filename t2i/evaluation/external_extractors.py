@@ -1,7 +1,8 @@
-"""Networks from elsewhere as extractors: CLIP, DINOv2, and the original Inception.
+"""Networks from elsewhere as extractors: EfficientNet-Lite0, CLIP, DINOv2, and the original Inception.
 
-CLIP and DINOv2 come in transformers' format: safetensors only, no code of theirs. Inception's weights exist as a pickle
-alone: the file's sha256 is checked before it is opened, and torch-fidelity opens it for tensors only (`weights_only`).
+CLIP and DINOv2 come in transformers' format: safetensors only, no code of theirs. The weights of EfficientNet and
+Inception exist as pickles alone: such a file's sha256 is checked first, then it is opened for tensors only
+(`weights_only`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ import torch
 from torch import Tensor
 
 from t2i.errors import ModelError, ModelUnavailable, one_line
+from t2i.imaging import images
+from t2i.model_files.imagenet import SHA256, load_efficientnet
 from t2i.model_files.library_logging import prepare_libraries, quiet
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_safetensors
+from t2i.nn.efficientnet import EfficientNetLite0
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them, where a CLIP model reads text
 PROMPTS = 100  # read at once
+# It was trained at 224 pixels, and looks at pictures of 32 to 128 here. Of the photographs of dogs, elephants and
+# guitars in PACS's validation file, 128 x 128 pixels, it names 41 of 51 at 128 pixels, and 45 at 160, 192 and 224
+# (2026-11-28): 160 sees as much as 224, for half of the work.
+EFFICIENTNET_SIZE = 160
+AT_ONCE = 25
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -39,6 +48,21 @@ class Network:
     preprocessing: str
     see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     text: Callable[[list[str]], Tensor] | None = None
+
+
+def efficientnet(_: str, device: str, offline: bool) -> Network:
+    """EfficientNet-Lite0 trained on ImageNet (Tan and Le 2019); features are its 1280 averages before the classifier.
+
+    Raises ModelUnavailable: its weights are not installed.
+    """
+    net = load_efficientnet().to(device, memory_format=torch.channels_last)
+    how = "(pixel - 127) / 128"
+    return Network("efficientnet-lite0", SHA256, EFFICIENTNET_SIZE, how, partial(_see_efficientnet, net))
+
+
+def _see_efficientnet(net: EfficientNetLite0, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    parts = images.from_uint8(pixels).split(AT_ONCE)  # its first blocks take 8 MB for a picture
+    return torch.cat([net.features(x.contiguous(memory_format=torch.channels_last)) for x in parts]), None
 
 
 def clip(model: str, device: str, offline: bool) -> Network:

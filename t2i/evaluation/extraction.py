@@ -17,7 +17,7 @@ from t2i.data.batches import visit_order
 from t2i.distributed import gather, processes
 from t2i.errors import DataError, NonFinite
 from t2i.evaluation.features import BATCH, Extractor, Questions
-from t2i.evaluation.image_sets import Pictures, class_indices
+from t2i.evaluation.image_sets import ImageSet, class_indices
 from t2i.evaluation.metrics import Moments
 
 KEPT = 50_000  # pictures whose features are kept, at most
@@ -63,7 +63,7 @@ class Seen:
 
 def look(
     extractor: Extractor,
-    pictures: Pictures,
+    pictures: ImageSet,
     which: Sequence[int],
     seed: int = 0,
     keep: int = KEPT,
@@ -108,7 +108,7 @@ def sample(count: int, most: int, seed: int) -> Tensor:
 Found = tuple[int, Tensor, Tensor | None, Tensor, Tensor]
 
 
-def _rounds(extractor: Extractor, pictures: Pictures, which: Sequence[int], questions: Questions) -> Iterator[Found]:
+def _rounds(extractor: Extractor, pictures: ImageSet, which: Sequence[int], questions: Questions) -> Iterator[Found]:
     """(first, features, logits, answers, digests) of one group after the other, the same on every process."""
     if not which:
         raise DataError("there are no pictures to look at")

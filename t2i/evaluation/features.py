@@ -22,7 +22,7 @@ from torch import Tensor
 
 from t2i import config
 from t2i.errors import ConfigError, ModelError, UsageError, one_line
-from t2i.evaluation.external_extractors import clip, dinov2, inception
+from t2i.evaluation.external_extractors import clip, dinov2, efficientnet, inception
 from t2i.imaging import images
 from t2i.model_files.library_logging import quiet
 from t2i.model_files.registry import read_json
@@ -101,7 +101,7 @@ def load_extractor(spec: str, device: str | None = None, offline: bool = False) 
         return KINDS[kind](argument, device, offline)
     if Path(spec).is_dir():
         return classifier(Path(spec), device)
-    known = "judge, judge64, pixels, clip:MODEL, dinov2:MODEL, inception"
+    known = "judge, judge64, pixels, efficientnet-lite0, clip:MODEL, dinov2:MODEL, inception"
     raise UsageError(f"features: got {spec[:60]!r}, allowed are {known}, or the folder of a classifier's run")
 
 
@@ -179,6 +179,7 @@ def _network(load: Callable[[str, str, bool], Any], argument: str, device: str, 
 KINDS: dict[str, Callable[[str, str, bool], Extractor]] = {
     **{name: partial(judge, name) for name in JUDGES},
     "pixels": pixels,
+    "efficientnet-lite0": partial(_network, efficientnet),
     "clip": partial(_network, clip),
     "dinov2": partial(_network, dinov2),
     "inception": partial(_network, inception),

@@ -22,7 +22,7 @@ from t2i.metadata import recipe
 from t2i.pipelines.class_conditional.protocol import ImageModel
 
 
-class Pictures(Protocol):
+class ImageSet(Protocol):
     """name: what is shown.  count: how many there are.  facts: what a result says of them.
 
     formats: of their files, PNG or JPEG; none for what is drawn here.  sides: their own short sides, of the first few.
@@ -109,7 +109,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedSet:
     """What a model draws: picture k has seed + k, and class k in turn.
 
     settings: what `model.draw` takes besides.

@@ -11,15 +11,15 @@ from t2i.data.rows import Row
 from t2i.data.sources import open_source
 from t2i.data.tables import load_table
 from t2i.errors import DataError, T2IError, UsageError
-from t2i.evaluation.image_sets import Drawn, Pictures, Sampled, Stored
+from t2i.evaluation.image_sets import GeneratedSet, ImageSet, Sampled, Stored
 from t2i.evaluation.prompted_samples import open_prompted
 from t2i.imaging.decoding import open_image
 from t2i.metadata import recipe
 from t2i.metadata.jsonable import public_name
+from t2i.model_files.locate import locate
 from t2i.model_files.registry import HUB_ID, NAMES, read_json
 from t2i.pipelines.class_conditional.protocol import ImageModel
 from t2i.pipelines.class_conditional.sample_folder import MANIFEST, MODELS, load_model
-from t2i.pipelines.loading.load import locate
 
 DRAWN = (".png", ".jpg", ".jpeg", ".webp")  # what `t2i generate` writes
 FIRST = 10  # pictures of a folder, that show whether it is full of our own
@@ -35,7 +35,7 @@ def open_pictures(
     label: str | None = None,
     prompts: Sequence[str] = (),
     **given: Any,
-) -> Pictures:
+) -> ImageSet:
     """A run or model, a folder of pictures, or parquet files, at this size.
 
     count: how many a model draws.  prompts: of a text-to-image model, in turn.
@@ -75,11 +75,11 @@ def _is_model(what: str) -> bool:
     return what in NAMES or HUB_ID.fullmatch(what) is not None
 
 
-def drawn(model: ImageModel, size: int, count: int, seed: int = 0, **given: Any) -> Drawn:
+def drawn(model: ImageModel, size: int, count: int, seed: int = 0, **given: Any) -> GeneratedSet:
     """What a model draws with these settings.  Raises UsageError: settings it has no use for."""
     settings = model.settings(**given)
     (one,) = model.draw([seed], model.label_numbers(1, None), **settings)
-    return Drawn(model, count, size, seed, settings, (min(one.size),))
+    return GeneratedSet(model, count, size, seed, settings, (min(one.size),))
 
 
 def open_sampled(folder: Path, size: int) -> Sampled:

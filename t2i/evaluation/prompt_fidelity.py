@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t2i.evaluation.extraction import Seen
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.image_sets import Pictures
+from t2i.evaluation.image_sets import ImageSet
 
 ALL = "all of them"  # the row of prompts that name a class of every question, and pictures that show each
 
@@ -45,7 +45,7 @@ def _mean(right: Tensor) -> float | None:
     return float(right.double().mean()) if len(right) else None
 
 
-def clip_score(found: Seen, pictures: Pictures, extractor: Extractor) -> dict[str, Any] | None:
+def clip_score(found: Seen, pictures: ImageSet, extractor: Extractor) -> dict[str, Any] | None:
     """CLIPScore (Hessel et al. 2021) in its usual scale: 100 x max(cos(picture, prompt), 0), its mean and deviation.
 
     Of the pictures whose features were kept; None without prompts, or where the extractor is no CLIP with a tokenizer.

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from t2i import __version__, atomic, config
+from t2i import atomic, config
 from t2i.errors import DataError, UsageError
 from t2i.evaluation.extraction import KEPT, Seen, look
 from t2i.evaluation.features import Extractor, Questions
@@ -28,6 +28,7 @@ from t2i.evaluation.image_sources import open_stored
 from t2i.evaluation.metric_table import FEWEST, Floor, floor, floor_size
 from t2i.evaluation.metrics import Moments
 from t2i.model_files.weight_files import check_safetensors
+from t2i.version import __version__
 
 VERSION = 2  # of the format, and of how what is in it is computed: changing either changes it
 FLOOR_AT = 10_000  # pictures at which the floor is measured in advance, where there are enough

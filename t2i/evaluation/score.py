@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-from t2i import __version__
 from t2i.distributed import is_main
 from t2i.errors import DataError
 from t2i.evaluation.extraction import Seen, look, sample
 from t2i.evaluation.features import Extractor
-from t2i.evaluation.image_sets import Pictures
+from t2i.evaluation.image_sets import ImageSet
 from t2i.evaluation.metric_table import FEWEST, MEASURES, PAIRS, Floor, Side, by_class, is_balanced, measure
 from t2i.evaluation.metrics import nearest
 from t2i.evaluation.prompt_fidelity import clip_score, prompt_accuracy
 from t2i.evaluation.reference import VERSION, Reference, check_extractor
+from t2i.version import __version__
 
 CLOSEST = 8  # pairs of a picture and its nearest real one that are named
 LOSSY = {"JPEG", "WEBP"}
 
 
 def score(
-    pictures: Pictures,
+    pictures: ImageSet,
     reference: Reference,
     extractor: Extractor,
     n: int | None = None,
@@ -47,7 +47,7 @@ def score(
     return judge(found, pictures, reference, extractor, seed) if is_main() else None
 
 
-def choose(pictures: Pictures, n: int | None, seed: int) -> list[int]:
+def choose(pictures: ImageSet, n: int | None, seed: int) -> list[int]:
     """Which pictures are judged, in order.  Raises DataError: fewer than are asked for, or than can be judged."""
     n = pictures.count if n is None else n
     if n > pictures.count:
@@ -57,7 +57,7 @@ def choose(pictures: Pictures, n: int | None, seed: int) -> list[int]:
     return sorted(sample(pictures.count, n, seed).tolist())
 
 
-def judge(found: Seen, pictures: Pictures, reference: Reference, extractor: Extractor, seed: int) -> dict[str, Any]:
+def judge(found: Seen, pictures: ImageSet, reference: Reference, extractor: Extractor, seed: int) -> dict[str, Any]:
     """The score of what an extractor saw."""
     floor = reference.floor(found.count, is_balanced(found, reference.seen))
     fake, real = Side.of(found), Side.of(reference.seen)
@@ -140,7 +140,7 @@ def copies(found: Seen, reference: Seen) -> dict[str, int]:
     }
 
 
-def warnings(found: Seen, pictures: Pictures, reference: Reference, floor: Floor) -> list[str]:
+def warnings(found: Seen, pictures: ImageSet, reference: Reference, floor: Floor) -> list[str]:
     """What must be known to believe the numbers, each a sentence."""
     facts, n = reference.facts, found.count
     same = copies(found, reference.seen)
@@ -165,7 +165,7 @@ def warnings(found: Seen, pictures: Pictures, reference: Reference, floor: Floor
     return said
 
 
-def _formats(pictures: Pictures, reference: Reference) -> list[str]:
+def _formats(pictures: ImageSet, reference: Reference) -> list[str]:
     ours, theirs = set(pictures.formats or ("PNG",)), set(reference.facts.formats)  # what is drawn here loses nothing
     if bool(ours & LOSSY) == bool(theirs & LOSSY) and (ours == theirs or not ours & LOSSY):
         return []
@@ -174,7 +174,7 @@ def _formats(pictures: Pictures, reference: Reference) -> list[str]:
     return [f"the pictures are {who}, the reference was {names[1]}: coding alone moves the numbers"]
 
 
-def _sizes(pictures: Pictures, reference: Reference) -> list[str]:
+def _sizes(pictures: ImageSet, reference: Reference) -> list[str]:
     ours, theirs, size = set(pictures.sides), set(reference.facts.sides), reference.facts.size
     if ours == theirs or (ours and theirs and min(ours | theirs) > 2 * size):
         return []

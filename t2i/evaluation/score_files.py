@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from t2i import atomic, config
 from t2i.errors import DataError
-from t2i.evaluation.image_sets import Pictures, Stored
+from t2i.evaluation.image_sets import ImageSet, Stored
 from t2i.evaluation.image_sources import open_stored
 from t2i.evaluation.reference import Reference
 from t2i.imaging import images
@@ -23,7 +23,7 @@ WIDE = 64  # pixels that a small picture is enlarged to, at least
 
 def save_score(
     result: dict[str, Any],
-    pictures: Pictures,
+    pictures: ImageSet,
     reference: Reference,
     data: str | None,
     folder: Path,
@@ -51,7 +51,7 @@ def save_score(
     return written
 
 
-def shown(pictures: Pictures) -> list[int]:
+def shown(pictures: ImageSet) -> list[int]:
     """The pictures of the sheet: the first, whose classes come in turn; of a data set, which may be sorted, evenly."""
     count = min(SHOWN, pictures.count)
     return [k * pictures.count // count for k in range(count)] if isinstance(pictures, Stored) else list(range(count))
@@ -68,6 +68,6 @@ def neighbours(result: dict[str, Any], reference: Reference, path: str) -> list[
     return _pictures(data, [pair["row"] for pair in result["closest"]])
 
 
-def _pictures(pictures: Pictures, which: list[int]) -> list[Image]:
+def _pictures(pictures: ImageSet, which: list[int]) -> list[Image]:
     found = images.from_tensor(images.from_uint8(pictures.pixels(which)))
     return [images.enlarge(image, WIDE) for image in found]

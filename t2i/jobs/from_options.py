@@ -1,56 +1,57 @@
-"""From the options of `t2i generate` to what is asked for: prompts are read, seeds chosen, records found."""
+"""From options as a user gives them, on the command line, in Python or in a request, to a `GenerateRequest`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from t2i.jobs.batch.runner import is_batch
-from t2i.jobs.batch.shard_packer import check_shards
+from t2i.config.options import GenerateOptions
 from t2i.jobs.spec.prompt_files import hints, read_prompts
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.tasks import choose_seeds, read_size
-from t2i.pipelines.settings.edit import make_edit
+from t2i.jobs.spec.request import GenerateRequest, parse
+from t2i.jobs.spec.shard_options import check_shards, is_batch
+from t2i.jobs.spec.tasks import Prompt, choose_seeds
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a command line asks for.
+def make_request(
+    values: Mapping[str, Any],
+    prompts: Sequence[str] = (),
+    *,
+    chosen: Collection[str] | None = None,
+    stdin: BinaryIO | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> GenerateRequest:
+    """Read options by name or alias into a request.
 
-    batch: the file of a long batch, whose prompts the request does not hold.  seeded: the user named all seeds.
-    """
-
-    request: Request
-    batch: Path | None = None
-    seeded: bool = False
-
-
-def understand(given: dict[str, Any], chosen: Collection[str], say: Callable[[str], None]) -> Asked:
-    """given: the command's parameters, by name; those that `Request` does not know are taken out of it.
-
-    chosen: those that stand on the command line, by the names of `tasks.Wish`.  say: takes a line for the user.
+    prompts: each is one prompt; "-" is a list of them on stdin.
+    chosen: the options that the user gave for this run, which win over what a replayed image says; None: all of them.
+    stdin: where "-" reads from; None: nowhere.  say: takes hints and what could not be restored, a line each.
     Raises UsageError, ImageError, ModelUnavailable.
     """
-    arguments, options, file = given.pop("arguments"), given.pop("options"), given.pop("file")
-    originals, numbers = given.pop("originals"), given.pop("seeds")
-    given["width"], given["height"] = read_size(given.pop("size"), given["width"], given["height"])
-    seeds = choose_seeds(numbers)
-    given["edit"] = make_edit(*(given.pop(name) for name in ("image", "mask", "strength", "controls", "upscale")))
-    beside = bool(arguments or options or originals)
-    check_shards(file, beside, given)
-    if file and not beside and is_batch(file, given["output"], given["grid"]):
-        request = Request(prompts=(), seeds=seeds, **given)
-        return Asked(request, Path(file), bool(numbers) and -1 not in numbers)
-    if "-" in (*arguments, file) and sys.stdin.isatty():
-        say("prompts, one per line; Ctrl-D ends them:")
-    prompts = read_prompts(arguments, options, file, sys.stdin.buffer, needed=not originals)
-    for hint in hints(arguments, given["negative"]):
+    given = GenerateOptions.read(values)
+    chosen = set(given.model_fields_set if chosen is None else chosen)
+    chosen |= {"width", "height"} if "size" in chosen else set()
+    fixed = {name: getattr(given, name) for name in given.model_fields_set}
+    options = given.override(parse(fixed))
+    file = options.prompt_file
+    alone = not (prompts or options.prompt or options.replay)
+    check_shards(options, alone)
+    seeds = choose_seeds(options.seed)
+    if file and alone and is_batch(file, options.output, options.grid):
+        named = bool(options.seed) and -1 not in options.seed
+        return GenerateRequest(options, (), seeds, batch=Path(file), seeds_given=named)
+    read = read_prompts(prompts, options.prompt, file, stdin, needed=not options.replay)
+    for hint in hints(prompts, options.negative_prompt):
         say(f"hint: {hint}")
-    if originals:
-        from t2i.jobs.replay.replay import read_originals
+    return GenerateRequest(options, _replayed(options, read, chosen, say), seeds)
 
-        prompts = read_originals(originals, prompts, chosen, given["model"], say)
-    return Asked(Request(prompts=prompts, seeds=seeds, **given))
+
+def _replayed(
+    options: GenerateOptions, prompts: list[Prompt], chosen: Collection[str], say: Callable[[str], None]
+) -> list[Prompt]:
+    """Return the prompts; where images are replayed, with the settings of each of these."""
+    if not options.replay:
+        return prompts
+    from t2i.jobs.replay.replay import read_replayed
+
+    return read_replayed(options.replay, prompts, chosen, options, say)

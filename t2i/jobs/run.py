@@ -1,162 +1,222 @@
-"""One run of `t2i generate`: from what was asked to files, telling on stderr what it does."""
+"""Run a request: draw its images and save them, telling what happens as events.
+
+for event in run(request): ...          # from Python, a notebook or a server
+execute(request, show)                  # the same work in this thread, each event handed to a function
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t2i.distributed import is_alone
 from t2i.errors import PartialFailure, T2IError, UsageError
-from t2i.jobs.planning.plan import Part, plan, prepare
+from t2i.jobs.events import Blanked, Done, Drawn, Emit, Event, Planned, Previewed, SheetSaved, StepDone, messages
+from t2i.jobs.planning.model_slot import ModelSlot
+from t2i.jobs.planning.plan import ModelGroup, places_of, plan
 from t2i.jobs.spec.output_paths import Outputs
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish
+from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.tasks import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i.jobs.batch.shard_packer import Packed
-    from t2i.metadata.recipe import Recipe
-    from t2i.pipelines.text_to_image.pipeline import TextToImage
     from t2i.pipelines.text_to_image.preview import Preview
     from t2i.pipelines.text_to_image.results import Result
 
-Say = Callable[[str], None]
+
+class Cancelled(Exception):
+    """Raised inside of a job whose events nobody reads any more; it ends the job."""
 
 
-def draw(request: Request, say: Say, bar: bool = True) -> Iterator[tuple[Path, Recipe | None]]:
-    """Draw and save all images; yields each path as soon as the file is there (the sheet of all has no recipe).
+def run(request: GenerateRequest, slot: ModelSlot | None = None, *, save: bool = True) -> Iterator[Event]:
+    """Run a request in a thread of its own and yield its events as they happen.
 
-    say: takes a line for the user.  bar: show progress on stderr, if that is a terminal.
+    Leaving the iterator cancels the job at its next event: what is saved stays.
+    slot: a loaded model to go on with; it holds the last model afterwards.  save: whether images become files.
+    Raises as `execute` does, after the events before it.
+    """
+    events: queue.Queue[Event | BaseException | None] = queue.Queue()
+    left = threading.Event()
+
+    def emit(event: Event) -> None:
+        if left.is_set():
+            raise Cancelled
+        events.put(event)
+
+    def work() -> None:
+        try:
+            execute(request, emit, slot, save=save)
+            events.put(None)
+        except BaseException as e:  # whatever it is belongs to the caller's thread
+            events.put(e)
+
+    worker = threading.Thread(target=work, name="t2i job", daemon=True)
+    worker.start()
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        left.set()
+        worker.join()
+
+
+def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None, *, save: bool = True) -> None:
+    """Draw all images of a request, and save them.
+
+    emit: takes each event, in this thread.  slot, save: as of `run`.
     Raises T2IError; PartialFailure where images had been written before.
     """
+    if request.batch is not None:
+        from t2i.jobs.batch.runner import execute_batch
+
+        execute_batch(request, emit)
+        return
     if not is_alone():
         raise UsageError(
             "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
         )
-    parts = plan(request)
-    places = places_of(request)
-    _check_names(parts, places, request.grid)
-    paths: list[Path] = []
-    images: list[Image] = []
-    blanked: list[int] = []
-    loaded: dict[ModelWish, TextToImage] = {}
-    previews = _previews(request, places, say) if request.preview else nullcontext()
-    with _progress(bar) as steps, previews as preview:
+    _Run(request, emit, slot or ModelSlot(), save).execute()
+
+
+class _Run:
+    """One run of a request.  It draws model by model, in the order of the request."""
+
+    def __init__(self, request: GenerateRequest, emit: Emit, slot: ModelSlot, save: bool) -> None:
+        self.request = request
+        self.options = request.options
+        self.emit = emit
+        self.slot = slot
+        self.places = places_of(request) if save else None
+        self.paths: list[Path] = []
+        self.images: list[Image] = []  # for the sheet
+        self.blanked: list[int] = []
+        self.drawn = 0
+        self.total = 0  # steps of the models so far
+
+    def execute(self) -> None:
+        """Draw and save.  Raises as `execute` of this module does."""
+        groups = plan(self.request, self.slot.files)
+        if self.places is not None:
+            _check_names(groups, self.places, self.options.grid)
+        names = dict.fromkeys(group.files.model.name for group in groups)
+        self.emit(Planned(len(self.request.tasks), tuple(names)))
         try:
-            for part in parts:
-                for task, result in _draw_part(part, request, say, steps, loaded, preview):
-                    if result.blanked:
-                        blanked.append(result.recipe.seed)
-                        continue
-                    paths.append(_save(result, places[task.prompt.wish.output]))
-                    images += [result.image] if request.grid else []
-                    steps.clear()  # the caller may print to the same terminal
-                    _judge(task, result, say)
-                    yield paths[-1], result.recipe
+            with self._previews() as preview:
+                for group in groups:
+                    self._draw(group, preview)
         except T2IError as e:
-            if not paths:
+            if not self.paths:
                 raise
-            message = f"{e.message} ({len(paths)} of {len(request.tasks)} images are written)"
+            message = f"{e.message} ({len(self.paths)} of {len(self.request.tasks)} images are written)"
             raise PartialFailure(message, e.hint) from e
-    if images:
-        first = places[request.tasks[0].prompt.wish.output]
-        yield _save_grid(images, first.grid_path(paths[0]), request), None
-    if blanked:
-        message = f"the model's safety checker blanked seed {', '.join(map(str, blanked))}; no file was written for it"
-        raise PartialFailure(message, "try another seed or prompt")
+        if self.images and self.places is not None:
+            self._save_sheet(self.places[self.request.tasks[0].prompt.overrides.get("output")])
+        if self.blanked and self.places is not None:
+            seeds = ", ".join(map(str, self.blanked))
+            message = f"the model's safety checker blanked seed {seeds}; no file was written for it"
+            raise PartialFailure(message, "try another seed or prompt")
+        self.emit(Done(self.drawn))
+
+    def _draw(self, group: ModelGroup, preview: Preview | None) -> None:
+        """Draw with one model."""
+        model, draws = self.slot.load(group, self.request, self.emit)
+        done = self.total
+        self.total += sum(draw.steps for draw in draws)
+        for draw in draws:
+            drawn = model.draw(
+                draw.jobs,
+                draw.settings,
+                batch_size=draw.batch_size or self.options.batch_size,
+                progress=lambda steps, _, before=done: self._show(before + steps),  # type: ignore[misc]
+                preview=preview,
+            )
+            for result in drawn:
+                if (task := draw.wanted(result.index)) is not None:
+                    self._keep(task, result)
+            done += draw.steps
+            self._show(done)
+
+    def _keep(self, task: Task, result: Result) -> None:
+        """Save one image and tell of it."""
+        self.drawn += 1
+        if result.blanked:
+            self.blanked.append(result.recipe.seed)
+            self.emit(Blanked(result.recipe, result.image))
+            return
+        path = None
+        if self.places is not None:
+            path = _save(result, self.places[task.prompt.overrides.get("output")])
+            self.paths.append(path)
+            self.images += [result.image] if self.options.grid else []
+        self.emit(Drawn(path, result.recipe, result.image, _verify(task, result)))
+
+    def _show(self, done: int) -> None:
+        self.emit(StepDone(done, self.total))
+
+    @contextmanager
+    def _previews(self) -> Iterator[Preview | None]:
+        """Previews of what is drawn, in one file of this run that is replaced each time, and removed at the end."""
+        every = self.options.preview
+        if every is None or self.places is None:
+            with nullcontext():
+                yield None
+            return
+        from t2i.imaging.images import save
+        from t2i.metadata.recipe import Mark
+        from t2i.pipelines.text_to_image.preview import Preview
+
+        first = self.places[self.request.tasks[0].prompt.overrides.get("output")]
+        path = first.root / f"preview-{os.getpid()}.png"
+        messages(self.emit)(f"preview every {'step' if every == 1 else f'{every} steps'}: {path}")
+
+        def show(image: Image) -> None:
+            save(image, path, recipe=Mark(), overwrite=True)
+            self.emit(Previewed(path))
+
+        try:
+            yield Preview(every, show)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _save_sheet(self, outputs: Outputs) -> None:
+        """Save all images on one sheet: a row per prompt, or nearly square where each prompt has one image."""
+        from t2i.imaging.images import grid, save
+        from t2i.metadata.recipe import Mark
+
+        each = len(self.request.seeds) * self.options.num_images
+        columns = self.options.columns or (each if each > 1 and len(self.request.prompts) > 1 else None)
+        path = outputs.grid_path(self.paths[0])
+        save(grid(self.images, columns), path, recipe=Mark(), overwrite=self.options.overwrite)
+        self.emit(SheetSaved(path))
 
 
-def places_of(request: Request) -> dict[str | None, Outputs]:
-    """Where images go, by the name that their row gives them: None: where --output says.
-
-    Raises UsageError where a row names a file and --output is no folder.
-    """
-    places = {}
-    for name, count in Counter(task.prompt.wish.output for task in request.tasks).items():
-        target = request.output
-        if name is not None:
-            folder = target or "outputs/"
-            if not (folder.endswith(("/", os.sep)) or os.path.isdir(folder)):
-                raise UsageError(f"--output {folder}: rows name their own files", "give a folder/, or leave it out")
-            target = os.path.join(folder, name)
-        places[name] = Outputs(target, format=request.format, overwrite=request.overwrite, count=count)
-    return places
-
-
-def _check_names(parts: Sequence[Part], places: Mapping[str | None, Outputs], grid: bool) -> None:
-    """Raises UsageError, before anything is drawn, for names that are taken or cannot be."""
+def _check_names(groups: Sequence[ModelGroup], places: Mapping[str | None, Outputs], grid: bool) -> None:
+    """Raise UsageError, before anything is drawn, for names that are taken or cannot be."""
     named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
-    for part in parts:
-        for task in part.tasks:
-            named[task.prompt.wish.output].append((task.job.prompt, task.job.seed, part.files.model.name))
+    for group in groups:
+        for task in group.tasks:
+            image = task.job.prompt, task.job.seed, group.files.model.name
+            named[task.prompt.overrides.get("output")].append(image)
     for name, outputs in places.items():
         outputs.check(named[name], grid=grid)
 
 
-def _draw_part(
-    part: Part,
-    request: Request,
-    say: Say,
-    steps: _Steps,
-    loaded: dict[ModelWish, TextToImage],
-    preview: Preview | None,
-) -> Iterator[tuple[Task, Result]]:
-    """Draw with one model.  loaded: the last one, which is let go before the next is loaded."""
-    if steps.total:
-        steps.clear()  # for the words on the next model
-    before = loaded.get(part.wish.base())
-    loaded.clear()  # before the next one needs its memory
-    painter, groups = prepare(part, request, say, before)
-    loaded[part.wish.base()] = painter
-    painter.rig.preview = preview
-    steps.total += sum(group.steps for group in groups)
-    for group in groups:
-        first = steps.done
-        drawn = painter.draw(
-            group.jobs,
-            group.settings,
-            batch_size=group.batch_size or request.batch_size,
-            progress=lambda done, _, first=first: steps.show(first + done),  # type: ignore[misc]
-        )
-        for result in drawn:
-            if (task := group.wanted(result.index)) is not None:
-                yield task, result
-        steps.show(first + group.steps)
-
-
-@contextmanager
-def _previews(request: Request, places: Mapping[str | None, Outputs], say: Say) -> Iterator[Preview]:
-    """Pictures of what will be, in one file of this run that is replaced each time, and goes at the end."""
-    from t2i.imaging.images import save
-    from t2i.metadata.recipe import Mark
-    from t2i.pipelines.text_to_image.preview import Preview
-
-    assert request.preview is not None
-    path = places[request.tasks[0].prompt.wish.output].root / f"preview-{os.getpid()}.png"
-    every = "step" if request.preview == 1 else f"{request.preview} steps"
-    say(f"preview every {every}: {path}")
-    try:
-        yield Preview(request.preview, lambda image: save(image, path, recipe=Mark(), overwrite=True))
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _judge(task: Task, result: Result, say: Say) -> None:
-    """Say whether an image that was to be made again came out the same."""
+def _verify(task: Task, result: Result) -> str | None:
+    """Say whether a replayed image came out the same."""
     original = task.prompt.original
-    if original is not None and task.job.seed in (None, original.recipe and original.recipe.seed):
-        from t2i.jobs.replay.verify import verdict
+    if original is None or task.job.seed not in (None, original.recipe and original.recipe.seed):
+        return None
+    from t2i.jobs.replay.verify import verify
 
-        if line := verdict(original, result.recipe, result.image):
-            say(line)
+    return verify(original, result.recipe, result.image)
 
 
 def _save(result: Result, outputs: Outputs) -> Path:
@@ -171,49 +231,3 @@ def _save(result: Result, outputs: Outputs) -> Path:
             if not (outputs.counted and os.path.lexists(path)):
                 raise
     raise AssertionError("a pattern always has a candidate")
-
-
-def _save_grid(images: Sequence[Image], path: Path, request: Request) -> Path:
-    """All images on one sheet: a row per prompt, or as square as can be where each prompt has one image."""
-    from t2i.imaging.images import grid, save
-    from t2i.metadata.recipe import Mark
-
-    each = len(request.seeds) * request.count
-    columns = request.columns or (each if each > 1 and len(request.prompts) > 1 else None)
-    return save(grid(images, columns), path, recipe=Mark(), overwrite=request.overwrite)
-
-
-class _Steps:
-    """A progress bar on stderr, in denoising steps of single images."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-        self.total = 0
-        self.done = 0
-
-    def show(self, done: int) -> None:
-        """Move to `done` of all that are known of."""
-        self.bar.total = self.total
-        self.bar.update(done - self.done)
-        self.done = done
-
-    def clear(self) -> None:
-        """Take the bar from the screen until it moves again."""
-        self.bar.clear()
-
-
-@contextmanager
-def _progress(bar: bool) -> Iterator[_Steps]:
-    """A bar where stderr is a terminal; nothing in a pipe or a log, where each path is a sign of life."""
-    from tqdm import tqdm
-
-    shown = None if bar else True
-    # a delay: the bar comes with the first step, below the words on what will be done
-    with tqdm(desc="drawing", unit="step", leave=False, file=sys.stderr, disable=shown, delay=1e-9) as steps:
-        yield _Steps(steps)
-
-
-def to_json(path: Path, recipe: Recipe | Packed | None) -> str:
-    """One line of JSON: the path and the whole recipe, or how many images a shard has; a sheet of all has no recipe."""
-    record = {"grid": True} if recipe is None else json.loads(recipe.to_json())
-    return json.dumps({"path": str(path)} | record)

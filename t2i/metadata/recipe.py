@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from t2i.config.options import OPTIONS
 from t2i.errors import ImageError
 from t2i.imaging.decoding import open_image
 from t2i.metadata import a1111, embedding
@@ -56,6 +57,7 @@ class Recipe:
     versions: dict[str, str] = field(default_factory=dict)
     image_hash: str | None = None  # images.pixel_hash of the picture
     edit: dict[str, Any] = field(default_factory=dict)  # what it was drawn from beside words; empty: words alone
+    options: dict[str, Any] = field(default_factory=dict)  # further ones that were set, by name: see config/options.py
     version: int = VERSION  # of this record's format
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class Recipe:
             "Lora hashes": _hashes(self.adapters, "lora"),
             "TI hashes": _hashes(self.adapters, "embedding"),
             **denoising,
+            **labelled(self.options),
             "RNG": "CPU",
             "Version": f"t2i {self.versions.get('t2i', '')}".strip(),
         }
@@ -162,6 +165,12 @@ def read(data: bytes | Path, where: str | None = None) -> Record:
         except ImageError as e:
             problems = (*problems, str(e))
     return Record(recipe, texts.parameters, texts.generated, problems)
+
+
+def labelled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a record under A1111's names, where it has them."""
+    known = {name: OPTIONS[name].option.a1111 for name in options if name in OPTIONS}
+    return {label: options[name] for name, label in known.items() if label}
 
 
 def _hashes(adapters: Sequence[Mapping[str, Any]], kind: str) -> str | None:

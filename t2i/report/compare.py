@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i import __version__, atomic
+from t2i import atomic
 from t2i.errors import T2IError
 from t2i.imaging import images
 from t2i.report.compare_table import full, heads, markdown, protocol, warnings
@@ -25,6 +25,7 @@ from t2i.report.curve_specs import Scale
 from t2i.report.html_parts import figures, json_data, table
 from t2i.report.page import frame_script, frame_style
 from t2i.report.series import Line, Plot
+from t2i.version import __version__
 
 QUALITY = 92  # of WebP
 CURVES = {"steps": "sampling steps", "guidance": "guidance"}

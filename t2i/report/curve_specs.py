@@ -126,16 +126,45 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         ),
     ),
     "autoencoder": (
-        Curve("Loss", {"loss": "loss"}, "The weighted sum of all terms.", "log"),
+        Curve("Loss", {"loss": "loss"}, "The weighted sum of all terms but the adversarial one.", "log"),
         Curve(
             "Distance from the image",
             {"l1": "pixels", "gradient": "edges"},
             "Mean absolute error of pixels, and of differences between neighbours.",
             "log",
         ),
+        Curve(
+            "Perceptual distance",
+            {"perceptual": "in training", "evaluation/held_out_perceptual": "held-out images"},
+            "Mean square distance between ImageNet features of image and reconstruction, from 0 to 4; held-out images "
+            "are whole, in training they may be crops.",
+            "log",
+        ),
         Curve("Structural similarity", {"ssim": "SSIM"}, "1 where the reconstruction equals the image."),
-        Curve("PSNR", {"psnr": "PSNR"}, "Decibels between the image and its reconstruction: higher is better."),
+        Curve(
+            "PSNR",
+            {"psnr": "in training", "evaluation/held_out_psnr": "held-out images"},
+            "Decibels between the image and its reconstruction: higher is better. Held-out images are reconstructed by "
+            "the averaged weights, without noise.",
+        ),
         Curve("KL term", {"kl": "KL"}, "Nats per number of the image that the latent differs from a normal one."),
+        Curve(
+            "Adversarial losses",
+            {"d_loss": "discriminator", "g_loss": "autoencoder"},
+            "Each player's own error function; they pull against each other, so neither need fall.",
+        ),
+        Curve(
+            "Accuracy of the discriminator",
+            {"d_accuracy_real": "on images", "d_accuracy_fake": "on reconstructions"},
+            "Share of patches it takes for what they are: near 1 on both, the autoencoder learns little from it.",
+        ),
+        Curve(
+            "Weight of the adversarial loss",
+            {"g_weight": "weight"},
+            "By what the autoencoder's adversarial loss is multiplied, so that its gradient has the length asked for.",
+            "log",
+        ),
+        Curve("Loss with the adversarial term", {"total_loss": "loss"}, "What the autoencoder minimises."),
     ),
 }
 # What every run logs, last.

@@ -14,11 +14,10 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from t2i import __version__
 from t2i.report.html_parts import Numbers, figures, json_data, swatch, table
 from t2i.report.plots import DARK, LIGHT, Theme
 from t2i.report.runs import Run
-from t2i.report.samples import Picture, pictures
+from t2i.report.samples import SampleImage, pictures
 from t2i.report.scores import along_training, score_tables
 from t2i.report.series import HALF_LIFE, plots
 from t2i.report.summary_rows import (
@@ -30,6 +29,7 @@ from t2i.report.summary_rows import (
     summary_rows,
     warning_lines,
 )
+from t2i.version import __version__
 
 
 def build(runs: Sequence[Run], now: datetime) -> str:
@@ -142,7 +142,7 @@ def _samples(runs: Sequence[Run]) -> str:
     return f'{slider}<div class="sheets">{sheets}</div>' + json_data("samples", data)
 
 
-def _sheet(k: int, run: Run, picture: Picture) -> str:
+def _sheet(k: int, run: Run, picture: SampleImage) -> str:
     alt = f"Samples of {run.name} after {picture.images:,} images"
     return (
         f'<figure class="sheet" style="width:min(100%,{picture.shown}px)"><figcaption><b>{escape(run.name)}</b>'

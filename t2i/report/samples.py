@@ -16,7 +16,7 @@ WIDE = 640  # pixels that a small sheet is enlarged to, at most, by a whole fact
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleImage:
     """images: seen when it was drawn.  uri: the picture itself.  shown: pixels across where there is room."""
 
     images: int
@@ -29,7 +29,7 @@ class Picture:
         return self.width * max(1, WIDE // self.width)
 
 
-def pictures(run: Run) -> list[Picture]:
+def pictures(run: Run) -> list[SampleImage]:
     """The run's sheets, oldest first; one that cannot be read is left out."""
     found = []
     for k in evenly(len(run.samples), MOST):
@@ -41,7 +41,7 @@ def pictures(run: Run) -> list[Picture]:
         buffer = io.BytesIO()
         sheet.save(buffer, "WEBP", quality=QUALITY)
         uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-        found.append(Picture(seen, uri, *sheet.size))
+        found.append(SampleImage(seen, uri, *sheet.size))
     return found
 
 

@@ -17,7 +17,7 @@ FORWARD_AND_BACKWARD = 3  # backward computes the gradient of the input and that
 
 
 @dataclass(frozen=True)
-class Outline:
+class CostEstimate:
     """Every family's `outline(config)` gives one.
 
     parameters: by the name of the network.  flops: floating-point operations of one training image, forward and

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from t2i.config import Judged, Run, Text2ImageConfig, config_hash
+from t2i.config import AutoencoderConfig, Judged, Run, Text2ImageConfig, config_hash
 from t2i.data.sources import is_hub, open_source
 from t2i.distributed import processes
 from t2i.training.engine import check_division
@@ -30,8 +30,8 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
     here = [source for source in data.sources if not is_hub(source)]
     counts = [open_source(source).count for source in here]
     visits = sum(count * source.repeat for count, source in zip(counts, here, strict=True))
-    outline = import_module(f"t2i.training.families.{_family(config)}").outline(config)
-    total = sum(outline.parameters.values())
+    estimate_cost = import_module(f"t2i.training.families.{_family(config)}").estimate_cost(config)
+    total = sum(estimate_cost.parameters.values())
     checkpoint = 4 * total * 4  # float32: weights, their average, two moments
     saved = RunFolder(run).saved()
     n, steps = processes().num_processes, -(-config.images // config.batch)
@@ -44,8 +44,8 @@ def describe(config: Run, run: Path, measure: bool = True) -> str:
         + (f"; not counted, on the Hub: {', '.join(from_hub)}" if from_hub else ""),
         "epoch": f"{visits:,} visits; the run is {config.images / visits:.1f} epochs" if visits else "not known",
         "model": f"{total / 1e6:.1f}M parameters: "
-        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in outline.parameters.items()),
-        "work": f"{outline.flops / 1e9:.1f} GFLOP per image, forward and backward",
+        + ", ".join(f"{k} {v / 1e6:.1f}M" for k, v in estimate_cost.parameters.items()),
+        "work": f"{estimate_cost.flops / 1e9:.1f} GFLOP per image, forward and backward",
         "batch": f"{config.batch} images = {n} processes x {config.accumulate} parts x "
         f"{config.batch // (n * config.accumulate)}",
         "steps": f"{steps:,} of {config.batch} images, {config.images:,} images in all",
@@ -90,9 +90,22 @@ def _time(config: Run, saved: list[Path], measure: bool) -> str:
         return "not measured"
     if isinstance(config, Text2ImageConfig) and not (config.latents and Path(config.latents).exists()):
         return "not measured: the latents of all images would have to be encoded first"
-    rate = images_per_second(config)
-    left = config.images - (int(saved[0].name) if saved else 0)
-    return f"{_duration(left / rate)} at {rate:.3g} images/s, measured over {MEASURED} steps here; samples not counted"
+    parts = [(left, images_per_second(part)) for left, part in _parts(config, int(saved[0].name) if saved else 0)]
+    seconds = sum(left / rate for left, rate in parts)
+    rates = ", then ".join(f"{rate:.3g}" for _, rate in parts)
+    return f"{_duration(seconds)} at {rates} images/s, measured over {MEASURED} steps here; samples not counted"
+
+
+def _parts(config: Run, seen: int) -> list[tuple[int, Run]]:
+    """The images that are left, in parts of one speed, each with a config that has this speed from its first step."""
+    if not isinstance(config, AutoencoderConfig) or not config.loss.adversarial:
+        return [(config.images - seen, config)]
+    joins = min(max(config.loss.adversarial_from, seen), config.images)
+    found: list[tuple[int, Run]] = []
+    for left, begins in ((joins - seen, 2**62), (config.images - joins, 0)):
+        loss = config.loss.model_copy(update={"adversarial_from": begins})
+        found.append((left, config.model_copy(update={"loss": loss})))
+    return [part for part in found if part[0]] or found[-1:]
 
 
 def _duration(seconds: float) -> str:

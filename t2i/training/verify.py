@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import t2i.training as training
-from t2i.config import Run
+from t2i.config import AutoencoderConfig, Run
 from t2i.distributed import processes
 from t2i.errors import CheckpointError
 from t2i.training.runs.checkpoint import PARTS, load_checkpoint
@@ -31,6 +31,9 @@ def verify_resume(config: Run, folder: Path, progress: bool = True) -> str:
     }
     if "latents" in type(config).model_fields:
         changes["latents"] = getattr(config, "latents", None) or str(folder / "latents")  # encoded once
+    if isinstance(config, AutoencoderConfig):  # a late discriminator joins early, and is interrupted too
+        joins = min(config.loss.adversarial_from, n // 2)
+        changes["loss"] = config.loss.model_copy(update={"adversarial_from": joins})
     settings = config.model_copy(update=changes)
     loop = getattr(training, training.TRAINERS[config.model_dump()["family"]])
     for run, until in (("straight", 2 * n), ("resumed", n), ("resumed", 2 * n)):

@@ -329,16 +329,16 @@ def test_a_pickled_model_is_refused(t2i: Run, here: Path) -> None:
 def test_what_was_drawn_before_a_failure_is_kept(t2i: Run, here: Path, monkeypatch: Any) -> None:
     import torch
 
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
-    draw = Rig.draw
+    draw = PipelineRunner.draw
 
     def fail_on_13(self: Any, batch: Any, *rest: Any) -> Any:
         x, blanked = draw(self, batch, *rest)
         x[[job.seed == 13 for job in batch]] = torch.nan
         return x, blanked
 
-    monkeypatch.setattr(Rig, "draw", fail_on_13)
+    monkeypatch.setattr(PipelineRunner, "draw", fail_on_13)
     ran = t2i("a horse", "-s", "11", "-b", "4", "--batch-size", "2", "-o", "{seed}")
     assert ran.code == 3
     assert ran.lines == files(here) == ["11.png", "12.png", "14.png"]
@@ -346,16 +346,16 @@ def test_what_was_drawn_before_a_failure_is_kept(t2i: Run, here: Path, monkeypat
 
 
 def test_a_name_that_is_taken_while_drawing_is_a_partial_failure(t2i: Run, here: Path, monkeypatch: Any) -> None:
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
-    draw = Rig.draw
+    draw = PipelineRunner.draw
 
     def with_another_job(self: Any, batch: Any, *rest: Any) -> Any:
         if batch[0].seed == 2:
             (here / "2.png").write_bytes(b"theirs")
         return draw(self, batch, *rest)
 
-    monkeypatch.setattr(Rig, "draw", with_another_job)
+    monkeypatch.setattr(PipelineRunner, "draw", with_another_job)
     ran = t2i("a horse", "-s", "1", "-b", "3", "--batch-size", "1", "-o", "{seed}")
     assert (ran.code, ran.lines, files(here)) == (3, ["1.png"], ["1.png", "2.png"])
     assert "2.png exists already (1 of 3 images are written)" in ran.err
@@ -363,10 +363,10 @@ def test_a_name_that_is_taken_while_drawing_is_a_partial_failure(t2i: Run, here:
 
 
 def test_a_picture_blanked_by_a_safety_checker_is_no_success(t2i: Run, here: Path, monkeypatch: Any) -> None:
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
-    draw = Rig.draw
-    monkeypatch.setattr(Rig, "draw", lambda self, *rest: (draw(self, *rest)[0], [False, True]))
+    draw = PipelineRunner.draw
+    monkeypatch.setattr(PipelineRunner, "draw", lambda self, *rest: (draw(self, *rest)[0], [False, True]))
     ran = t2i("a horse", "-s", "1", "-b", "2", "-o", "{seed}")
     assert (ran.code, files(here)) == (3, ["1.png"])
     assert "safety checker blanked seed 2" in ran.err

@@ -18,7 +18,7 @@ from t2i.cli.user_config import config_path
 from t2i.errors import UsageError
 from t2i.metadata import recipe
 from t2i.pipelines.loading import quantize
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 Family = Callable[[str], Path]
 SIZE = ("--size", "32", "-s", "5")
@@ -64,9 +64,9 @@ def test_adapters_are_on_again_where_the_model_is_loaded_anew(
     kit: dict[str, str], t2i: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling
-    draw = Rig.draw
+    draw = PipelineRunner.draw
 
-    def limited(self: Rig, batch: Any, settings: Any, report: Any) -> Any:
+    def limited(self: PipelineRunner, batch: Any, settings: Any, report: Any) -> Any:
         if not self.pipe.vae.use_tiling:
             raise MemoryError
         return draw(self, batch, settings, report)
@@ -76,7 +76,7 @@ def test_adapters_are_on_again_where_the_model_is_loaded_anew(
     machine = ("--dtype", "bfloat16", "--tiling")
     assert t2i(*asked, *worn, *machine, "-o", "direct.png", steps="5").code == 0
     assert t2i(*asked, *machine, "-o", "bare.png", steps="5").code == 0
-    monkeypatch.setattr(Rig, "draw", limited)
+    monkeypatch.setattr(PipelineRunner, "draw", limited)
     ran = t2i(*asked, *worn, "--auto-retry", "-o", "retried.png", steps="5")
     assert (ran.code, "going on with tiled decoding" in ran.err) == (0, True), ran.err
     assert (pixels("retried.png") == pixels("direct.png")).all()
@@ -231,10 +231,11 @@ def test_info_says_in_words_how_a_picture_was_computed(
     assert line.split(maxsplit=1)[1] == "tiled decoding, deterministic, cache reuse:3"
 
 
-def test_python_refuses_what_only_the_command_reads(tiny_pipeline: Path) -> None:
+def test_python_reads_what_the_command_reads(tiny_pipeline: Path) -> None:
     draw = load(tiny_pipeline)
-    with pytest.raises(UsageError, match="in a prompt is for the command line"):
+    with pytest.raises(UsageError, match=r"there is no loras/style.safetensors"):
         draw("a horse <lora:style:0.5>", seed=1, steps=2)
-    assert draw("a <lora:style:0.5>", seed=1, steps=2, raw=True)[0].recipe.prompt == "a <lora:style:0.5>"
+    with pytest.warns(UserWarning, match="reads no further than its text encoder"):
+        assert draw("a <lora:style:0.5>", seed=1, steps=2, raw=True)[0].recipe.prompt == "a <lora:style:0.5>"
     with pytest.raises(UsageError, match="every step would be compiled anew"):
         load(tiny_pipeline, compile=True, cache="reuse")

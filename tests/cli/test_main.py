@@ -335,7 +335,7 @@ def test_pipelines_are_named_at_their_door_and_loaded_when_asked_for() -> None:
 
 def test_load_is_the_pipelines_own() -> None:
     import t2i
-    from t2i.jobs import api
+    from t2i import api
 
     assert t2i.load is api.load
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i.data.batches import BLOCK, flips, visit_order
+from t2i.data.batches import BLOCK, corners, flips, visit_order
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -52,3 +52,27 @@ def test_half_of_the_flips_are_true_and_blocks_differ():
     blocks = drawn.split(BLOCK)
     for other in (*blocks[1:], flips(1, 0, BLOCK)):
         assert 0.4 < (blocks[0] != other).float().mean() < 0.6
+
+
+@given(
+    seed=seeds,
+    first=st.integers(0, 3 * BLOCK),
+    cuts=st.lists(st.integers(0, BLOCK + 100), max_size=4),
+    places=st.integers(1, 100),
+)
+def test_corners_do_not_depend_on_how_they_are_cut(seed, first, cuts, places):
+    whole = corners(seed, first, sum(cuts), places)
+    starts = [first + sum(cuts[:k]) for k in range(len(cuts))]
+    parts = [corners(seed, start, count, places) for start, count in zip(starts, cuts, strict=True)]
+    assert torch.equal(torch.cat([torch.empty(0, 2, dtype=torch.int64), *parts]), whole)
+    assert ((whole >= 0) & (whole < places)).all()
+
+
+def test_corners_are_everywhere_alike():
+    """Each of 9 places across and 9 down as often as the others, each pair of them too; blocks and seeds differ."""
+    drawn = corners(0, 0, 4 * BLOCK, 9)
+    often = torch.zeros(9, 9).index_put_(tuple(drawn.T), torch.tensor(1.0), accumulate=True)
+    expected = 4 * BLOCK / 81
+    assert (often - expected).abs().max() < 5 * expected**0.5
+    for other in (*drawn.split(BLOCK)[1:], corners(1, 0, BLOCK, 9)):
+        assert (drawn[:BLOCK] != other).any(1).float().mean() > 0.9

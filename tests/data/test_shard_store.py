@@ -22,7 +22,7 @@ CODE = """
 import json, sys, time
 import datasets
 from t2i.config import Data, Source
-from t2i.data import lazy, tables
+from t2i.data import tables
 
 def held():
     with open("/proc/self/status") as status:

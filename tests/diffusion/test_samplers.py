@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from t2i.diffusion.guidance import denoiser
-from t2i.diffusion.samplers import SAMPLERS, Sampler, Step, ddim, ddpm, dpmpp_2m, euler, factors, heun, sample
+from t2i.diffusion.samplers import SAMPLERS, Sampler, SamplerStep, ddim, ddpm, dpmpp_2m, euler, factors, heun, sample
 from t2i.diffusion.schedule import Flow, Schedule, VariancePreserving, cosine, linear
 from t2i.diffusion.spacing import SPACINGS
 
@@ -57,7 +57,7 @@ def one_step(
     denoise = as_denoiser(schedule)
     x0 = denoise(x_t, torch.tensor(t, dtype=torch.float64))
     noise = torch.zeros_like(x_t) if fresh is None or s == 0 else fresh
-    return sampler(Step(t, s, x_t, x0, before, s == 0, schedule, denoise, lambda: noise))
+    return sampler(SamplerStep(t, s, x_t, x0, before, s == 0, schedule, denoise, lambda: noise))
 
 
 def abar(beta_schedule: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -194,7 +194,7 @@ def test_flow_euler_and_heun_step(twice: bool) -> None:
             at = scheduler.timesteps[scheduler.step_index]
             expected = scheduler.step(answer(expected.double(), s), at, expected).prev_sample
         x0 = denoise(x_t, torch.tensor(t, dtype=torch.float64))
-        step = Step(t, s, x_t, x0, None, s == 0, schedule, denoise, partial(torch.zeros_like, x_t))
+        step = SamplerStep(t, s, x_t, x0, None, s == 0, schedule, denoise, partial(torch.zeros_like, x_t))
         found = (heun if twice else euler)(step)
         assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
 
@@ -399,7 +399,7 @@ def test_stochastic_walks_end_in_the_distribution_of_the_data(make: Callable[[],
         def at(x: float, fresh: float, t: float = t, s: float = s) -> float:
             x_t, noise = torch.tensor([x], dtype=torch.float64), torch.tensor([fresh], dtype=torch.float64)
             x0 = denoise(x_t, torch.tensor(t, dtype=torch.float64))
-            return sampler(Step(t, s, x_t, x0, None, s == 0, schedule, denoise, lambda: noise * (s > 0))).item()
+            return sampler(SamplerStep(t, s, x_t, x0, None, s == 0, schedule, denoise, lambda: noise * (s > 0))).item()
 
         offset = at(0.0, 0.0)
         mean = offset + (at(1.0, 0.0) - offset) * mean

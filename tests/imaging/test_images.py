@@ -330,7 +330,7 @@ def test_of_many_processes_exactly_one_wins(tmp_path: Path) -> None:
     code = """if True:
         import sys, time
         from pathlib import Path
-        from t2i import files
+        from t2i import atomic
         from t2i.errors import UsageError
         folder, who = Path(sys.argv[1]), sys.argv[2]
         (folder / f"ready{who}").touch()
@@ -338,7 +338,7 @@ def test_of_many_processes_exactly_one_wins(tmp_path: Path) -> None:
             time.sleep(0.001)
         for k in range(50):
             try:
-                files.write(who.encode() * 1000, folder / f"{k}.png")
+                atomic.write(who.encode() * 1000, folder / f"{k}.png")
                 print(k)
             except UsageError:
                 pass

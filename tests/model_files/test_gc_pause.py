@@ -6,18 +6,18 @@ import gc
 
 import pytest
 
-from t2i.model_files.gc_pause import uncollected
+from t2i.model_files.gc_pause import gc_paused
 
 
 def test_collection_stops_and_goes_on() -> None:
     assert gc.isenabled()
-    with uncollected():
+    with gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 def test_it_goes_on_after_an_error() -> None:
-    @uncollected()
+    @gc_paused()
     def fail() -> None:
         assert not gc.isenabled()
         raise ValueError("broken")
@@ -30,7 +30,7 @@ def test_it_goes_on_after_an_error() -> None:
 def test_who_has_switched_it_off_keeps_it_off() -> None:
     gc.disable()
     try:
-        with uncollected():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:

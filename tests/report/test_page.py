@@ -427,10 +427,19 @@ def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., 
     return makers_over(tmp_path_factory.mktemp("data")) | {"classifier": classifier_config}
 
 
+EVERYTHING: dict[str, dict[str, Any]] = {  # what gives a family's run all of its columns
+    "autoencoder": {
+        "loss": {"perceptual": 0.5, "adversarial": 0.5, "adversarial_from": 16},
+        "discriminator__channels": [4, 8],
+        "held_out": {"sources": [{"path": "t2i:shapes.parquet"}], "size": 16},
+    }
+}
+
+
 @pytest.mark.parametrize("family", sorted(CURVES))
 def test_every_familys_run(family: str, makers: dict[str, Callable[..., Any]], tmp_path: Path) -> None:
     """Every column of the log and of the evaluation is in the page, under a curve that knows it."""
-    config = write_config(makers[family](), tmp_path / "config.yaml")
+    config = write_config(makers[family](**EVERYTHING.get(family, {})), tmp_path / "config.yaml")
     assert main(["train", family, str(config), "--run", str(tmp_path / "run"), "--quiet"]) == 0
     page = page_of(tmp_path / "run", folder=tmp_path)
     drawn = {(tuple(line["x"]), tuple(line["y"])) for plot in page.plots().values() for line in plot.values()}

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -36,12 +37,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=[f"{s}/{o}.jpg" for o, s in pairs],
     )
     for k in range(2):
+        nouns = [f"noun {k}", *prepare_mini.HELD_OUT]
         write(
             root / f"tinyimagenet64/train-{k}.parquet",
             {"name": text, "source": text},
-            image=[noisy(100 + k, 64, 64)],
-            name=[f"noun {k}"],
-            source=[f"{k}.JPEG"],
+            image=[noisy(100 + k, 64, 64) for _ in nouns],
+            name=nouns,
+            source=[f"{name.removeprefix('noun ')}.JPEG" for name in nouns],
         )
     write(root / "horses128/train.parquet", {"source": text}, image=[noisy(200, 128, 96)], source=["h.jpg"])
     titles = ["The Starry Night", "Portrait of X", "A Drawing", "Grey Reproduction"]
@@ -56,15 +58,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         date=["1889"] * 4,
         source=titles,
     )
-    for folder in ("pacs128", "horses128", "vangogh"):  # reading one of these would end the run
+    write(
+        root / "vangogh256/train.parquet",
+        {"source": text},
+        image=[noisy(400 + k, 100, 100) for k in range(3)],
+        source=[f"arles {k}.jpg" for k in range(3)],
+    )
+    for folder in ("pacs128", "horses128", "vangogh", "vangogh256"):  # reading one of these would end the run
         (root / folder / "validation.parquet").write_bytes(b"never read")
     (root / "tinyimagenet64/validation.parquet").write_bytes(b"never read")
     return root
 
 
 def run(shared: Path, out: Path, *more: str) -> str:
-    options = ["--data", str(shared), "--out", str(out), "--crops", "16", "--copies", "6"]
-    options += ["--best", "1", "--processes", "1", *more]
+    options = ["--data", str(shared), "--out", str(out), "--crops", "16", "--arles-crops", "8", "--copies", "6"]
+    options += ["--best", "1", "--processes", "1", "--size", "64", *more]
     result = CliRunner().invoke(prepare_mini.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -84,7 +92,8 @@ def rows(made: Path, name: str) -> list[dict]:
 
 
 def test_every_file_has_the_same_columns_and_loads_as_a_table(made):
-    names = ["pacs", "nouns", "horses", "vangogh", "vangogh-stylised", "typical"]
+    names = ["pacs", "nouns", "horses", "vangogh", "arles", "vangogh-stylised", "typical"]
+    assert {path.stem for path in made.glob("*.parquet")} == set(names)
     for name in names:
         features = datasets.Features.from_arrow_schema(pq.read_schema(made / f"{name}.parquet"))
         assert list(features) == ["image", "object", "style", "source"]
@@ -92,14 +101,14 @@ def test_every_file_has_the_same_columns_and_loads_as_a_table(made):
         assert (made / f"{name}.png").exists()
         assert not list(made.glob("*.part"))
     table = load_memory(Data(sources=(Source(path=str(made / "*.parquet")),), size=64), progress=False)
-    assert len(table) == 28 + 2 + 1 + 2 * 16 + 7 * 6 + 28 + 7
+    assert len(table) == 28 + 2 + 1 + 2 * 16 + 3 * 8 + 7 * 6 + 28 + 7
     assert set(table.columns["style"]) == {"photo", "painting", "cartoon", "sketch", "vangogh"}
 
 
 def test_pictures_have_the_size_and_keep_their_bytes_where_they_had_it(shared, made):
-    for name in ("pacs", "horses", "vangogh", "vangogh-stylised"):
+    for name in ("pacs", "horses", "vangogh", "arles", "vangogh-stylised"):
         assert {Image.open(io.BytesIO(row["image"]["bytes"])).size for row in rows(made, name)} == {(64, 64)}
-    before = [row["image"]["bytes"] for k in range(2) for row in rows(shared, f"tinyimagenet64/train-{k}")]
+    before = [rows(shared, f"tinyimagenet64/train-{k}")[0]["image"]["bytes"] for k in range(2)]
     assert [row["image"]["bytes"] for row in rows(made, "nouns")] == before
 
 
@@ -122,6 +131,52 @@ def test_crops_are_of_colourful_paintings_and_small_ones_claim_nothing(made):
         assert row["object"] in allowed | {""}
         assert side >= 80 or row["object"] == ""
         assert side < 160 or row["object"] != ""
+
+
+def test_squares_of_the_later_paintings_say_nothing_of_what_they_show(made):
+    """The whole one first, then from half of the side up; each painting as often."""
+    crops = rows(made, "arles")
+    assert {(row["object"], row["style"]) for row in crops} == {("", "vangogh")}
+    places = [row["source"].split("#") for row in crops]
+    assert [source for source, _ in places] == [f"vangogh256/arles {k}.jpg" for k in range(3) for _ in range(8)]
+    boxes = [tuple(int(n) for n in place.split(",")) for _, place in places]
+    assert boxes[::8] == [(0, 0, 100)] * 3
+    for left, top, side in boxes:
+        assert 0 <= left <= 100 - side
+        assert 0 <= top <= 100 - side
+        assert 50 <= side <= 100
+    assert len(set(boxes)) > 18
+
+
+def test_held_out_nouns_are_in_no_file(made, tmp_path, monkeypatch):
+    """Not by name and not by source, even where one was chosen by eye."""
+    for path in made.glob("*.parquet"):
+        for row in rows(made, path.stem):
+            assert row["object"] not in prepare_mini.HELD_OUT
+            assert not any(name in row["source"] for name in prepare_mini.HELD_OUT)
+    (tmp_path / "chosen.txt").write_text("tinyimagenet/teapot.JPEG\ntinyimagenet/0.JPEG\n")
+    monkeypatch.setattr(prepare_mini, "CHOSEN", tmp_path / "chosen.txt")
+    shown = [picture.source for picture in prepare_mini.most_typical(made, 5)]
+    assert "tinyimagenet/0.JPEG" in shown
+    assert "tinyimagenet/teapot.JPEG" not in shown
+
+
+@pytest.mark.skipif("T2I_SHARED_DATA" not in os.environ, reason="needs the real images of T2I_SHARED_DATA")
+def test_held_out_nouns_are_nouns_of_the_real_data_and_none_was_chosen():
+    chosen, held_out = set(prepare_mini.CHOSEN.read_text().split()), {}
+    for path in Path(os.environ["T2I_SHARED_DATA"]).glob("tinyimagenet64/train-*.parquet"):
+        for row in pq.read_table(path, columns=["name", "source"]).to_pylist():
+            if row["name"] in prepare_mini.HELD_OUT:
+                held_out.setdefault(row["name"], set()).add(f"tinyimagenet/{row['source']}")
+    assert set(held_out) == set(prepare_mini.HELD_OUT)
+    assert all(len(sources) > 400 and not sources & chosen for sources in held_out.values())
+
+
+def test_pictures_have_128_pixels_where_nothing_else_is_asked(shared, tmp_path):
+    options = ["--data", str(shared), "--out", str(tmp_path), "--only", "horses"]
+    assert CliRunner().invoke(prepare_mini.main, options).exit_code == 0
+    (row,) = rows(tmp_path, "horses")
+    assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (128, 128)
 
 
 def test_stylised_pictures_are_balanced_and_say_what_they_are(made):
@@ -176,6 +231,10 @@ def test_missing_data_and_unknown_names_are_errors(shared, tmp_path):
     assert result.exit_code == 1
     assert "no such data" in result.output
     assert "pacs128" in result.output
+    result = CliRunner().invoke(prepare_mini.main, ["--out", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    assert "Missing option '--data'" in result.output
+    assert not (tmp_path / "none").exists()
     result = CliRunner().invoke(prepare_mini.main, ["--data", str(shared), "--only", "cats"])
     assert result.exit_code == 2
     assert "choose from" in result.output

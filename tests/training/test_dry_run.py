@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 from training_kit import autoencoder_config, ddpm_config, make_images, save_autoencoder, text2image_config, train
 
+from t2i.config import AutoencoderConfig
 from t2i.errors import DataError, ModelError, T2IError
 from t2i.training import dry_run as plan_module
 from t2i.training.dry_run import _duration, describe
-from t2i.training.families.ddpm import outline
+from t2i.training.families.ddpm import estimate_cost
 from t2i.training.runs.checkpoint import load_checkpoint
 from t2i.training.runs.run_folder import RunFolder
 
@@ -113,7 +114,57 @@ def test_flops_are_those_of_the_layers_by_hand() -> None:
     by_hand += 2 * sum(2 * 2 * c * c * pixels for _ in range(1))  # the shortcuts of the way up, 1x1
     by_hand += 2 * (c * emb + emb * emb) + 5 * 2 * emb * c  # the time: two layers, and one into each of five blocks
     attention = 4 * 2 * c * c * pixels + 2 * 2 * pixels * pixels * c  # of the middle: q, k, v, out; q k^T and its use
-    assert outline(config).flops == 3 * (by_hand + attention)
+    assert estimate_cost(config).flops == 3 * (by_hand + attention)
+
+
+def test_work_of_an_autoencoder_s_losses(folder: Path) -> None:
+    """Each of them by its own forward pass: the discriminator's counts for the part of the run that it plays."""
+    from t2i.nn.efficientnet import EfficientNetLite0
+    from t2i.training.autoencoder import build_codec
+    from t2i.training.autoencoder import outline as autoencoder_outline
+    from t2i.training.outline import blank, work
+
+    def flops(**loss: float) -> int:
+        config = autoencoder_config(folder / "images", loss=loss, discriminator={"channels": [4, 8]}, crop=8)
+        return autoencoder_outline(config).flops
+
+    x = blank(1, 3, 8, 8)
+    net = EfficientNetLite0().eval().to("meta")
+    whole = autoencoder_config(folder / "images", loss={"adversarial": 1.0}, discriminator={"channels": [4, 8]})
+    discriminator = build_codec(whole).discriminator.to("meta")
+    features, patches = work(lambda: net.scales(x)), work(lambda: discriminator(x))
+    assert min(features, patches) > 0
+    plain = flops()
+    assert flops(perceptual=1.0) == plain + 3 * features
+    assert flops(adversarial=1.0) == plain + 9 * patches
+    assert flops(adversarial=1.0, adversarial_from=24) == plain + round(9 * patches / 4)
+    assert flops(adversarial=1.0, adversarial_from=32, perceptual=1.0) == plain + 3 * features
+    assert flops(adversarial=1.0, perceptual=1.0) == plain + 4 * features + 9 * patches
+
+
+def test_time_is_measured_without_and_with_the_discriminator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 400 images the first 100 at 10 images/s, the others at 5, though the plan itself makes few steps."""
+    asked: list[int] = []
+
+    def speed(config: AutoencoderConfig) -> float:
+        asked.append(config.loss.adversarial_from)
+        return 5.0 if config.loss.adversarial_from == 0 else 10.0
+
+    monkeypatch.setattr(plan_module, "images_per_second", speed)
+    loss = {"adversarial": 1.0, "adversarial_from": 100}
+    config = autoencoder_config(folder / "images", images=400, loss=loss, discriminator={"channels": [4]})
+    said = "70 seconds at 10, then 5 images/s, measured over 5 steps here; samples not counted"
+    assert lines(describe(config, tmp_path / "run"))["time"] == said
+    assert asked == [2**62, 0]
+    for seen, said in ((40, "66 seconds at 10, then 5"), (100, "60 seconds at 5 "), (200, "40 seconds at 5 ")):
+        (tmp_path / "run" / "checkpoints" / f"{seen:012d}").mkdir(parents=True)
+        assert lines(describe(config, tmp_path / "run"))["time"].startswith(said)
+    (tmp_path / "run" / "checkpoints" / f"{400:012d}").mkdir()
+    assert lines(describe(config, tmp_path / "run"))["time"].startswith("0 seconds at 5 ")
+    never = config.model_copy(update={"loss": config.loss.model_copy(update={"adversarial_from": 500})})
+    assert lines(describe(never, tmp_path / "other"))["time"].startswith("40 seconds at 10 ")
 
 
 def test_a_day_is_told_in_hours() -> None:

@@ -83,8 +83,8 @@ def test_manifest_says_what_they_are_of(tmp_path: Path) -> None:
 def test_half_written_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest is written last: without it what lies there is not trusted."""
     order: list[str] = []
-    write = module.files.write
-    monkeypatch.setattr(module.files, "write", lambda d, p, **k: (order.append(p.name), write(d, p, **k))[1])
+    write = module.atomic.write
+    monkeypatch.setattr(module.atomic, "write", lambda d, p, **k: (order.append(p.name), write(d, p, **k))[1])
     made = cached_latents(make_vae(), make_table(), tmp_path, "no", False)
     assert order == ["latents.safetensors", "manifest.json"]
     (tmp_path / "manifest.json").unlink()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from t2i.training.losses import gradient_loss, kl_to_standard_normal, psnr, ssim
+from t2i.training.losses import feature_distance, gradient_loss, kl_to_standard_normal, psnr, ssim
 
 
 def pictures(seed: int, shape: tuple[int, ...] = (2, 3, 10, 9)) -> tuple[Tensor, Tensor]:
@@ -83,3 +83,38 @@ def test_gradient_loss_does_not_see_brightness() -> None:
     x, _ = pictures(3)
     assert gradient_loss(x, x + 0.25) < 1e-6
     assert gradient_loss(x, 0.5 * x) > 0.1
+
+
+def features(seed: int, batch: int = 3) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, c, side, side, generator=draw) for c, side in ((4, 8), (6, 4), (10, 1))]
+
+
+def test_feature_distance_is_the_definition() -> None:
+    """2 - 2 cos of the angle between the vectors at each pixel, a mean over pixels, then over scales."""
+    one, other = features(0), features(1)
+    scales = [
+        2 - 2 * torch.cosine_similarity(a.double(), b.double()).mean((1, 2)) for a, b in zip(one, other, strict=True)
+    ]
+    found = feature_distance(one, other)
+    assert found.shape == (3,)
+    assert (found.double() - torch.stack(scales).mean(0)).abs().max() < 1e-6
+
+
+def test_feature_distance_is_a_distance_between_directions() -> None:
+    """0 for equal features and 4 for opposite ones; the length of a vector does not count, nor who is first."""
+    one, other = features(2), features(3)
+    opposite = [-x for x in one]
+    assert feature_distance(one, one).abs().max() == 0
+    assert (feature_distance(one, opposite) - 4).abs().max() < 1e-5
+    assert ((feature_distance(one, other) > 0) & (feature_distance(one, other) < 4)).all()
+    assert torch.equal(feature_distance(one, other), feature_distance(other, one))
+    draw = torch.Generator().manual_seed(4)
+    longer = [x * (0.1 + 9 * torch.rand(3, 1, *x.shape[2:], generator=draw)) for x in one]
+    assert (feature_distance(longer, other) - feature_distance(one, other)).abs().max() < 1e-5
+
+
+def test_feature_distance_of_an_image_depends_on_no_other() -> None:
+    one, other = features(5), features(6)
+    alone = feature_distance([x[1:2] for x in one], [x[1:2] for x in other])
+    assert torch.equal(feature_distance(one, other)[1:2], alone)

@@ -16,27 +16,30 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
+from t2i.config.options import OPTIONS
 from t2i.errors import UsageError
 from t2i.jobs.batch.shard_index import Shards
 from t2i.jobs.spec.output_paths import Outputs, safe_name
 from t2i.jobs.spec.prompt_files import stream_prompts
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish, complete, model_wish
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.resolve import ModelKey, effective, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import Task, each_task
 from t2i.metadata.jsonable import public_name
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import Adapters, IPAdapter
-from t2i.pipelines.loading.load import ModelFiles, locate
-from t2i.pipelines.prompts.attention_weights import speaks
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.prompts.attention_weights import has_weights
+from t2i.pipelines.settings.image_input import ImageInput
 
-# Of a request: another value, another batch
-OPTIONS: tuple[str, ...] = ("revision", "dtype", "count", "negative", "steps", "guidance", "width", "height")
-OPTIONS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shard_size")
+# What batch folders of 0.1 say, in its order and by its names: what is asked for always, and what where it is set.
+ALWAYS: tuple[str, ...] = ("revision", "dtype", "num_images", "negative_prompt", "steps", "guidance", "width", "height")
+ALWAYS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shard_size")
+MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # False is as good as not set
+WHERE_SET = ("lora", "embedding", "ip_adapter", *MACHINE, "chunks")
+LEGACY = {"num_images": "count", "negative_prompt": "negative"}
+LEGACY |= {"lora": "loras", "embedding": "embeddings", "ip_adapter": "ip_adapters"}
 SHARD_SIZE = 1000
-ADAPTERS = ("loras", "embeddings", "ip_adapters")  # as well, where there are some
-MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # the same, where they are said
-Locate = Callable[[ModelWish], ModelFiles]
+Locate = Callable[[ModelKey], ModelFiles]
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class Item:
     task: Task
     job: str
     path: Path
-    model: ModelWish
+    model: ModelKey
     settings: tuple[tuple[str, Any], ...]  # what is asked for, as `TextToImage.settings` takes it
 
 
 @dataclass(frozen=True)
-class Group:
+class JobGroup:
     """Images that follow one another and are drawn at once."""
 
     items: tuple[Item, ...]
@@ -63,39 +66,42 @@ class Group:
         return f"{self.items[0].index:09d}"
 
 
-class Listing:
+class JobList:
     """The images of a prompt file.  Each pass reads the file anew and holds one group of it.
 
     request: with its seeds fixed and without prompts.  output: a pattern with {job}.  shards: that images end in.
     """
 
-    def __init__(self, file: Path, request: Request, output: str, locate: Locate, shards: Shards | None = None) -> None:
+    def __init__(
+        self, file: Path, request: GenerateRequest, output: str, locate: Locate, shards: Shards | None = None
+    ) -> None:
         self.file = file
         self.request = request
         self.output = output
         self.shards = shards
-        self.folder = shards.folder if shards else Outputs(output, format=request.format).root
+        self.folder = shards.folder if shards else Outputs(output, format=request.options.format).root
         self.locate = locate
         self._facts = lru_cache(maxsize=64)(self._find)
         self._outputs = lru_cache(maxsize=64)(self._make_outputs)
 
     def tasks(self) -> Iterator[Task]:
         """All images, without names.  Raises UsageError for a row that is wrong."""
-        request = self.request
-        prompts = map(request.understand, stream_prompts(self.file))
-        return each_task(prompts, request.seeds, request.count, request.wildcards, request.template)
+        request, options = self.request, self.request.options
+        prompts = map(request.prepare, stream_prompts(self.file))
+        return each_task(prompts, request.seeds, options.num_images, options.wildcards, request.negative_template)
 
     def items(self) -> Iterator[Item]:
         """All images with their names, which are a function of the list and the request alone."""
         last, number = None, 0
         for index, task in enumerate(self.tasks()):
             last, number = task.prompt, number + 1 if task.prompt is last else 1
-            wish = task.prompt.wish
-            model, settings = model_wish(self.request, wish), complete(self.request, wish)
+            overrides = task.prompt.overrides
+            options = effective(self.request.options, overrides)
+            model, settings = model_key(options), settings_of(options)
             facts = self._facts(model)
             job = job_id(task, settings, facts)
-            one = wish.count or self.request.count
-            outputs = self._outputs(wish.output, one if wish.seed is not None else one * len(self.request.seeds))
+            one, own_seed = options.num_images, "seed" in overrides
+            outputs = self._outputs(overrides.get("output"), one if own_seed else one * len(self.request.seeds))
             path = outputs.place(
                 prompt=task.job.prompt,
                 seed=str(task.job.seed),
@@ -106,7 +112,7 @@ class Listing:
             )
             yield Item(index, task, job, path, model, tuple(settings.items()))
 
-    def groups(self, size: Callable[[Item], int]) -> Iterator[Group]:
+    def groups(self, size: Callable[[Item], int]) -> Iterator[JobGroup]:
         """All images in groups of one model, one setting and one shard.
 
         size: how many such images are drawn at once.
@@ -116,9 +122,9 @@ class Listing:
             first = next(run)
             rest, at_once = chain([first], run), size(first)
             while group := tuple(islice(rest, at_once)):
-                yield Group(group)
+                yield JobGroup(group)
 
-    def shares(self, size: Callable[[Item], int]) -> Iterator[list[Group]]:
+    def shares(self, size: Callable[[Item], int]) -> Iterator[list[JobGroup]]:
         """The groups that are finished together: those of one shard; without shards each for itself."""
         groups = self.groups(size)
         if self.shards is None:
@@ -130,7 +136,7 @@ class Listing:
     def _shard(self, item: Item) -> int:
         return self.shards.number(item.index) if self.shards else 0
 
-    def _find(self, model: ModelWish) -> dict[str, Any]:
+    def _find(self, model: ModelKey) -> dict[str, Any]:
         """What tells one model from another."""
         files = self.locate(model)
         said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
@@ -145,7 +151,7 @@ class Listing:
 
     def _adapters(self, adapters: Adapters) -> list[Any]:
         """What tells adapters from others, wherever their files lie."""
-        found = find_all(adapters, self.request.offline)
+        found = find_all(adapters, self.request.options.offline)
         files = {field.name: getattr(found, field.name) for field in fields(found)}
         return [
             [kind, file.sha256, getattr(one, "scale", None), getattr(one, "token", None), _picture(one)]
@@ -156,57 +162,68 @@ class Listing:
     def _make_outputs(self, name: str | None, count: int) -> Outputs:
         """name: what a row calls its file, below the folder of all."""
         target = self.output if name is None else str(self.folder / name)
-        return Outputs(target, format=self.request.format, count=count)
+        return Outputs(target, format=self.request.options.format, count=count)
 
 
 def _picture(adapter: object) -> str | None:
     """The hash of the picture that an IP-Adapter sees."""
-    return Still.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
+    return ImageInput.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
 
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
-    """A name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
-    usual = {name: value for name, value in settings.items() if name != "weights"}
+    """Return a name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
+    usual = {LEGACY.get(name, name): value for name, value in settings.items() if name != "weights"}
     content = {"prompt": task.job.prompt, "seed": task.job.seed, **usual, **facts}
-    if task.job.negative is not None:
-        content["negative"] = task.job.negative
-    # A job has kept its name since before there were weights in prompts: they count where there are any.
-    if settings.get("weights", True) and any(map(speaks, (content["prompt"], content["negative"]))):
+    if task.job.negative_prompt is not None:
+        content["negative"] = task.job.negative_prompt
+    # Images have kept their names since before there were weights in prompts: those count where there are any.
+    if settings.get("weights", True) and any(map(has_weights, (content["prompt"], content["negative"]))):
         content["weighted"] = True
     if "edit" in content:
         content["edit"] = content["edit"].identity()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_listing(file: Path, request: Request, chosen: bool) -> Listing:
-    """The list of a batch, and where its images go.  Raises UsageError."""
-    found = cache(partial(locate, offline=request.offline, config=request.config))
+def make_job_list(request: GenerateRequest) -> JobList:
+    """Return the list of a batch, and where its images go.  Raises UsageError."""
+    options, file = request.options, request.batch
+    assert file is not None
+    found = cache(partial(locate, offline=options.offline, config=options.config))
 
-    def find(wish: ModelWish) -> ModelFiles:
-        return found(wish.model, revision=wish.revision)
+    def find(key: ModelKey) -> ModelFiles:
+        return found(key.model, revision=key.revision)
 
-    if request.shards is not None:
-        folder = Path(os.path.expanduser(request.output or ""))
-        shards = Shards(folder, request.shards, request.shard_size or SHARD_SIZE)
-        request = replace(request, shard_size=shards.size)
-        return Listing(file, request, str(shards.spool / "{index}-{job}"), find, shards)
-    target, name = request.output, "{index}-{job}"
+    if options.shards is not None:
+        folder = Path(os.path.expanduser(options.output or ""))
+        shards = Shards(folder, options.shards, options.shard_size or SHARD_SIZE)
+        request = replace(request, options=options.override({"shard_size": shards.size}))
+        return JobList(file, request, str(shards.spool / "{index}-{job}"), find, shards)
+    target, name = options.output, "{index}-{job}"
     if target is None:
-        options = options_of(file, request) | ({"seeds": request.seeds} if chosen else {})
-        one = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:6]  # other options: another folder
+        identity = identity_of(request) | ({"seeds": request.seeds} if request.seeds_given else {})
+        one = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:6]  # other options: another folder
         target = os.path.join("outputs", f"{safe_name(file.stem)}-{one}", name)
     elif "{job}" not in target:
         target = os.path.join(target, name)
     elif "{date}" in target:
         raise UsageError("--output: {date} in a batch would make all anew tomorrow", "leave it out")
-    return Listing(file, request, target, find)
+    return JobList(file, request, target, find)
 
 
-def options_of(file: Path, request: Request) -> dict[str, Any]:
-    """What makes one batch another than the next, but for the seeds."""
-    said = {name: getattr(request, name) for name in OPTIONS}
-    said |= {name: getattr(request, name) for name in ADAPTERS if getattr(request, name)}
-    said |= {name: getattr(request, name) for name in MACHINE if getattr(request, name) not in (None, False)}
-    said |= {} if request.chunks is None else {"chunks": request.chunks}
-    edit = {"edit": request.edit.identity()} if request.edit else {}
-    return {"prompts": file.name, "model": public_name(request.model)} | said | edit
+def identity_of(request: GenerateRequest) -> dict[str, Any]:
+    """Return what makes one batch another than the next, but for the seeds.
+
+    Names and order are those that 0.1 wrote into batch folders and made their names from; options that are younger
+    follow in the order of the record, where they are set.
+    """
+    assert request.batch is not None
+    options = request.options
+    said = {LEGACY.get(name, name): getattr(options, name) for name in ALWAYS}
+    younger = [name for name, one in OPTIONS.items() if one.option.identity == "set" and name not in WHERE_SET]
+    for name in (*WHERE_SET, *younger):
+        value = getattr(options, name)
+        if options.changed(name) and not (name in MACHINE and value is False):
+            said[LEGACY.get(name, name)] = value
+    inputs = image_inputs(options)
+    edit = {"edit": inputs.identity()} if inputs else {}
+    return {"prompts": request.batch.name, "model": public_name(options.model)} | said | edit

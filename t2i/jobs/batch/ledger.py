@@ -22,7 +22,7 @@ from t2i import atomic
 from t2i.errors import ImageError, UsageError
 from t2i.imaging.decoding import decode
 from t2i.jobs.batch.file_locks import claim
-from t2i.jobs.batch.job_list import Group, Item
+from t2i.jobs.batch.job_list import Item, JobGroup
 from t2i.jobs.batch.shard_index import Line, Shards
 from t2i.metadata import recipe
 from t2i.model_files.registry import read_json
@@ -77,7 +77,7 @@ class Ledger:
         self._begun = (self.state / "begun").stat().st_mtime_ns
         return self.seeds()
 
-    def claim(self, group: Group) -> AbstractContextManager[bool]:
+    def claim(self, group: JobGroup) -> AbstractContextManager[bool]:
         """Hold a group, so that no other process draws it; yields whether it is ours."""
         return claim(self.state / "claims" / group.name)
 
@@ -85,7 +85,7 @@ class Ledger:
         """The same of a shard that is to be packed."""
         return claim(self.state / "claims" / f"shard-{number:06d}")
 
-    def look(self, group: Group) -> tuple[dict[int, Line], bool]:
+    def look(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
         """(what is known of its images by index, whether the group's record says just that).
 
         Images that are not there whole are not in it, nor are those that an earlier run failed to draw.
@@ -109,7 +109,7 @@ class Ledger:
         held = state.line(item.index) if state else None
         return held is not None and held["status"] == "done" and held["job"] == item.job
 
-    def is_earlier(self, group: Group) -> bool:
+    def is_earlier(self, group: JobGroup) -> bool:
         """Whether a group was finished before this run began."""
         return not self._read(group)[1]
 
@@ -130,16 +130,16 @@ class Ledger:
         }
         return line if error is None else line | {"error": error}
 
-    def finish(self, group: Group, lines: dict[int, Line]) -> None:
+    def finish(self, group: JobGroup, lines: dict[int, Line]) -> None:
         """Write down what has become of a group."""
         text = "".join(json.dumps(lines[item.index]) + "\n" for item in group.items if item.index in lines)
         atomic.write(text.encode(), self._path(group), overwrite=True)
 
-    def is_finished(self, group: Group) -> bool:
+    def is_finished(self, group: JobGroup) -> bool:
         """Whether a group has a record of its own: where images go into shards, until its shard holds it."""
         return self._path(group).exists()
 
-    def clear(self, group: Group) -> None:
+    def clear(self, group: JobGroup) -> None:
         """Take away what is kept of a group that its shard holds."""
         for item in group.items:
             item.path.unlink(missing_ok=True)
@@ -182,10 +182,10 @@ class Ledger:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _path(self, group: Group) -> Path:
+    def _path(self, group: JobGroup) -> Path:
         return self.state / "groups" / f"{group.name}.jsonl"
 
-    def _read(self, group: Group) -> tuple[dict[int, Line], bool]:
+    def _read(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
         """(the recorded lines of these very images, whether they were written in this run)."""
         try:
             path = self._path(group)
@@ -196,7 +196,7 @@ class Ledger:
         kept = {item.index: found[item.index] for item in group.items if _fits(found.get(item.index), item)}
         return kept, written >= self._begun
 
-    def _packed(self, group: Group) -> tuple[dict[int, Line], bool]:
+    def _packed(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
         """The same for a group without a record of its own, from that of its shard."""
         number = self.shards.number(group.items[0].index) if self.shards else 0
         if self.shards is None or (state := self.shards.state(number)) is None:

@@ -6,59 +6,50 @@ walks it once more, waits for what others still draw, takes over what a dead one
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from t2i.distributed import gather, processes
 from t2i.errors import UsageError
-from t2i.jobs.batch.job_list import make_listing
+from t2i.jobs.batch.job_list import make_job_list
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.worker import Drawn, Say, Worker
-from t2i.jobs.spec.request import Request
+from t2i.jobs.batch.worker import Worker
+from t2i.jobs.events import Emit, ignore
+from t2i.jobs.spec.request import GenerateRequest
 
 LAST_WORD_SECONDS = 10.0
 
 
-def is_batch(file: str, output: str | None, grid: bool) -> bool:
-    """Whether a file of prompts makes a long batch: a real file that goes into a folder, or a pattern with {job}."""
-    if grid or not Path(file).is_file():
-        return False
-    return output is None or output.endswith(("/", os.sep)) or os.path.isdir(output) or "{job}" in output
+def execute_batch(request: GenerateRequest, emit: Emit) -> None:
+    """Draw what is missing of a batch, together with all processes that run the same.
 
-
-def draw_batch(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Iterator[Drawn]:
-    """Draw what is missing of the batch; yields what this process draws, as it is saved: images, or whole shards.
-
-    request: without prompts.  chosen: the user named its seeds.  say: takes a line for the user.
+    emit: takes what this process draws, as it is saved: images, or whole shards; the main process's tells of all.
     Raises UsageError: a row that is wrong, another batch's folder; PartialFailure, listing what could not be drawn.
     """
     state = processes()
-    if state.num_processes > 1 and request.device is None:
+    if state.num_processes > 1 and request.options.device is None:
         device = "cpu" if state.device.type == "cpu" else str(state.device)  # Accelerate numbers CPUs too
-        request = replace(request, device=device)
-    run = _together(lambda: _begin(file, request, chosen, say, bar))
-    with run.progress:
-        yield from run.draw()
-        if state.is_main_process:
-            yield from run.finish()
+        request = replace(request, options=request.options.override({"device": device}))
+    worker = _together(lambda: _begin(request, emit))
+    worker.draw()
+    if state.is_main_process:
+        worker.finish()
 
 
-def _begin(file: Path, request: Request, chosen: bool, say: Say, bar: bool) -> Worker:
+def _begin(request: GenerateRequest, emit: Emit) -> Worker:
     """Each process's own view of the batch; the main one judges the list and makes the folder ours."""
     state = processes()
-    if request.overwrite:
+    if request.options.overwrite:
         raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
-    if request.preview:
+    if request.options.preview:
         raise UsageError("--preview: a batch shows whole pictures, one after another", "leave it out")
-    listing = make_listing(file, request, chosen)
-    ledger = Ledger(listing.folder, state.process_index, listing.shards)
-    run = Worker(listing, ledger, say if state.is_main_process else _silence, bar and state.is_main_process)
+    jobs = make_job_list(request)
+    ledger = Ledger(jobs.folder, state.process_index, jobs.shards)
+    worker = Worker(jobs, ledger, emit, tell=emit if state.is_main_process else ignore)
     if state.is_main_process:
-        run.begin(chosen)
-    return run
+        worker.begin()
+    return worker
 
 
 def _together(begin: Callable[[], Worker]) -> Worker:
@@ -67,19 +58,15 @@ def _together(begin: Callable[[], Worker]) -> Worker:
 
     refusal: Exception | None = None
     try:
-        run = begin()
+        worker = begin()
     except Exception as e:
         refusal = e
     codes = gather(tensor([getattr(refusal, "exit_code", 1) if refusal else 0])).tolist()
     first = next((rank for rank, code in enumerate(codes) if code), None)
     if first is None:
-        run.join()
-        return run
+        worker.join()
+        return worker
     if refusal is not None and processes().process_index == first:
         raise refusal
     time.sleep(LAST_WORD_SECONDS)  # a launcher ends all as soon as one has left: let it be the one that speaks
     raise SystemExit(codes[first])
-
-
-def _silence(_: str) -> None:
-    """The main process speaks for all."""

@@ -34,7 +34,7 @@ BLOCK = 512  # of a tar file, which ends with two empty ones
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShardImage:
     """An encoded picture as it goes into a file.  suffix: ".png", ...; text: its caption."""
 
     key: str
@@ -52,12 +52,12 @@ class Kind(NamedTuple):
     """A kind of file.  read: keys and encoded pictures, in their order; both ways one part after another."""
 
     name: str  # of a file, by its number
-    write: Callable[[BinaryIO, Iterable[Picture]], None]
+    write: Callable[[BinaryIO, Iterable[ShardImage]], None]
     read: Callable[[Path], Iterator[tuple[str, bytes]]]
     is_whole: Callable[[Path], bool]
 
 
-def _write_parquet(file: BinaryIO, pictures: Iterable[Picture]) -> None:
+def _write_parquet(file: BinaryIO, pictures: Iterable[ShardImage]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -68,7 +68,7 @@ def _write_parquet(file: BinaryIO, pictures: Iterable[Picture]) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=ROWS)
 
 
-def _row_groups(pictures: Iterable[Picture]) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(pictures: Iterable[ShardImage]) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     held = 0
     for picture in pictures:
@@ -88,7 +88,7 @@ def _schema() -> pa.Schema:
     return datasets.Features(features).arrow_schema
 
 
-def _row(picture: Picture) -> dict[str, Any]:
+def _row(picture: ShardImage) -> dict[str, Any]:
     made = picture.recipe
     image = {"bytes": picture.data, "path": picture.key + picture.suffix}
     row: dict[str, Any] = {"image": image, "text": picture.text, "key": picture.key}
@@ -117,7 +117,7 @@ def _is_whole_parquet(path: Path) -> bool:
     return True
 
 
-def _write_tar(file: BinaryIO, pictures: Iterable[Picture]) -> None:
+def _write_tar(file: BinaryIO, pictures: Iterable[ShardImage]) -> None:
     for picture in pictures:
         made = picture.recipe
         _add(file, picture.key + picture.suffix, picture.data)

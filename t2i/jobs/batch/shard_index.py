@@ -20,7 +20,7 @@ from typing import Any
 
 from t2i import atomic
 from t2i.errors import DataError, UsageError, one_line
-from t2i.jobs.batch.shard_formats import KINDS, Picture
+from t2i.jobs.batch.shard_formats import KINDS, ShardImage
 
 # Of the manifest: index, job, file, prompt, seed, hash, bytes, status; the key within a shard; an error
 Line = dict[str, Any]
@@ -130,7 +130,7 @@ class Shards:
         self._write_record(number, [after])
         return True
 
-    def _pictures(self, number: int, made: Sequence[tuple[Path, Line]], before: State | None) -> Iterator[Picture]:
+    def _pictures(self, number: int, made: Sequence[tuple[Path, Line]], before: State | None) -> Iterator[ShardImage]:
         """The pictures of a shard: from the spool, else from the shard as it was, which has the same order."""
         old = self._read(number) if before else iter(())
         for path, line in made:
@@ -143,7 +143,7 @@ class Shards:
                 data = next((data for key, data in old if key == line["key"]), None)
             if data is None:
                 raise _unreadable(self.path(number), f"no {line['key']}")
-            yield Picture(line["key"], path.suffix, data, line["prompt"])
+            yield ShardImage(line["key"], path.suffix, data, line["prompt"])
 
     def _read(self, number: int) -> Iterator[tuple[str, bytes]]:
         path = self.path(number)

@@ -6,60 +6,18 @@ could not be drawn, or were blanked, are left out, and when a later run draws th
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from t2i.errors import UsageError
-from t2i.jobs.batch.job_list import Group
+from t2i.jobs.batch.job_list import JobGroup
 from t2i.jobs.batch.ledger import Ledger
 from t2i.jobs.batch.shard_index import Line
+from t2i.jobs.events import Emit, ShardPacked
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What is said of a shard that was written."""
-
-    images: int
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps({"images": self.images})
-
-
-def check_shards(file: str | None, others: bool, given: Mapping[str, Any]) -> None:
-    """See that --shards is asked for where it can be.  others: there are prompts or images beside the file.
-
-    Raises UsageError.
-    """
-    kind, output = given["shards"], given["output"]
-    if kind is None:
-        if given["shard_size"] is not None:
-            message = f"--shard-size {given['shard_size']} without shards"
-            raise UsageError(message, "add --shards parquet, or --shards webdataset")
-        return
-    example = f"t2i generate --prompts FILE --shards {kind} -o FOLDER/"
-    if others or file is None or file == "-":
-        raise UsageError("--shards packs the images of a file of prompts, and of nothing else", example)
-    if not Path(file).is_file():
-        raise UsageError(f"--prompts {file}: no such file")
-    if given["grid"]:
-        raise UsageError("--grid makes one sheet of images, --shards files to train on", "leave out one of them")
-    if output is None:
-        raise UsageError("--shards needs a folder to put them in", example)
-    if "{" in output:
-        raise UsageError(f"--output {output}: a pattern names single images, --shards packs them", example)
-    if not (output.endswith(("/", os.sep)) or os.path.isdir(output)):
-        raise UsageError(f"--output {output}: --shards needs a folder", f"-o {output}/")
-
-
-def pack(ledger: Ledger, groups: list[Group]) -> Generator[tuple[Path, Packed], None, bool]:
+def pack(ledger: Ledger, groups: list[JobGroup], emit: Emit) -> bool:
     """Pack the shard of these groups, if they are all settled and no other process packs it.
 
-    Yields the shard when it was written; returns whether it is there, and so nothing is left to do.
+    Tells when the shard was written; returns whether it is there, and so nothing is left to do.
     """
     shards = ledger.shards
     if shards is None:
@@ -80,11 +38,11 @@ def pack(ledger: Ledger, groups: list[Group]) -> Generator[tuple[Path, Packed], 
         for group in groups:
             ledger.clear(group)
     if new:
-        yield shards.path(number), Packed(sum(line["status"] == "done" for _, line in made))
+        emit(ShardPacked(shards.path(number), sum(line["status"] == "done" for _, line in made)))
     return True
 
 
-def _made(ledger: Ledger, groups: list[Group]) -> list[tuple[Path, Line]] | None:
+def _made(ledger: Ledger, groups: list[JobGroup]) -> list[tuple[Path, Line]] | None:
     """(where it was spooled, its line) of each image; None while one of them is not settled."""
     made = []
     for group in groups:
@@ -95,7 +53,7 @@ def _made(ledger: Ledger, groups: list[Group]) -> list[tuple[Path, Line]] | None
     return made
 
 
-def _is_packed(ledger: Ledger, number: int, groups: list[Group], made: list[tuple[Path, Line]]) -> bool:
+def _is_packed(ledger: Ledger, number: int, groups: list[JobGroup], made: list[tuple[Path, Line]]) -> bool:
     assert ledger.shards is not None
     state = ledger.shards.state(number)
     if state is None or state.lines != [line for _, line in made]:

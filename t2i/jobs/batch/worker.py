@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.errors import ModelError, NonFinite, OutOfMemory, PartialFailure, T2IError, UsageError, one_line
-from t2i.jobs.batch.job_list import Group, Item, Listing, options_of
+from t2i.jobs.batch.batch_models import BatchModels
+from t2i.jobs.batch.job_list import Item, JobGroup, JobList, identity_of
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.model_slot import Held
 from t2i.jobs.batch.progress import Progress
 from t2i.jobs.batch.shard_index import Line
-from t2i.jobs.batch.shard_packer import Packed, pack
-from t2i.metadata.recipe import Recipe
+from t2i.jobs.batch.shard_packer import pack
+from t2i.jobs.events import Blanked, Done, Drawn, Emit, Failed, Planned, messages
 
 if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.results import Result
 
-Say = Callable[[str], None]
-Drawn = tuple[Path, Recipe | Packed]
 POLL_SECONDS = 0.5
 HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
 LISTED = 10
@@ -29,39 +27,46 @@ FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
 
 
 class Worker:
-    """What this process does of the batch.  say: takes a line for the user.  bar: show progress."""
+    """What this process does of the batch.
 
-    def __init__(self, listing: Listing, ledger: Ledger, say: Say, bar: bool) -> None:
-        self.listing = listing
+    emit: takes what this process draws.  tell: takes what is told once, by the main process for all.
+    """
+
+    def __init__(self, jobs: JobList, ledger: Ledger, emit: Emit, tell: Emit) -> None:
+        self.jobs = jobs
         self.ledger = ledger
-        self.say = say
-        self.progress = Progress(bar, ledger)
+        self.emit = emit
+        self.tell = tell
+        self.say = messages(tell)
+        self.progress = Progress(emit is tell, ledger, emit)
         self.drawn = 0
-        self._model = Held(listing, say)
+        self._models = BatchModels(jobs, tell)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
-    def begin(self, chosen: bool) -> None:
-        """Judge the whole list, load the first model, and make the folder ours.  chosen: the user named the seeds.
+    def begin(self) -> None:
+        """Judge the whole list, load the first model, and make the folder ours.
 
         Raises UsageError where a row is wrong, ModelUnavailable and so on: before anything is written.
         """
-        listing, ledger = self.listing, self.ledger
-        request = listing.request
-        listing.request = replace(request, seeds=request.seeds if chosen else ledger.seeds() or request.seeds)
-        total = self._model.judge()
-        if listing.shards is not None:
-            listing.shards.check(range(listing.shards.number(total - 1) + 1))
-        seeds = ledger.open(options_of(listing.file, request), tuple(listing.request.seeds), chosen=chosen)
+        jobs, ledger = self.jobs, self.ledger
+        request = jobs.request
+        chosen = request.seeds_given
+        jobs.request = replace(request, seeds=request.seeds if chosen else ledger.seeds() or request.seeds)
+        total = self._models.judge()
+        if jobs.shards is not None:
+            jobs.shards.check(range(jobs.shards.number(total - 1) + 1))
+        seeds = ledger.open(identity_of(request), tuple(jobs.request.seeds), chosen=chosen)
+        self.tell(Planned(total, folder=ledger.folder))
         self.say(f"{total} images into {ledger.folder}, seed {', '.join(map(str, seeds))}")
         self.progress.begin(total)
 
     def join(self) -> None:
         """Take the seeds that the folder has, now that the main process has begun."""
-        self.listing.request = replace(self.listing.request, seeds=self.ledger.join())
+        self.jobs.request = replace(self.jobs.request, seeds=self.ledger.join())
 
-    def draw(self) -> Iterator[Drawn]:
+    def draw(self) -> None:
         """Draw the groups that are neither there nor claimed by another process."""
-        for groups in self.listing.shares(self._model.size):
+        for groups in self.jobs.shares(self._models.size):
             for group in groups:
                 if self.ledger.look(group)[1]:
                     if self.ledger.is_earlier(group):
@@ -69,10 +74,10 @@ class Worker:
                     continue
                 with self.ledger.claim(group) as ours:
                     if ours:
-                        yield from self._draw(group)
-            yield from pack(self.ledger, groups)
+                        self._draw(group)
+            pack(self.ledger, groups, self.emit)
 
-    def finish(self) -> Iterator[Drawn]:
+    def finish(self) -> None:
         """See that every group is there, whoever was to draw it, and write the manifest.
 
         Raises PartialFailure where images failed, or their own error where all did.
@@ -81,35 +86,36 @@ class Worker:
         counts = {"done": 0, "failed": 0, "blanked": 0}
         folders: set[Path] = set()
         with self.ledger.manifest() as write:
-            for groups in self.listing.shares(self._model.size):
+            for groups in self.jobs.shares(self._models.size):
                 if len(folders) < FOLDERS:
                     folders.update(item.path.parent for group in groups for item in group.items)
-                for line in (yield from self._see(groups)):
+                for line in self._see(groups):
                     write(line)
                     counts[line["status"]] += 1
                     if line["status"] != "done" and len(failed) < LISTED:
                         failed.append(line)
         self.ledger.sweep(folders)
         total, drawn = sum(counts.values()), self.ledger.drawn()
-        self.progress.close()
-        for path in self.listing.shards.beyond(total) if self.listing.shards else ():
+        self.progress.show()
+        for path in self.jobs.shards.beyond(total) if self.jobs.shards else ():
             self.say(f"note: {path} is of an earlier, longer list; delete it, or it is trained on too")
         self.say(f"{drawn} images drawn, {counts['done'] - drawn} were there: {self.ledger.folder / 'manifest.jsonl'}")
         if failed:
             self._fail(failed, counts, total)
+        self.tell(Done(self.drawn, self.ledger.folder))
 
-    def _see(self, groups: list[Group]) -> Generator[Drawn, None, list[Line]]:
-        """Wait for these groups, and their shard, drawing what no other process draws; returns all lines of them."""
+    def _see(self, groups: list[JobGroup]) -> list[Line]:
+        """Wait for these groups, and their shard, drawing what no other process draws; return all lines of them."""
         lines: list[Line] = []
         for group in groups:
             while not (looked := self.ledger.look(group))[1]:
                 with self.ledger.claim(group) as ours:
                     if ours:
-                        yield from self._draw(group)
+                        self._draw(group)
                         continue
                 self._wait()
             lines += looked[0].values()
-        while not (yield from pack(self.ledger, groups)):
+        while not pack(self.ledger, groups, self.emit):
             self._wait()
         return lines
 
@@ -121,13 +127,14 @@ class Worker:
         if not counts["done"] and self._failures:
             raise self._failures[0]
         for line in failed:
-            self.say(f"failed: {line.get('key', line['file'])}: {line.get('error') or 'blanked by the safety checker'}")
+            name = str(line.get("key", line["file"]))
+            self.tell(Failed(name, line.get("error") or "blanked by the safety checker"))
         bad = total - counts["done"]
         if bad > len(failed):
             self.say(f"and {bad - len(failed)} more, in manifest.jsonl")
         raise PartialFailure(f"{bad} of {total} images could not be drawn", "the same command tries them again")
 
-    def _draw(self, group: Group) -> Iterator[Drawn]:
+    def _draw(self, group: JobGroup) -> None:
         """Draw a group that is ours, whole, and save what is missing of it."""
         from t2i.imaging.images import save
 
@@ -138,37 +145,37 @@ class Worker:
         for item, result in self._results(group, missing, lines):
             if result.blanked:
                 lines[item.index] = self.ledger.line(item, "blanked")
+                self.emit(Blanked(result.recipe, result.image))
                 continue
             # what is there in its place is no whole image: `look` has seen to that
             save(result.image, item.path, recipe=result.recipe, overwrite=True)
             lines[item.index] = self.ledger.line(item, "done", result.recipe.image_hash)
             self.drawn += 1
             self._failures.clear()
-            self.progress.clear()  # the caller may print to the same terminal
-            if self.listing.shards is None:
-                yield item.path, result.recipe
+            if self.jobs.shards is None:
+                self.emit(Drawn(item.path, result.recipe, result.image))
         self.ledger.finish(group, lines)
         self.ledger.count(self.drawn)
         self.progress.show()
         if len(self._failures) >= HOPELESS and not self.ledger.drawn():
             raise self._failures[0]
 
-    def _results(self, group: Group, missing: list[Item], lines: dict[int, Line]) -> Iterator[tuple[Item, Result]]:
+    def _results(self, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> Iterator[tuple[Item, Result]]:
         """Draw all of a group, if something of it is missing; what fails gets its line, and the others go on."""
         if not missing:
             return
         try:
             tasks = [item.task for item in group.items]
-            painter = self._model.painter(group.items[0].model, tasks)
-            settings = painter.settings(**dict(group.items[0].settings))
-            for result in painter.draw([task.job for task in tasks], settings, batch_size=len(tasks)):
+            model = self._models.get(group.items[0].model, tasks)
+            settings = model.settings(**dict(group.items[0].settings))
+            for result in model.draw([task.job for task in tasks], settings, batch_size=len(tasks)):
                 item = group.items[result.index]
                 if item in missing:
                     yield item, result
         except (ModelError, NonFinite, OutOfMemory, UsageError, MemoryError, RuntimeError) as e:
             self._note(e, group, missing, lines)
 
-    def _note(self, e: Exception, group: Group, missing: list[Item], lines: dict[int, Line]) -> None:
+    def _note(self, e: Exception, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> None:
         """Write down that what is still missing of a group has failed, and go on with the others."""
         if isinstance(e, RuntimeError) and "memory" not in str(e):
             raise e

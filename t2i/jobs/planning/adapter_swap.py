@@ -11,8 +11,8 @@ from t2i.pipelines.adapters.specs import Adapters
 from t2i.pipelines.adapters.textual_inversion import Word, read_word
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.load import ModelFiles
-    from t2i.pipelines.loading.plan import Plan
+    from t2i.model_files.locate import ModelFiles
+    from t2i.pipelines.loading.plan import MemoryPlan
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
@@ -33,16 +33,16 @@ def hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
         yield f"hint: {network[0][:80]} is read as plain text there; --lora puts a LoRA on"
 
 
-def load_or_wear(
-    painter: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], Plan], **how: Any
+def load_or_set_adapters(
+    model: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], MemoryPlan], **how: Any
 ) -> TextToImage:
-    """A model that wears these adapters.  painter: one with the same base, to be used on.
+    """A model that wears these adapters.  model: one with the same base, to be used on.
 
     plan: makes the plan of the machine, where the model is still to be loaded.  how: to load it.
     """
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-    if painter is None:
+    if model is None:
         return TextToImage.load(files, adapters=adapters, plan=plan(), **how)
-    painter.wear(adapters, how["offline"])
-    return painter
+    model.set_adapters(adapters, how["offline"])
+    return model

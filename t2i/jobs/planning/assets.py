@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
-from t2i.jobs.spec.resolve import ModelWish
+from t2i.jobs.spec.resolve import ModelKey
 from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.adapters.files import Found, find, find_all
 from t2i.pipelines.adapters.specs import Adapters
-from t2i.pipelines.settings.edit import Edit
+from t2i.pipelines.settings.edit import ImageInputs
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.load import ModelFiles
+    from t2i.model_files.locate import ModelFiles
 
 Facts = dict[str, Any]
 ELSEWHERE = "put its folder here, or say where it is: --control FOLDER:IMAGE"
 
 
-def find_controls(files: ModelFiles, edits: Iterable[tuple[Task, Edit]], offline: bool) -> dict[str, Path]:
+def find_controls(files: ModelFiles, edits: Iterable[tuple[Task, ImageInputs]], offline: bool) -> dict[str, Path]:
     """{as it was written: its folder} for all ControlNets; downloaded where that is needed and allowed.
 
     Raises as `locate_control` does, naming the row.
@@ -46,22 +46,22 @@ def find_adapters(adapters: Adapters, task: Task, offline: bool) -> Found:
     try:
         return find_all(adapters, offline)
     except (UsageError, ModelUnavailable, ModelError) as e:
-        wish = task.prompt.wish
-        own = any(specs is not None for specs in (wish.loras, wish.embeddings, wish.ip_adapters))
+        overrides = task.prompt.overrides
+        own = any(kind in overrides for kind in ("lora", "embedding", "ip_adapter"))
         raise type(e)(f"{task.prompt.where}: {e.message}" if own and task.prompt.where else e.message, e.hint) from None
 
 
 def look(
-    files: ModelFiles | None, wish: ModelWish, edits: Iterable[tuple[Task, Edit]], offline: bool
+    files: ModelFiles | None, key: ModelKey, edits: Iterable[tuple[Task, ImageInputs]], offline: bool
 ) -> tuple[list[Facts], ModelUnavailable | None]:
     """What the adapters and ControlNets of a drawing are, and the first that cannot be had; nothing is fetched.
 
     files: the model's, where they are here: what a ControlNet's name means depends on the model.
     Raises UsageError and ModelError as the run itself would.
     """
-    wanted = [("lora", one.path, f" x {one.scale:g}") for one in wish.adapters.loras]
-    wanted += [("embedding", one.path, f" as {one.token}" if one.token else "") for one in wish.adapters.embeddings]
-    wanted += [("ip-adapter", one.path, f" x {one.scale:g}") for one in wish.adapters.ip_adapters]
+    wanted = [("lora", one.path, f" x {one.scale:g}") for one in key.adapters.loras]
+    wanted += [("embedding", one.path, f" as {one.token}" if one.token else "") for one in key.adapters.embeddings]
+    wanted += [("ip-adapter", one.path, f" x {one.scale:g}") for one in key.adapters.ip_adapters]
     found, problems = [], []
 
     def see(kind: str, name: str, words: str, measure: Callable[[], int]) -> None:
@@ -79,12 +79,12 @@ def look(
         for one in edit.controls:
             if one.net not in known:
                 known.add(one.net)
-                this = task, Edit(controls=(one,))
+                this = task, ImageInputs(controls=(one,))
                 see("control", one.net, "", lambda this=this: _network(files, this))  # type: ignore[misc]
     return found, problems[0] if problems and offline else None
 
 
-def _network(files: ModelFiles | None, one: tuple[Task, Edit]) -> int:
+def _network(files: ModelFiles | None, one: tuple[Task, ImageInputs]) -> int:
     if files is None:
         raise ModelUnavailable("not known before its model is here")
     folders = find_controls(files, [one], offline=True).values()

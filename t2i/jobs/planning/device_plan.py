@@ -1,60 +1,72 @@
-"""From what is wished of a model to the plan of the machine that draws with it."""
+"""From the options of a model to the plan of the device that draws with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from t2i.config.options import GenerateOptions
 from t2i.errors import UsageError
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.resolve import ModelWish
-from t2i.pipelines.loading.load import ModelFiles, choose_device
-from t2i.pipelines.loading.plan import Wishes
+from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.spec.resolve import ModelKey
+from t2i.model_files.locate import ModelFiles
+from t2i.pipelines.loading.load import choose_device
+from t2i.pipelines.loading.plan import DeviceOptions
 
 if TYPE_CHECKING:
-    from t2i.pipelines.loading.plan import Plan
+    from t2i.pipelines.loading.plan import MemoryPlan
 
 
 def machine_plan(
-    files: ModelFiles, wish: ModelWish, request: Request, asked: Sequence[dict[str, Any]], images: int, steady: bool
-) -> Plan:
+    files: ModelFiles,
+    key: ModelKey,
+    request: GenerateRequest,
+    asked: Sequence[dict[str, Any]],
+    images: int,
+    steady: bool,
+) -> MemoryPlan:
     """What a model is drawn with here.  asked: the settings that its pictures ask for.  steady: see `make_plan`."""
     from t2i.pipelines.loading.retry import make_plan
     from t2i.pipelines.text_to_image.step_cache import check_compiled, parse_cache
 
-    check_compiled(parse_cache(wish.cache) if wish.cache else None, request.compile)
-    wishes = Wishes(
-        dtype=wish.dtype,
-        offload=None if request.offload == "auto" else request.offload,
-        bits=None if wish.quantize is None else int(wish.quantize.replace("none", "0")),
-        tiling=wish.tiling,
-        compile=request.compile,
-        deterministic=wish.deterministic,
-        safety=not wish.no_safety,
-        auto_retry=request.auto_retry,
-    )
+    given = request.options
+    check_compiled(parse_cache(key.cache) if key.cache else None, given.compile)
     return make_plan(
         files,
-        device=request.device or _device_here(wish.device),
-        wishes=wishes,
+        device=given.device or _device_here(key.device),
+        options=device_options(key, given),
         asked=[{name: one[name] for name in ("width", "height", "edit") if name in one} for one in asked],
-        batch_size=request.batch_size,
+        batch_size=given.batch_size,
         images=images,
         steady=steady,
     )
 
 
-def say_safety(files: ModelFiles, wish: ModelWish, say: Callable[[str], None]) -> None:
+def device_options(key: ModelKey, options: GenerateOptions) -> DeviceOptions:
+    """Return what the user fixes of how a model is loaded."""
+    return DeviceOptions(
+        dtype=key.dtype,
+        offload=None if options.offload == "auto" else options.offload,
+        bits=None if key.quantize is None else int(key.quantize.replace("none", "0")),
+        tiling=key.tiling,
+        compile=options.compile,
+        deterministic=key.deterministic,
+        safety=not key.no_safety,
+        auto_retry=options.auto_retry,
+    )
+
+
+def say_safety(files: ModelFiles, key: ModelKey, say: Callable[[str], None]) -> None:
     """Say where the pictures of a model that has a safety checker will not be looked at by it."""
     if files.safety == "missing":
         say(f"note: {files.model.name} names a safety checker and comes without it: pictures are not checked")
-    elif files.safety == "there" and wish.no_safety:
+    elif files.safety == "there" and key.no_safety:
         say("note: --no-safety: pictures are not checked")
 
 
-def _device_here(wish: str | None) -> str | None:
-    """The device an image was made on, if this machine has such a one."""
+def _device_here(device: str | None) -> str | None:
+    """Return the device that an image was made on, if this machine has one like it."""
     try:
-        return wish and choose_device(wish)
+        return device and choose_device(device)
     except UsageError:
         return None

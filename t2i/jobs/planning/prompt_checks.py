@@ -7,13 +7,13 @@ from typing import Any
 
 from t2i.errors import UsageError
 from t2i.jobs.spec.tasks import Task
-from t2i.pipelines.prompts.attention_weights import speaks
-from t2i.pipelines.prompts.chunking import Reader
+from t2i.pipelines.prompts.attention_weights import has_weights
+from t2i.pipelines.prompts.chunking import PromptChunker
 from t2i.pipelines.prompts.tokenizers import cut_words
 
 
 def warn_of_prompts(
-    model: str, reader: Reader, tasks: Iterable[tuple[Task, Mapping[str, Any]]], say: Callable[[str], None]
+    model: str, chunker: PromptChunker, tasks: Iterable[tuple[Task, Mapping[str, Any]]], say: Callable[[str], None]
 ) -> None:
     """Say which words are cut off, which prompts are read in chunks, and where weights do nothing.
 
@@ -22,24 +22,24 @@ def warn_of_prompts(
     """
     texts: dict[tuple[str, bool, bool | None], str] = {}
     for task, settings in tasks:
-        negative = settings["negative"] if task.job.negative is None else task.job.negative
+        negative = settings["negative_prompt"] if task.job.negative_prompt is None else task.job.negative_prompt
         for text in (task.job.prompt, negative):
             texts.setdefault((text, settings.get("weights", True), settings.get("chunks")), task.prompt.where)
     most, idle = 1, ""
     for (text, weights, chunks), where in texts.items():
         try:
-            fragments = reader.fragments(text, weights)
-            if reader.chunked(weights, chunks):
-                most = max(most, reader.chunks(fragments))
+            fragments = chunker.fragments(text, weights)
+            if chunker.chunked(weights, chunks):
+                most = max(most, chunker.chunks(fragments))
                 continue
         except UsageError as e:
             raise UsageError(f"{where}: {e.message}", e.hint) if where else e from None
-        if cut := cut_words("".join(fragment.text for fragment in fragments), reader.tokenizers):
+        if cut := cut_words("".join(fragment.text for fragment in fragments), chunker.tokenizers):
             say(f"warning: the model reads no further than its text encoder; cut off: {shorten(cut)}")
-        if weights and not reader.weighs and speaks(text):
+        if weights and not chunker.weighs and has_weights(text):
             idle = idle or text
     if most > 1:
-        say(f"note: longer than the text encoder reads at once: {most} chunks of {reader.chunk} tokens")
+        say(f"note: longer than the text encoder reads at once: {most} chunks of {chunker.chunk} tokens")
     if idle:
         say(f"note: {model} takes no weights: of {shorten(idle, 60)} it reads the words alone")
 

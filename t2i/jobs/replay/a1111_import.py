@@ -6,14 +6,16 @@ A1111, Forge, SD.Next and many more write the same line; what each of them adds 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from t2i.config.option import Known
+from t2i.config.options import OPTIONS
 from t2i.errors import UsageError
 from t2i.pipelines.prompts.attention_weights import with_numbers
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import Edit, check_strength, read_upscale
+from t2i.pipelines.settings.edit import check_strength, read_upscale
 from t2i.pipelines.settings.schedulers import scheduler_name
 
 # Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
@@ -30,8 +32,8 @@ LONGEST = 60  # characters of one value in a message
 
 
 @dataclass
-class Foreign:
-    """A parsed text.  values: by the names of `Wish`.  lost: what could not be restored, a line each.
+class ImportedSettings:
+    """A parsed text.  values: by the names of options.  lost: what could not be restored, a line each.
 
     ours: t2i wrote it, into a file that has lost our own record.
     """
@@ -44,23 +46,31 @@ class Foreign:
     lost: list[str] = field(default_factory=list)
 
 
-def understand(settings: Mapping[str, str], from_picture: bool = False) -> Foreign:
+def understand(settings: Mapping[str, str], from_picture: bool = False) -> ImportedSettings:
     """What A1111's settings (`infotext.parse`) mean here.  Never fails: what is no number is lost, and said.
 
     from_picture: the user gives the picture that it was drawn from, which no file holds.
     """
-    text = Foreign(settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", ""))
+    text = ImportedSettings(
+        settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", "")
+    )
     text.ours = settings.get("Version", "").startswith("t2i")
     negative = settings["Negative prompt"]
-    text.prompt, text.values["negative"] = (_without_networks(part, text.lost) for part in (text.prompt, negative))
+    text.prompt, text.values["negative_prompt"] = (
+        _without_network_tags(part, text.lost) for part in (text.prompt, negative)
+    )
     if EDITING.search(f"{text.prompt} {negative}"):
         text.lost.append("prompt editing ([a:b:0.5], AND, BREAK): read as plain words")
     elif not text.ours:  # there (red) is a weight by itself
-        text.prompt, text.values["negative"] = with_numbers(text.prompt), with_numbers(text.values["negative"])
-    for key, (name, read) in _NUMBERS.items():
-        if key in settings:
+        text.prompt, text.values["negative_prompt"] = (
+            with_numbers(text.prompt),
+            with_numbers(text.values["negative_prompt"]),
+        )
+    for key, option in _LABELLED.items():
+        if key in settings and settings[key] != option.option.a1111_unset:
             try:
-                text.values[name] = read(settings[key])
+                value = option.convert(settings[key])
+                text.values[option.name] = limits.check_seeds(value)[0] if option.name == "seed" else value
             except (ValueError, UsageError):
                 text.lost.append(f"{key}: {_short(settings[key])} (not a value that can be used)")
     if settings.get("Sampler"):
@@ -72,14 +82,14 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Forei
     return text
 
 
-def _without_networks(prompt: str, lost: list[str]) -> str:
+def _without_network_tags(prompt: str, lost: list[str]) -> str:
     """The prompt without `<lora:name:weight>`, which is no text for the encoder."""
     for kind, name in NETWORK.findall(prompt):
         lost.append(f"{'hypernetwork' if kind == 'hypernet' else 'LoRA'} {_short(name)}")
     return re.sub(r"\s{2,}", " ", NETWORK.sub("", prompt)).strip() if NETWORK.search(prompt) else prompt
 
 
-def _read_sampler(sampler: str, schedule: str, text: Foreign) -> None:
+def _read_sampler(sampler: str, schedule: str, text: ImportedSettings) -> None:
     for spelling in (f"{sampler} {schedule}", sampler):
         try:
             text.values["scheduler"] = scheduler_name(spelling)
@@ -91,16 +101,16 @@ def _read_sampler(sampler: str, schedule: str, text: Foreign) -> None:
     text.lost.append(f"Sampler: {_short(f'{sampler} {schedule}'.strip())} (the model's own is used)")
 
 
-def _read_edit(settings: Mapping[str, str], from_picture: bool, text: Foreign) -> tuple[str, ...]:
+def _read_edit(settings: Mapping[str, str], from_picture: bool, text: ImportedSettings) -> tuple[str, ...]:
     """A second pass, or the strength of image-to-image; returns the keys that are restored by it."""
     strength, factor = settings.get("Denoising strength", ""), settings.get("Hires upscale", "")
     try:
         if factor and strength:
-            text.values["edit"] = Edit(upscale=read_upscale(f"{factor}:{strength}"))
+            text.values["upscale"] = read_upscale(f"{factor}:{strength}")
             same = settings.get("Hires upscaler") in LANCZOS
             return ("Denoising strength", "Hires upscale", *(["Hires upscaler"] if same else []))
         if strength and from_picture and not any(key.startswith("Hires") for key in settings):
-            text.values["edit"] = Edit(strength=check_strength("strength", float(strength)))
+            text.values["strength"] = check_strength("strength", float(strength))
             return ("Denoising strength",)
     except (ValueError, UsageError):
         pass  # listed with the rest
@@ -111,7 +121,7 @@ def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Colle
     """A line for each group of settings that means one thing, and for every one that is not known."""
     groups: dict[str, list[str]] = {}
     for key, value in settings.items():
-        if key in (*UNDERSTOOD, *HARMLESS, *_NUMBERS, *restored) or (key == "Clip skip" and value == "1"):
+        if key in (*UNDERSTOOD, *HARMLESS, *_LABELLED, *restored) or (key == "Clip skip" and value == "1"):
             continue
         meaning = next((words for pattern, words in _MEANINGS.items() if re.match(pattern, key)), "")
         if key == "Denoising strength":
@@ -125,31 +135,13 @@ def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Colle
         lost.append(", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "") + about)
 
 
-def _number(check: Callable[[Any], Any], kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: check(kind(text))
-
-
-def _seed(text: str) -> int:
-    return limits.check_seeds([int(text)])[0]
-
-
-def _side(text: str) -> int:
-    return limits.check_side("size", int(text))
-
-
 def _short(value: str) -> str:
     """On one line: a record's value may hold anything."""
     text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-_NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "Steps": ("steps", _number(limits.check_steps, int)),
-    "CFG scale": ("guidance", _number(limits.check_guidance, float)),
-    "Seed": ("seed", _seed),
-    "Size-1": ("width", _side),
-    "Size-2": ("height", _side),
-}
+_LABELLED: dict[str, Known] = {one.option.a1111: one for one in OPTIONS.values() if one.option.a1111}
 _HIRES = "a second pass: the picture is the first pass's, and smaller"
 _MEANINGS = {
     r"Hires": _HIRES,

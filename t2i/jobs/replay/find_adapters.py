@@ -12,17 +12,17 @@ from typing import Any
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError
 from t2i.jobs.replay.search_paths import places
 from t2i.pipelines.adapters.files import HUB, find
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.image_input import ImageInput
 
-FIELDS = {"lora": "loras", "embedding": "embeddings", "ip-adapter": "ip_adapters"}
+FIELDS = {"lora": "lora", "embedding": "embedding", "ip-adapter": "ip_adapter"}
 OPTIONS = {"lora": "--lora", "embedding": "--embedding", "ip-adapter": "--ip-adapter"}
 SPELLED = {"--lora": "PATH:SCALE", "--embedding": "PATH:TOKEN", "--ip-adapter": "PATH:IMAGE:SCALE"}
 
 
-def find_recorded(
+def find_adapters_of_record(
     image: Path, adapters: Sequence[Mapping[str, Any]], given: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
-    """{field of `Wish`: what to say on the command line} for the adapters of a record; all three fields are there.
+    """{field of `PromptOverrides`: what to say on the command line} for the adapters of a record; all three are there.
 
     image: whose record it is.  given: fields that the command line sets: they are not searched for.
     Raises ModelUnavailable, naming file and hash, where one is not here; ModelError where another is in its place.
@@ -58,7 +58,7 @@ def _spec(image: Path, kind: str, record: Mapping[str, Any]) -> str:
     if kind == "lora":
         return f"{path}:{scale!r}"
     picture, seen = str(record.get("image", "")), str(record.get("image_hash", ""))
-    sight = _search(image, "picture", picture, seen, lambda path: Still.of(path).hash)
+    sight = _search(image, "picture", picture, seen, lambda path: ImageInput.of(path).hash)
     return f"{path}:{sight}:{scale!r}"
 
 

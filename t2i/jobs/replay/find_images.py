@@ -8,12 +8,12 @@ from typing import Any
 
 from t2i.errors import ImageError, UsageError
 from t2i.jobs.replay.search_paths import last_part, places
-from t2i.pipelines.settings.edit import Control, Edit, Upscale
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.edit import Control, Upscale
+from t2i.pipelines.settings.image_input import ImageInput
 
 
-def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) -> Edit:
-    """What a recipe's `edit` says, its pictures found near the image.
+def restore_image_inputs(record: Mapping[str, Any], path: Path, given: Collection[str]) -> dict[str, Any]:
+    """Return what a recipe's `edit` says as options, its images found near the image.
 
     path: the image that is made again.  given: the options on the command line, which hold instead.
     Raises UsageError for a picture that is not there, naming it and its hash; ImageError for a damaged record.
@@ -27,15 +27,15 @@ def restore_edit(record: Mapping[str, Any], path: Path, given: Collection[str]) 
         }
         if "strength" in record and "strength" not in given:
             parts["strength"] = float(record["strength"])
-        if "controls" in record and "controls" not in given:
-            parts["controls"] = tuple(
+        if "controls" in record and "control" not in given:
+            parts["control"] = tuple(
                 Control(str(one["net"]), _find(one, path, f"--control {one['net']}:"), float(one["scale"]))
                 for one in record["controls"]
             )
         if "upscale" in record and "upscale" not in given:
             second = record["upscale"]
             parts["upscale"] = Upscale(float(second["factor"]), float(second["strength"]))
-        return Edit(**parts)
+        return parts
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ImageError(f"--from {path}: its record of the pictures it was drawn from is damaged") from None
 
@@ -66,13 +66,13 @@ def _told(about: Mapping[str, Any]) -> str:
     return f"{net}{about.get('name') or 'a picture without a name'} (pixels {str(about.get('hash'))[:10]})"
 
 
-def _find(about: Mapping[str, str], path: Path, option: str) -> Still:
+def _find(about: Mapping[str, str], path: Path, option: str) -> ImageInput:
     """The picture with this hash, by its name near the image."""
     name, hash = last_part(about["name"]), about["hash"]
     other = ""
     for candidate in places(path, name):
         try:
-            found = Still.of(candidate)
+            found = ImageInput.of(candidate)
         except ImageError:
             continue
         if found.hash == hash:

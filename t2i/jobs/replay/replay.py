@@ -6,42 +6,46 @@ Our own record restores everything. Another tool's text restores what has an equ
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from t2i.config.options import OPTIONS, GenerateOptions
 from t2i.errors import ImageError, ModelError, ModelUnavailable, T2IError, UsageError
-from t2i.jobs.replay.a1111_import import CHECKPOINT_NAMES, CHECKPOINTS, Foreign, understand
-from t2i.jobs.replay.find_adapters import find_recorded
-from t2i.jobs.replay.find_images import first_size, restore_edit
-from t2i.jobs.spec.tasks import Original, Prompt, Wish
+from t2i.jobs.replay.a1111_import import CHECKPOINT_NAMES, CHECKPOINTS, ImportedSettings, understand
+from t2i.jobs.replay.find_adapters import find_adapters_of_record
+from t2i.jobs.replay.find_images import first_size, restore_image_inputs
+from t2i.jobs.spec.tasks import Original, Prompt, PromptOverrides
 from t2i.metadata import recipe as records
 from t2i.metadata.recipe import Recipe
 from t2i.model_files.registry import NAMES, resolve
-from t2i.pipelines.prompts.attention_weights import speaks
+from t2i.pipelines.prompts.attention_weights import has_weights
 from t2i.pipelines.settings.schedulers import scheduler_name
 
-_NAMES = tuple(field.name for field in fields(Wish) if field.name != "edit")
 MOST_COPIES = 64  # a record that claims more was not made by a batch that anyone draws
 
 
-def read_originals(
-    paths: Sequence[Path], prompts: Sequence[Prompt], given: Collection[str], default: str, say: Callable[[str], None]
+def read_replayed(
+    paths: Sequence[Path],
+    prompts: Sequence[Prompt],
+    given: Collection[str],
+    options: GenerateOptions,
+    say: Callable[[str], None],
 ) -> list[Prompt]:
-    """A prompt with all its settings for each image; with `prompts`, each of them with each image's settings.
+    """Return a prompt with all its settings for each image; with `prompts`, each of them with each image's settings.
 
-    given: the fields of `Wish` that the command line sets, which then hold.  default: the model where none is named.
+    given: names of options that the user sets for this run, which win.  options: of the run.
     say: takes a line for the user: what could not be restored.
     Raises UsageError (no such file), ImageError (no image, no record, a damaged one), ModelUnavailable.
     """
     found = []
-    unsaid = {name: None for name in given if name in _NAMES}
     for path in paths:
-        restored = _restore(path, given, default, say)
-        kept = replace(restored.wish, **unsaid)  # type: ignore[arg-type]  # fields that may be None
+        restored = _restore(path, given, options.model, say)
+        kept = restored.overrides.without(given)
         copies = restored.copies if "batch_size" not in given else (1, 0)
-        free = replace(kept, raw=None, chunks=None)  # how the old prompt was read says nothing of a new one
-        new = [replace(prompt, wish=free, original=restored.original) for prompt in prompts]
-        found += new or [replace(restored, wish=kept, copies=copies)]
+        free = kept.without(("raw", "chunks"))  # how the old prompt was read says nothing of a new one
+        new = [replace(prompt, overrides=free, original=restored.original) for prompt in prompts]
+        found += new or [replace(restored, overrides=kept, copies=copies)]
     return found
 
 
@@ -60,54 +64,77 @@ def _restore(path: Path, given: Collection[str], default: str, say: Callable[[st
         raise ImageError(f"--from {path}: its text names no settings that can be read{damage}", "t2i info shows it")
     text = understand(settings, from_picture="image" in given)
     text.lost += [f"our own record ({problem})" for problem in record.problems]
-    wish = Wish(**text.values)
-    if "model" not in given:
-        wish = replace(wish, model=_find_foreign(text, default))
-    known = {"negative": "negative prompt", "seed": "seed"}
+    overrides = PromptOverrides(text.values)
+    if "model" not in given and (model := _find_foreign(text, default)):
+        overrides = overrides.with_(model=model)
+    known = {"negative_prompt": "negative prompt", "seed": "seed"}
     missing = [known.get(name, name) for name in ("steps", "guidance", "seed", "width", "height", "scheduler")]
     missing = [name for name in missing if text.values.get(name) is None and name not in given]
     if missing:
         text.lost.append(f"{', '.join(missing)}: not said, so the default")
     for line in text.lost:
         say(f"note: {path}: not restored: {line}")
-    return Prompt(text.prompt, wish=wish, original=Original(path, None), literal=True, where=f"--from {path}")
+    return Prompt(text.prompt, overrides=overrides, original=Original(path, None), literal=True, where=f"--from {path}")
 
 
 def _from_ours(path: Path, made: Recipe, given: Collection[str], default: str) -> Prompt:
     width, height = first_size(made.edit, (made.width, made.height))
-    wish = Wish(
-        negative=made.negative_prompt,
-        steps=made.steps,
-        guidance=made.guidance,
-        width=width,
-        height=height,
-        scheduler=_scheduler(made.scheduler),
-        dtype=made.dtype,
-        cache=str(made.machine.get("cache", "none")),
-        device=made.device,
-        seed=made.seed,
-        edit=restore_edit(made.edit, path, given),
-        quantize=str(bits) if (bits := made.machine.get("quantize")) in (4, 8) else "none" if made.safety else None,
-        tiling=bool(made.machine.get("tiling")) if made.safety else None,
-        deterministic=True if made.machine.get("deterministic") else None,
-        no_safety=True if made.safety == "off" else None,
-        raw=_raw(made),
-        chunks="chunks" in made.reading,
-    )
-    wish = replace(wish, **find_recorded(path, made.adapters, given))  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        "negative_prompt": made.negative_prompt,
+        "steps": made.steps,
+        "guidance": made.guidance,
+        "width": width,
+        "height": height,
+        "scheduler": _scheduler(made.scheduler),
+        "dtype": made.dtype,
+        "cache": str(made.machine.get("cache", "none")),
+        "device": made.device,
+        "seed": made.seed,
+        "raw": _raw(made),
+        "chunks": "chunks" in made.reading,
+        **_machine(made),
+        **recorded_options(made, path),
+        **restore_image_inputs(made.edit, path, given),
+        **find_adapters_of_record(path, made.adapters, given),
+    }
     if "model" not in given:
         model = _find_ours(path, made, default)
-        wish = replace(wish, model=model, revision=made.revision if resolve(model).kind == "hub" else None)
+        values |= {"model": model, "revision": made.revision if resolve(model).kind == "hub" else None}
     exact = 0 <= made.batch_index < made.batch_size <= MOST_COPIES
     return Prompt(
         made.prompt,
         template=made.template,
-        wish=wish,
+        overrides=PromptOverrides({name: value for name, value in values.items() if value is not None}),
         original=Original(path, made),
         copies=(made.batch_size, made.batch_index) if exact else (1, 0),
         literal=True,
         where=f"--from {path}",
     )
+
+
+def _machine(made: Recipe) -> dict[str, Any]:
+    """Return what the machine was told; records from before there were such options say nothing."""
+    bits = made.machine.get("quantize")
+    said: dict[str, Any] = {"quantize": str(bits) if bits in (4, 8) else "none" if made.safety else None}
+    said["tiling"] = bool(made.machine.get("tiling")) if made.safety else None
+    said["deterministic"] = True if made.machine.get("deterministic") else None
+    said["no_safety"] = True if made.safety == "off" else None
+    return said
+
+
+def recorded_options(made: Recipe, path: Path) -> dict[str, Any]:
+    """Return the options that a record names by themselves.  Raises ImageError for one that is not known here."""
+    found: dict[str, Any] = {}
+    for name, value in made.options.items():
+        if name not in OPTIONS:
+            raise ImageError(
+                f"--from {path}: its record sets {name[:40]!r}, which this t2i does not know", "pip install -U t2i"
+            )
+        try:
+            found[name] = OPTIONS[name].convert(value)
+        except UsageError as e:
+            raise ImageError(f"--from {path}: its record is damaged: {e.message}") from None
+    return found
 
 
 def _scheduler(name: str) -> str | None:
@@ -122,7 +149,7 @@ def _raw(made: Recipe) -> bool | None:
     """Whether the prompts of a record were read without weights; None: they hold none, so that new ones may."""
     if "weights" in made.reading:
         return False
-    return any(map(speaks, (made.prompt, made.negative_prompt))) or None
+    return any(map(has_weights, (made.prompt, made.negative_prompt))) or None
 
 
 def _find_ours(path: Path, made: Recipe, default: str) -> str:
@@ -139,7 +166,7 @@ def _find_ours(path: Path, made: Recipe, default: str) -> str:
     raise ModelUnavailable(message, "say where it is: -m FOLDER; another model draws another picture")
 
 
-def _find_foreign(text: Foreign, default: str) -> str | None:
+def _find_foreign(text: ImportedSettings, default: str) -> str | None:
     """What to say to `-m` for the checkpoint that another tool names; None: the default, and that is said."""
     named = CHECKPOINTS.get(text.model_hash) or CHECKPOINT_NAMES.get(text.model.removesuffix(".safetensors"))
     if named:
@@ -166,7 +193,7 @@ def _name(model: str) -> str | None:
 
 
 def _weights(model: str) -> str | None:
-    from t2i.pipelines.loading.load import locate
+    from t2i.model_files.locate import locate
 
     try:
         return locate(model, offline=True).hash()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import ImageError
 from t2i.jobs.spec.tasks import Original
 from t2i.metadata.recipe import Recipe
-from t2i.pipelines.settings.edit import essence
+from t2i.pipelines.settings.edit import comparable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,14 +32,18 @@ ASKED = {
 }
 
 
-def verdict(original: Original, made: Recipe, image: Image) -> str | None:
+def verify(original: Original, made: Recipe, image: Image) -> str | None:
     """Whether the new picture is the one of the record, on one line; None for another tool's, which holds no hash."""
     told = original.recipe
     if told is None:
         return None
-    changed = [words for name, words in ASKED.items() if essence(getattr(told, name)) != essence(getattr(made, name))]
+    changed = [
+        words for name, words in ASKED.items() if comparable(getattr(told, name)) != comparable(getattr(made, name))
+    ]
     if not made.machine.get("retries"):  # else memory decided, not the user
         changed += [name for name in ("quantize", "tiling") if told.machine.get(name) != made.machine.get(name)]
+    names = dict.fromkeys((*told.options, *made.options))
+    changed += [name for name in names if told.options.get(name) != made.options.get(name)]
     changed += ["step cache"] if told.machine.get("cache") != made.machine.get("cache") else []
     if changed:
         return f"{original.path}: drawn anew, with another {', '.join(changed)}"

@@ -18,7 +18,7 @@ NETWORK = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?(?::([^<>]*))?>")
 CHOICE = re.compile(r"\{[^{}]*<lora:")
 
 
-def put_on_networks(prompt: Prompt, folder: Path | None, loras: Sequence[str]) -> Prompt:
+def extract_lora_tags(prompt: Prompt, folder: Path | None, loras: Sequence[str]) -> Prompt:
     """The prompt without its `<lora:...>`, wishing for their files beside the LoRAs that it has anyway.
 
     folder: that of LoRAs.  loras: the command line's.
@@ -30,11 +30,10 @@ def put_on_networks(prompt: Prompt, folder: Path | None, loras: Sequence[str]) -
     if CHOICE.search(prompt.text):
         raise UsageError(f"{where}<lora:...> inside of {{ }} in a prompt", "write it outside, or a prompt for each")
     found = list(_specs(prompt.text, folder, where))
-    own = tuple(loras) if prompt.wish.loras is None else prompt.wish.loras
-    wish = replace(prompt.wish, loras=own + tuple(found))
-    Adapters.read(wish.loras or ())
+    overrides = prompt.overrides.with_(lora=(*prompt.overrides.get("lora", loras), *found))
+    Adapters.read(overrides["lora"])
     text = re.sub(r"[ \t]{2,}", " ", NETWORK.sub("", prompt.text)).strip()
-    return replace(prompt, text=text, wish=wish, template=prompt.template or prompt.text)
+    return replace(prompt, text=text, overrides=overrides, template=prompt.template or prompt.text)
 
 
 def _specs(text: str, folder: Path | None, where: str) -> Iterator[str]:

@@ -18,20 +18,22 @@ EXAMPLE = 't2i generate "a horse in Van Gogh style"'
 
 
 def read_prompts(
-    arguments: Sequence[str], options: Sequence[str], file: str | None, stdin: BinaryIO, needed: bool = True
+    arguments: Sequence[str], options: Sequence[str], file: str | None, stdin: BinaryIO | None, needed: bool = True
 ) -> list[Prompt]:
     """All prompts, in the order: arguments, -p, the file. An argument or file `-` is stdin, one prompt per line.
 
     Raises UsageError: none at all (where one is needed), over 1 MB, not UTF-8, unreadable or unsupported file, stdin
     named twice.
     """
-    if [*arguments, file].count("-") > 1:
+    if stdin is None and file == "-":
+        raise UsageError("prompts from stdin (-) are for the command line")
+    if stdin and [*arguments, file].count("-") > 1:
         raise UsageError("stdin (-) can be read once only")
     prompts = []
     for argument in arguments:
-        prompts += _lines(_read(stdin, "stdin"), "stdin") if argument == "-" else [Prompt(argument)]
+        prompts += _lines(_read(stdin, "stdin"), "stdin") if argument == "-" and stdin else [Prompt(argument)]
     prompts += [Prompt(option) for option in options]
-    if file == "-":
+    if file == "-" and stdin:
         prompts += _lines(_read(stdin, "stdin"), "stdin")
     elif file is not None:
         prompts += _read_file(Path(file))

@@ -9,18 +9,15 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from t2i.errors import ImageError, UsageError
-from t2i.jobs.spec.tasks import Prompt, Wish, choose_seeds, read_size
-from t2i.pipelines.adapters.specs import read_embedding, read_ip_adapter, read_lora
-from t2i.pipelines.loading.load import DTYPES
-from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, check_strength, make_edit
-from t2i.pipelines.settings.schedulers import scheduler_name
-from t2i.pipelines.text_to_image.step_cache import parse_cache
+from t2i.config.option import Known, read_size
+from t2i.config.options import OPTIONS, ROW, GenerateOptions
+from t2i.errors import UsageError
+from t2i.jobs.spec.request import parse
+from t2i.jobs.spec.tasks import Prompt, PromptOverrides, choose_seeds
 
 
 def read_rows(lines: Iterable[str], suffix: str, where: str) -> Iterator[Prompt]:
@@ -53,7 +50,7 @@ def _table(lines: Iterable[str], suffix: str, where: str) -> Iterator[tuple[int,
     try:
         head = next(reader, [])
         if "prompt" not in map(_key, head):
-            raise UsageError(f"{where}: its first line names no column 'prompt'", f"columns: {', '.join(OPTIONS)}")
+            raise UsageError(f"{where}: its first line names no column 'prompt'", f"columns: {', '.join(NAMES)}")
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -68,188 +65,67 @@ def _table(lines: Iterable[str], suffix: str, where: str) -> Iterator[tuple[int,
 def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
     values: dict[str, Any] = {}
     for name, value in row.items():
-        key = _key(name)
-        if key not in READERS:
-            if key in WHOLE_RUN:
-                hint = f"--{key.replace('_', '-')} on the command line"
-                raise UsageError(f"{where}: {name[:40]} is an option of the whole run, not of a row", hint)
-            near = difflib.get_close_matches(key, READERS, n=1)
-            guess = f", did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"{where}: unknown option {name[:40]!r}{guess}", f"options: {', '.join(OPTIONS)}")
+        option = _option(name, where)
         if value is None:
             continue
-        field, read = READERS[key]
         try:
-            new = read(value)
+            new = _read(option, value)
         except UsageError as e:
             raise UsageError(f"{where}: {e.message}", e.hint) from None
-        new = new if isinstance(new, dict) else {field: new}
         if twice := values.keys() & new.keys():
             raise UsageError(f"{where}: {min(twice)} is said twice ({name!r})")
         values |= new
     if "prompt" not in values:
         raise UsageError(f"{where}: no prompt")
-    started = {name: values.pop(name) for name in EDITING if name in values}
-    try:
-        edit = make_edit(**started) if started else WORDS_ALONE
-    except (UsageError, ImageError) as e:
-        raise type(e)(f"{where}: {e.message}", e.hint) from None
-    return Prompt(values.pop("prompt"), number, Wish(**values, edit=edit), where=where)
+    parsed = parse(values, where)
+    return Prompt(parsed.pop("prompt"), number, PromptOverrides(parsed), where=where)
+
+
+def _option(name: str, where: str) -> Known:
+    """Look up what a column or key stands for.  Raises UsageError, with the nearest that there is."""
+    key = _key(name)
+    option = GenerateOptions.find(key)
+    if option is not None and (option.option.scope == "row" or key == "prompt"):
+        return option
+    if option is not None and option.option.scope != "source":
+        flag = option.option.flags[-1].partition("/")[0]
+        raise UsageError(
+            f"{where}: {name[:40]} is an option of the whole run, not of a row", f"{flag} on the command line"
+        )
+    near = difflib.get_close_matches(key, NAMES, n=1)
+    guess = f", did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"{where}: unknown option {name[:40]!r}{guess}", f"options: {', '.join(NAMES)}")
+
+
+def _read(option: Known, value: Any) -> dict[str, Any]:
+    """Read one cell or value: options by name, as `PromptOverrides` holds them."""
+    name = option.name
+    if name == "prompt":
+        if not isinstance(value, str):
+            raise UsageError(f"prompt: got {str(value)[:40]!r}, expected text")
+        return {"prompt": value}
+    if name == "size":
+        width, height = read_size(value)
+        return {"width": OPTIONS["width"].convert(width), "height": OPTIONS["height"].convert(height)}
+    read = option.convert(value)
+    if name == "seed":
+        if len(read) != 1:
+            raise UsageError(f"seed: got {str(value)[:40]!r}, expected one number")
+        return {"seed": choose_seeds(read)[0]}
+    if name == "output":
+        _inside(read)
+    return {name: read}
 
 
 def _key(name: str) -> str:
     return name.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
 
 
-def _whole(name: str, check: Callable[[int], int]) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        try:
-            if isinstance(value, bool | float):
-                raise ValueError
-            return check(int(value))
-        except (TypeError, ValueError):
-            raise UsageError(f"{name}: got {str(value)[:40]!r}, expected a whole number") from None
-
-    return read
-
-
-def _guidance(value: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return limits.check_guidance(float(value))
-    except (TypeError, ValueError):
-        raise UsageError(f"guidance: got {str(value)[:40]!r}, expected a number") from None
-
-
-def _strength(value: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return check_strength("strength", float(value))
-    except (TypeError, ValueError):
-        raise UsageError(f"strength: got {str(value)[:40]!r}, expected a number") from None
-
-
-def _controls(value: Any) -> list[str]:
-    """One TYPE:IMAGE[:SCALE], or a list of them."""
-    return [_text("control")(one) for one in (value if isinstance(value, list) else [value])]
-
-
-def _flag(name: str) -> Callable[[Any], bool]:
-    """true or false; in a table, where all is text, also in words."""
-
-    def read(value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-            return value.strip().lower() == "true"
-        raise UsageError(f"{name}: got {str(value)[:40]!r}, allowed true, false")
-
-    return read
-
-
-def _quantize(value: Any) -> str:
-    if isinstance(value, bool) or str(value) not in QUANTIZE:
-        raise UsageError(f"quantize: got {str(value)[:40]!r}, allowed {', '.join(QUANTIZE)}")
-    return str(value)
-
-
-def _text(name: str, check: Callable[[str], Any] = lambda text: text) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str):
-            raise UsageError(f"{name}: got {str(value)[:40]!r}, expected text")
-        check(value)
-        return value
-
-    return read
-
-
-def _size(value: Any) -> dict[str, int | None]:
-    width, height = read_size(str(value), None, None)
-    return {"width": limits.check_side("width", width or 0), "height": limits.check_side("height", height or 0)}
-
-
-def _negative(text: str) -> None:
-    limits.check_prompt(text, "negative prompt")
-
-
-def _dtype(text: str) -> None:
-    if text.lower() not in DTYPES:
-        raise UsageError(f"dtype: got {text[:40]!r}, allowed {', '.join(DTYPES)}")
-
-
-def _specs(name: str, check: Callable[[str], Any]) -> Callable[[Any], tuple[str, ...]]:
-    def read(value: Any) -> tuple[str, ...]:
-        specs = [value] if isinstance(value, str) else value
-        if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
-            raise UsageError(f"{name}: got {str(value)[:40]!r}, expected text, or a list of texts")
-        for spec in specs:
-            check(spec)
-        return tuple(specs)
-
-    return read
-
-
 def _inside(text: str) -> None:
-    """A row names a file below the folder of --output: the prompts may come from someone else."""
+    """Check that a row names a file below the folder of --output: the prompts may come from someone else."""
     for path in (PurePosixPath(text), PureWindowsPath(text)):
         if path.is_absolute() or path.drive or ".." in path.parts or text[:1] in ("~", "/", "\\") or "\0" in text:
             raise UsageError(f"output: {text[:60]!r} leads out of the folder of --output", "give a relative name")
 
 
-QUANTIZE = ("none", "8", "4")
-WHOLE_RUN: tuple[str, ...] = (
-    "device",
-    "batch_size",
-    "compile",
-    "offload",
-    "auto_retry",
-    "preview",
-    "wildcards",
-    "lora_folder",
-)
-WHOLE_RUN += ("config", "offline", "format", "overwrite", "grid", "columns", "shards", "shard_size", "json", "quiet")
-# option: (field of Wish, how its value is read)
-READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "prompt": ("prompt", _text("prompt", limits.check_prompt)),
-    "negative_prompt": ("negative", _text("negative prompt", _negative)),
-    "seed": ("seed", _whole("seed", lambda seed: choose_seeds([seed])[0])),
-    "steps": ("steps", _whole("steps", limits.check_steps)),
-    "guidance": ("guidance", _guidance),
-    "width": ("width", _whole("width", lambda pixels: limits.check_side("width", pixels))),
-    "height": ("height", _whole("height", lambda pixels: limits.check_side("height", pixels))),
-    "size": ("size", _size),
-    "scheduler": ("scheduler", _text("scheduler", scheduler_name)),
-    "batch_count": ("count", _whole("batch_count", limits.check_image_count)),
-    "model": ("model", _text("model")),
-    "revision": ("revision", _text("revision")),
-    "dtype": ("dtype", _text("dtype", _dtype)),
-    "lora": ("loras", _specs("lora", read_lora)),
-    "embedding": ("embeddings", _specs("embedding", read_embedding)),
-    "ip_adapter": ("ip_adapters", _specs("ip_adapter", read_ip_adapter)),
-    "cache": ("cache", _text("cache", parse_cache)),
-    "quantize": ("quantize", _quantize),
-    "tiling": ("tiling", _flag("tiling")),
-    "deterministic": ("deterministic", _flag("deterministic")),
-    "no_safety": ("no_safety", _flag("no_safety")),
-    "raw": ("raw", _flag("raw")),
-    "chunks": ("chunks", _flag("chunks")),
-    "output": ("output", _text("output", _inside)),
-    "image": ("image", _text("image")),
-    "mask": ("mask", _text("mask")),
-    "strength": ("strength", _strength),
-    "control": ("control", _controls),
-    "upscale": ("upscale", lambda value: str(value)),
-}
-EDITING = ("image", "mask", "strength", "control", "upscale")
-OPTIONS = tuple(READERS)
-READERS |= {
-    "negative": READERS["negative_prompt"],
-    "num_inference_steps": READERS["steps"],
-    "cfg_scale": READERS["guidance"],
-    "guidance_scale": READERS["guidance"],
-    "sampler": READERS["scheduler"],
-    "num_images": READERS["batch_count"],
-    "init_image": READERS["image"],
-}
+NAMES: tuple[str, ...] = ("prompt", *(OPTIONS[name].row_name for name in ROW))

@@ -1,16 +1,26 @@
-"""What holds for a prompt: its own wish, else the command line's. Which model draws it, and what that model is told."""
+"""What holds for one prompt: its own overrides, and else the options of the run.
+
+options = effective(request.options, prompt.overrides)
+model_key(options)      # which pipeline draws, and in what
+settings_of(options)    # what `TextToImage.settings` is told
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from t2i.jobs.spec.request import Request
-from t2i.jobs.spec.tasks import Wish
+from t2i.config.options import INPUTS, OPTIONS, SETTINGS, GenerateOptions
+from t2i.jobs.spec.tasks import PromptOverrides
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
+
+# Settings that are passed on even where nobody set them: since 0.1 the names of a batch's images are made from these.
+# Later ones are passed on where they are set, so that the names of what does not use them stay as they were.
+ALWAYS = ("negative_prompt", "steps", "guidance", "width", "height", "scheduler")
 
 
-class ModelWish(NamedTuple):
+class ModelKey(NamedTuple):
     """What decides which pipeline draws, and in what."""
 
     model: str
@@ -24,41 +34,52 @@ class ModelWish(NamedTuple):
     cache: str | None = None
     adapters: Adapters = NO_ADAPTERS
 
-    def base(self) -> ModelWish:
-        """The model alone, which stays loaded while adapters change."""
+    def base(self) -> ModelKey:
+        """Return the key of the model alone, which stays loaded while adapters change."""
         return self._replace(adapters=NO_ADAPTERS)
 
 
-def model_wish(request: Request, wish: Wish) -> ModelWish:
-    """Which pipeline a prompt is drawn with."""
-    cache = wish.cache or request.cache
-    kinds = ("loras", "embeddings", "ip_adapters")
-    own = [getattr(request, kind) if getattr(wish, kind) is None else getattr(wish, kind) for kind in kinds]
-    return ModelWish(
-        wish.model or request.model,
-        wish.revision or request.revision,
-        wish.dtype or request.dtype,
-        wish.device,
-        wish.quantize or request.quantize,
-        request.tiling if wish.tiling is None else wish.tiling,
-        request.deterministic if wish.deterministic is None else wish.deterministic,
-        request.no_safety if wish.no_safety is None else wish.no_safety,
-        None if cache == "none" else cache,
-        _read_adapters(*own),
+@lru_cache(maxsize=4096)
+def effective(options: GenerateOptions, overrides: PromptOverrides) -> GenerateOptions:
+    """Return the options that hold for a prompt."""
+    if not overrides:
+        return options
+    return options.override({name: value for name, value in overrides.items() if name not in ("seed", "output")})
+
+
+@lru_cache(maxsize=4096)
+def model_key(options: GenerateOptions) -> ModelKey:
+    """Return which pipeline draws with these options.  Raises UsageError for an adapter that cannot be read."""
+    return ModelKey(
+        options.model,
+        options.revision,
+        options.dtype,
+        options.device,
+        options.quantize,
+        options.tiling,
+        options.deterministic,
+        options.no_safety,
+        None if options.cache == "none" else options.cache,
+        Adapters.read(options.lora, options.embedding, options.ip_adapter),
     )
 
 
-_read_adapters = lru_cache(maxsize=1024)(Adapters.read)
+@lru_cache(maxsize=4096)
+def image_inputs(options: GenerateOptions) -> ImageInputs:
+    """Return what drawing starts from beside words.  The options hold these inputs as they were read."""
+    given = {name: getattr(options, name) for name in INPUTS if options.changed(name)}
+    if not given:
+        return NO_IMAGE_INPUTS
+    return ImageInputs(**{"controls" if name == "control" else name: value for name, value in given.items()})
 
 
-def complete(request: Request, wish: Wish) -> dict[str, Any]:
-    """What to tell `TextToImage.settings`: the prompt's own wish, else the command line's."""
-    own = {name: getattr(wish, name) for name in ("negative", "steps", "guidance", "width", "height", "scheduler")}
-    said = {name: getattr(request, name) if value is None else value for name, value in own.items()}
-    edit = wish.edit.over(request.edit)
-    raw = request.raw if wish.raw is None else wish.raw
-    chunks = request.chunks if wish.chunks is None else wish.chunks
-    # What is usual is not said: the names of a batch's jobs are made from this.
-    said |= {"weights": False} if raw else {}
-    said |= {} if chunks is None else {"chunks": chunks}
-    return said | ({"edit": edit} if edit else {})
+def settings_of(options: GenerateOptions) -> dict[str, Any]:
+    """Return what to tell `TextToImage.settings`."""
+    said = {name: getattr(options, name) for name in ALWAYS}
+    for name in SETTINGS:
+        if name == "raw":
+            said |= {"weights": False} if options.raw else {}
+        elif name not in ALWAYS and getattr(options, name) != OPTIONS[name].default:
+            said[name] = getattr(options, name)
+    inputs = image_inputs(options)
+    return said | ({"edit": inputs} if inputs else {})

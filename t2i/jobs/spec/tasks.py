@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from t2i.errors import UsageError
 from t2i.pipelines.prompts.dynamic_prompts import Wildcards, is_template, resolve, resolve_negative
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
 from t2i.pipelines.settings.limits import check_seeds
 from t2i.pipelines.settings.settings import Job
 
@@ -19,37 +16,48 @@ if TYPE_CHECKING:
     from t2i.metadata.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What one prompt asks for by itself; None: what the command line says, else what the model wants.
+class PromptOverrides(Mapping[str, Any]):
+    """Options that one prompt sets for itself, by the names of `GenerateOptions`.
 
-    edit: likewise part by part.
+    Immutable and hashable: a million rows that say the same share what is derived from it.
     """
 
-    negative: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    width: int | None = None
-    height: int | None = None
-    scheduler: str | None = None
-    model: str | None = None
-    revision: str | None = None
-    dtype: str | None = None
-    cache: str | None = None
-    device: str | None = None  # a wish only: where this machine has none such, the fastest there is
-    quantize: str | None = None
-    tiling: bool | None = None
-    deterministic: bool | None = None
-    no_safety: bool | None = None
-    seed: int | None = None
-    count: int | None = None
-    output: str | None = None  # a name below the folder of --output
-    loras: tuple[str, ...] | None = None  # as on the command line; (): none
-    embeddings: tuple[str, ...] | None = None
-    ip_adapters: tuple[str, ...] | None = None
-    edit: Edit = WORDS_ALONE
-    raw: bool | None = None  # weights in the prompts are plain text
-    chunks: bool | None = None
+    __slots__ = ("_hash", "_values")
+
+    def __init__(self, values: Mapping[str, Any] | None = None, **named: Any) -> None:
+        self._values: dict[str, Any] = {**(values or {}), **named}
+        self._hash: int | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self._values.items()))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptOverrides) and self._values == other._values
+
+    def __repr__(self) -> str:
+        return f"PromptOverrides({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+    def with_(self, **values: Any) -> PromptOverrides:
+        """Return these and others, which hold where both set an option."""
+        return PromptOverrides(self._values, **values)
+
+    def without(self, names: Container[str]) -> PromptOverrides:
+        """Return these but for some."""
+        return PromptOverrides({name: value for name, value in self.items() if name not in names})
+
+
+NO_OVERRIDES = PromptOverrides()
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Prompt:
 
     text: str
     row: int = 0
-    wish: Wish = Wish()
+    overrides: PromptOverrides = NO_OVERRIDES
     template: str = ""
     literal: bool = False
     original: Original | None = None
@@ -110,9 +118,9 @@ def each_task(
     """
     wildcards = Wildcards(folder)
     for prompt in prompts:
-        own = prompt.wish.seed
+        own = prompt.overrides.get("seed")
         for seed in [seed + prompt.row * count for seed in seeds] if own is None else [own]:
-            for k in range(prompt.wish.count or count):
+            for k in range(prompt.overrides.get("num_images", count)):
                 text, template = prompt.text, prompt.template
                 if not prompt.literal:
                     text, template = resolve(prompt.text, seed + k, wildcards), prompt.template or prompt.text
@@ -122,20 +130,8 @@ def each_task(
 
 def _negative(prompt: Prompt, seed: int, wildcards: Wildcards, common: str) -> tuple[str | None, str]:
     """The negative prompt of one image, and its template; (None, ""): it has none but what the settings say."""
-    own, told = prompt.wish.negative, prompt.original and prompt.original.recipe
+    own, told = prompt.overrides.get("negative_prompt"), prompt.original and prompt.original.recipe
     if own is not None and (prompt.literal or prompt.original):  # a record's: it has been chosen
         return (own, told.negative_template) if told and told.negative_prompt == own else (None, "")
     template = common if own is None else own
     return (resolve_negative(template, seed, wildcards), template) if is_template(template) else (None, "")
-
-
-def read_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """(width, height) of `--size 768x512` or `--size 512`, or of -W and -H.  Raises UsageError."""
-    if size is None:
-        return width, height
-    match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×*]\s*(\d{1,9}))?\s*", size)
-    if match is None:
-        raise UsageError(f"--size: got {size[:40]!r}, expected WIDTHxHEIGHT, for example 512x512")
-    if width is not None or height is not None:
-        raise UsageError("give either --size, or --width and --height")
-    return int(match[1]), int(match[2] or match[1])

@@ -12,7 +12,7 @@ from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 
 
 @dataclass(frozen=True)
-class Fitted:
+class AttachedAdapters:
     """What a pipeline wears.  records: for recipes.  options: what it is told at each call.
 
     words, parts: what it had before, to take all off again.
@@ -27,7 +27,7 @@ class Fitted:
     parts: Mapping[str, Any] | None = None
 
 
-def fit(pipe: Any, model: str, adapters: Adapters, found: Found) -> Fitted:
+def attach(pipe: Any, model: str, adapters: Adapters, found: Found) -> AttachedAdapters:
     """Put all of these into a pipeline that wears nothing yet.  model: its name, for messages.
 
     found: their files.  On an error the pipeline is as it was.  Raises UsageError, ModelError, ImageError.
@@ -43,9 +43,9 @@ def fit(pipe: Any, model: str, adapters: Adapters, found: Found) -> Fitted:
             *pictures,
         ]
     except BaseException:
-        unfit(pipe, Fitted(adapters, words=words, parts=parts))
+        detach(pipe, AttachedAdapters(adapters, words=words, parts=parts))
         raise
-    return Fitted(
+    return AttachedAdapters(
         adapters,
         tuple(dict(one.record) for one in attached),
         tuple(one.line for one in attached),
@@ -56,14 +56,14 @@ def fit(pipe: Any, model: str, adapters: Adapters, found: Found) -> Fitted:
     )
 
 
-def unfit(pipe: Any, fitted: Fitted) -> None:
+def detach(pipe: Any, attached: AttachedAdapters) -> None:
     """Take everything off: the pipeline draws what it drew before, bit for bit."""
-    if fitted.adapters.loras and hasattr(pipe, "unload_lora_weights"):
+    if attached.adapters.loras and hasattr(pipe, "unload_lora_weights"):
         lora.detach(pipe)
-    if fitted.words is not None:
-        textual_inversion.restore(pipe, fitted.words)
-    if fitted.parts and hasattr(pipe, "unload_ip_adapter"):
-        ip_adapter.detach(pipe, dict(fitted.parts))
+    if attached.words is not None:
+        textual_inversion.restore(pipe, attached.words)
+    if attached.parts and hasattr(pipe, "unload_ip_adapter"):
+        ip_adapter.detach(pipe, dict(attached.parts))
 
 
 def _pairs(wanted: tuple[Any, ...], files: tuple[Any, ...]) -> list[Any]:

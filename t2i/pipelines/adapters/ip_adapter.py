@@ -13,7 +13,7 @@ from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_component, tensor_shapes
 from t2i.pipelines.adapters.files import AdapterFile
 from t2i.pipelines.adapters.specs import Attached, IPAdapter
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.image_input import ImageInput
 
 ENCODER = "CLIPVisionModelWithProjection"
 # The names of a Stable Diffusion adapter, and of FLUX.1's; the first of each tells what width of picture code it reads.
@@ -37,7 +37,7 @@ def attach(
     if hasattr(pipe, "unet") and getattr(pipe.unet, "hf_quantizer", None) is not None:
         message = f"--ip-adapter with quantised weights: the U-Net of {model} cannot take one"
         raise UsageError(message, "--quantize none; --offload and --tiling save memory too")
-    stills = [Still.of(adapter.image) for adapter, _ in wanted]
+    stills = [ImageInput.of(adapter.image) for adapter, _ in wanted]
     for _, file in wanted:
         _check_file(pipe, model, file)
     folders = {_encoder_folder(file) for _, file in wanted}
@@ -60,8 +60,8 @@ def attach(
             message = f"{', '.join(path.name for path in files)} does not fit {model}: {reason}"
             raise ModelError(message, "an IP-Adapter belongs to one family of models") from e
         pipe.set_ip_adapter_scale([adapter.scale for adapter, _ in wanted])
-    done = [_attached(adapter, file, still) for (adapter, file), still in zip(wanted, stills, strict=True)]
-    pictures = [still.open() for still in stills]
+    done = [_attached(adapter, file, image_input) for (adapter, file), image_input in zip(wanted, stills, strict=True)]
+    pictures = [image_input.open() for image_input in stills]
     return done, {"ip_adapter_image": pictures if len(pictures) > 1 else pictures[0]}
 
 
@@ -77,10 +77,10 @@ def parts_before(pipe: Any) -> dict[str, Any]:
     return {name: pipe.components[name] for name in ("image_encoder", "feature_extractor") if name in pipe.components}
 
 
-def _attached(adapter: IPAdapter, file: AdapterFile, still: Still) -> Attached:
+def _attached(adapter: IPAdapter, file: AdapterFile, image_input: ImageInput) -> Attached:
     record = {"kind": "ip-adapter", "name": file.name, "scale": adapter.scale, "sha256": file.sha256}
-    line = f"ip-adapter {file.name}: sees {still.name}, scale {adapter.scale:g}"
-    return Attached(record | {"image": still.name, "image_hash": still.hash}, line)
+    line = f"ip-adapter {file.name}: sees {image_input.name}, scale {adapter.scale:g}"
+    return Attached(record | {"image": image_input.name, "image_hash": image_input.hash}, line)
 
 
 def _check_pipeline(pipe: Any, model: str) -> None:

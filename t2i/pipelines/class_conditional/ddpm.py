@@ -24,12 +24,13 @@ from t2i.diffusion.schedule import timestep
 from t2i.diffusion.spacing import SPACINGS
 from t2i.errors import ModelError, NonFinite, UsageError, one_line
 from t2i.imaging import images
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.model_files.registry import read_json
 from t2i.nn.unet import UNet2DModel
 from t2i.pipelines.class_conditional.diffusers_scheduler import read_scheduler
 from t2i.pipelines.class_conditional.labels import Labels, label_numbers
 from t2i.pipelines.class_conditional.protocol import draw_batches
-from t2i.pipelines.loading.load import ModelFiles, choose_device, locate
+from t2i.pipelines.loading.load import choose_device
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.pipelines.settings import limits
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from t2i.errors import ModelError, NonFinite, UsageError
 from t2i.imaging import images
 from t2i.model_files.library_logging import quiet
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.pipelines.class_conditional.labels import Labels, label_numbers
 from t2i.pipelines.class_conditional.protocol import draw_batches
-from t2i.pipelines.loading.load import ModelFiles, choose_device, locate
+from t2i.pipelines.loading.load import choose_device
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.pipelines.settings import limits
 

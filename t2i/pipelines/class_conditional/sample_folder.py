@@ -20,14 +20,14 @@ from t2i.distributed import processes
 from t2i.errors import ModelError, UsageError
 from t2i.imaging import images
 from t2i.metadata.recipe import Recipe
+from t2i.model_files.locate import locate
 from t2i.model_files.registry import read_json
 from t2i.pipelines.class_conditional.dcgan import DCGAN
 from t2i.pipelines.class_conditional.ddpm import DDPM, KINDS
 from t2i.pipelines.class_conditional.protocol import ImageModel
 from t2i.pipelines.class_conditional.vae import VAE
-from t2i.pipelines.loading.load import locate
+from t2i.pipelines.environment import versions
 from t2i.pipelines.settings import limits
-from t2i.pipelines.text_to_image.record import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +51,7 @@ def load_model(
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """What to draw.  count may grow from call to call; all else belongs to the folder."""
 
     count: int
@@ -66,7 +66,7 @@ class Request:
         limits.check_batch_size(self.batch_size)
 
 
-def sample_folder(model: ImageModel, request: Request, folder: Path, **given: Any) -> Iterator[list[Path]]:
+def sample_folder(model: ImageModel, request: SampleRequest, folder: Path, **given: Any) -> Iterator[list[Path]]:
     """Draw this process's groups of what is missing in the folder; yields each group's paths, old and new.
 
     given: settings of the model, such as `steps`; its defaults for the others.

@@ -11,26 +11,26 @@ from typing import Any
 from t2i.errors import ModelError, OutOfMemory, T2IError, one_line
 from t2i.pipelines.loading.device import is_out_of_memory
 from t2i.pipelines.loading.memory_estimate import DENOISERS
-from t2i.pipelines.loading.plan import SMALLER, Plan
+from t2i.pipelines.loading.plan import SMALLER, MemoryPlan
 
 
-def put_in_place(pipe: Any, plan: Plan) -> Any:
+def apply_plan(pipe: Any, plan: MemoryPlan) -> Any:
     """The pipeline on its device as the plan says: offloaded or whole, decoding in tiles, compiled."""
     import torch
 
-    rung, device = plan.rung, torch.device(plan.device)
-    if rung.offload == "model":
+    level, device = plan.level, torch.device(plan.device)
+    if level.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
-    elif rung.offload == "group":
+    elif level.offload == "group":
         streams = device.type in ("cuda", "xpu")  # the next layer comes while this one computes
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
     else:
         pipe = pipe.to(device)
     vae = getattr(pipe, "vae", None)
-    for name in ("enable_tiling", "enable_slicing") if rung.tiling else ():
+    for name in ("enable_tiling", "enable_slicing") if level.tiling else ():
         if hasattr(vae, name):
             getattr(vae, name)()
-    if plan.wishes.compile:
+    if plan.options.compile:
         compile_denoiser(pipe)
     return pipe
 
@@ -90,7 +90,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def advice(doing: str, plan: Plan | None) -> Iterator[None]:
+def advice(doing: str, plan: MemoryPlan | None) -> Iterator[None]:
     """Turn memory that has run out inside into OutOfMemory that names the next rung.  doing: "drawing 4 at once"."""
     try:
         yield
@@ -98,8 +98,8 @@ def advice(doing: str, plan: Plan | None) -> Iterator[None]:
         if isinstance(e, T2IError) or not is_out_of_memory(e):
             raise
         reason = one_line(e) or type(e).__name__
-        way_out = plan.way_out() if plan is not None else f"less at once: {SMALLER}"
-        raise OutOfMemory(f"out of memory while {doing}: {reason}", way_out) from e
+        suggestion = plan.suggestion() if plan is not None else f"less at once: {SMALLER}"
+        raise OutOfMemory(f"out of memory while {doing}: {reason}", suggestion) from e
 
 
 def give_memory_back() -> None:

@@ -1,23 +1,21 @@
-"""From a model's name to a loaded pipeline: find the files, check them, then let diffusers build it."""
+"""From a model's checked files to a loaded pipeline, which diffusers builds."""
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
-from t2i.model_files import hub, single_file
+from t2i.model_files import single_file
 from t2i.model_files.library_logging import prepare_libraries, quiet
-from t2i.model_files.registry import Defaults, ResolvedModel, model_defaults, read_json, resolve
-from t2i.model_files.weight_files import SAFETY, check_pipeline_folder, safety_state, weights_hash
+from t2i.model_files.locate import ModelFiles
+from t2i.model_files.registry import read_json
+from t2i.model_files.weight_files import SAFETY
 from t2i.pipelines.loading import quantize
-from t2i.pipelines.loading.apply import put_in_place
+from t2i.pipelines.loading.apply import apply_plan
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
 from t2i.pipelines.loading.memory_estimate import is_quantized
-from t2i.pipelines.loading.plan import Plan
+from t2i.pipelines.loading.plan import MemoryPlan
 
 DTYPES = {
     "float32": "float32",
@@ -29,69 +27,6 @@ DTYPES = {
     "bf16": "bfloat16",
 }
 SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its pictures equal the CPU's
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model on this machine, its files checked and nothing loaded yet.
-
-    path: the pipeline's folder, or the one file.  kind: the pipeline class by name.  revision: the Hub's commit.
-    config: of one file, the folder of its configs, where that is known.
-    safety: whether the model's safety checker is "there", "missing" though the model names one, or there is "none".
-    """
-
-    model: ResolvedModel
-    path: Path
-    kind: str
-    weights: tuple[Path, ...]
-    revision: str | None = None
-    offline: bool = False
-    config: Path | None = None
-    safety: str = "none"
-
-    @property
-    def defaults(self) -> Defaults:
-        """What the model draws best with, as far as it is known."""
-        return self.model.defaults
-
-    @property
-    def bytes(self) -> int:
-        """Size of the weights on disk."""
-        return sum(file.stat().st_size for file in self.weights)
-
-    def hash(self) -> str | None:
-        """sha256 of the weights, or None where they are too big for that (see `weights.weights_hash`)."""
-        return weights_hash(self.weights, self.path if self.path.is_dir() else self.path.parent)
-
-
-def locate(model: str, *, revision: str | None = None, offline: bool = False, config: str | None = None) -> ModelFiles:
-    """Find a model's files, downloading them where that is needed and allowed, and check them.  Loads nothing.
-
-    config: a folder with the configs of a single file.
-    Raises UsageError (a revision of something local, configs of a folder), ModelUnavailable and ModelError.
-    """
-    resolved = resolve(model)
-    if revision is not None and resolved.kind != "hub":
-        raise UsageError(f"revision {revision!r}: {resolved.name!r} is on this machine and has no revisions")
-    if config is not None and resolved.kind != "file":
-        raise UsageError(f"--config {config!r}: {resolved.name!r} has its own; only a single file needs them")
-    if resolved.kind == "file":
-        path = Path(resolved.location)
-        kind, configs = single_file.identify(path, Path(os.path.abspath(config)) if config is not None else None)
-        return ModelFiles(resolved, path, kind, (path,), None, offline, configs)
-    folder = Path(resolved.location)
-    commit = None
-    if resolved.kind == "hub":
-        revision = revision or resolved.revision
-        folder = hub.fetch(resolved, revision, offline)
-        commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
-        resolved = replace(resolved, defaults=model_defaults(folder, resolved.defaults))
-    try:
-        kind, weights = check_pipeline_folder(folder)
-    except ModelError as e:
-        name = resolved.location if resolved.kind == "hub" else folder.name
-        raise ModelError(e.message.replace(f"{folder.name}", name, 1), e.hint) from None
-    return ModelFiles(resolved, folder, kind, weights, commit, offline, safety=safety_state(folder))
 
 
 def choose_device(device: str | None) -> str:
@@ -146,7 +81,7 @@ def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
 
 
 def load_pipeline(
-    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: Plan | None = None
+    files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: MemoryPlan | None = None
 ) -> Any:
     """The diffusers pipeline, on the device, in the dtype.
 
@@ -159,17 +94,17 @@ def load_pipeline(
     kind = pipeline_class(files.kind)
     options = {"torch_dtype": getattr(torch, dtype), "local_files_only": True}
     name, components = files.model.name, dict(components or {})
-    if files.safety == "missing" or (plan is not None and not plan.wishes.safety):
+    if files.safety == "missing" or (plan is not None and not plan.options.safety):
         components |= _without_safety(files)
     with quiet() as said:
         try:
             if files.path.is_dir():
-                if plan is not None and plan.rung.bits:
+                if plan is not None and plan.level.bits:
                     options["quantization_config"] = _quantization(files, plan)
                 pipe = kind.from_pretrained(files.path, use_safetensors=True, **options, **components)
             else:
                 pipe = single_file.load(kind, files.path, files.config, components, options, files.offline)
-            pipe = pipe.to(device) if plan is None else put_in_place(pipe, plan)
+            pipe = pipe.to(device) if plan is None else apply_plan(pipe, plan)
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
@@ -198,12 +133,12 @@ def _without_safety(files: ModelFiles) -> dict[str, Any]:
     return {SAFETY: None, **alone} | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
 
 
-def _quantization(files: ModelFiles, plan: Plan) -> Any:
+def _quantization(files: ModelFiles, plan: MemoryPlan) -> Any:
     """The config for those of a pipeline's components that quantisation reaches."""
     index = read_json(files.path / "model_index.json")
     parts = {name: str(value[0]) for name, value in index.items() if is_quantized(name) and isinstance(value, list)}
     parts = {name: library for name, library in parts.items() if (files.path / name).is_dir()}
-    return quantize.pipeline_config(plan.rung.bits, plan.device, plan.rung.dtype, parts)
+    return quantize.pipeline_config(plan.level.bits, plan.device, plan.level.dtype, parts)
 
 
 def refuse_missing_weights(name: str, said: list[str]) -> None:

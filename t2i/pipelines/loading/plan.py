@@ -26,7 +26,7 @@ SMALLER = "--batch-size 1 or a smaller --size"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DeviceOptions:
     """What the user asks of the machine; None: what fits.  bits: 0 is not quantised, else 8 or 4."""
 
     dtype: str | None = None
@@ -39,10 +39,10 @@ class Wishes:
     auto_retry: bool = False
 
 
-UNASKED = Wishes()
+UNASKED = DeviceOptions()
 
 
-class Pictures(NamedTuple):
+class ImageBatch(NamedTuple):
     """The largest pictures that will be drawn, and how many at once."""
 
     width: int = 512
@@ -50,7 +50,7 @@ class Pictures(NamedTuple):
     batch: int = 1
 
 
-class Rung(NamedTuple):
+class MemoryLevel(NamedTuple):
     """What decides how much memory is needed."""
 
     dtype: str
@@ -67,7 +67,7 @@ class Rung(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How a model is loaded and drawn with.
 
     ladder: the rungs that are open to it; at: on which it stands.  retries: those taken since memory ran out.
@@ -77,9 +77,9 @@ class Plan:
     """
 
     device: str
-    ladder: tuple[Rung, ...]
+    fallback_chain: tuple[MemoryLevel, ...]
     at: int = 0
-    wishes: Wishes = UNASKED
+    options: DeviceOptions = UNASKED
     retries: int = 0
     need: tuple[int, ...] = ()
     free: int = 0
@@ -89,65 +89,65 @@ class Plan:
     networks: Networks | None = field(default=None, compare=False, repr=False)
 
     @property
-    def rung(self) -> Rung:
+    def level(self) -> MemoryLevel:
         """On which it stands."""
-        return self.ladder[self.at]
+        return self.fallback_chain[self.at]
 
     @property
     def fits(self) -> bool:
         """Whether the estimate and its margin are within the memory that was free."""
         return self.need[self.at] * MARGIN <= self.free
 
-    def fitted(self, pictures: Pictures) -> Plan:
+    def fit_to(self, pictures: ImageBatch) -> MemoryPlan:
         """The plan on the first rung on which these pictures fit; the last one where they fit on none."""
         assert self.networks is not None
-        needs = tuple(need(rung, self.networks, pictures) for rung in self.ladder)
-        at = next((k for k, bytes in enumerate(needs) if bytes * MARGIN <= self.free), len(self.ladder) - 1)
+        needs = tuple(need(level, self.networks, pictures) for level in self.fallback_chain)
+        at = next((k for k, bytes in enumerate(needs) if bytes * MARGIN <= self.free), len(self.fallback_chain) - 1)
         return replace(self, at=at, settled=at, need=needs)
 
-    def higher(self) -> Plan | None:
+    def higher(self) -> MemoryPlan | None:
         """The plan on the next rung; None on the last one."""
-        if self.at + 1 >= len(self.ladder):
+        if self.at + 1 >= len(self.fallback_chain):
             return None
         return replace(self, at=self.at + 1, retries=self.retries + 1)
 
-    def way_out(self) -> str:
+    def suggestion(self) -> str:
         """What to type where memory ran out: the options of the next rung, else less at once."""
         higher = self.higher()
         if higher is None:
             return f"nothing is left but less at once: {SMALLER}"
-        here = self.rung.words()
-        new = [option for what, option in higher.rung.words().items() if what not in here]
+        here = self.level.words()
+        new = [option for what, option in higher.level.words().items() if what not in here]
         return f"try {' '.join(new)}; --auto-retry does so by itself"
 
     def record(self) -> dict[str, Any]:
         """What is not default, as a recipe holds it."""
-        rung, wishes = self.rung, self.wishes
+        level, options = self.level, self.options
         said = {
-            "offload": rung.offload if rung.offload != "none" else None,
-            "quantize": rung.bits or None,
-            "tiling": rung.tiling or None,
-            "compiled": wishes.compile or None,
-            "deterministic": wishes.deterministic or None,
+            "offload": level.offload if level.offload != "none" else None,
+            "quantize": level.bits or None,
+            "tiling": level.tiling or None,
+            "compiled": options.compile or None,
+            "deterministic": options.deterministic or None,
             "retries": self.retries or None,
         }
         return {name: value for name, value in said.items() if value is not None}
 
     def reasons(self) -> dict[str, str]:
         """What is not default, and why, in words."""
-        asked = set(Rung(self.wishes.dtype or "", *self._asked()).words())
-        before = self.ladder[self.settled].words()
+        asked = set(MemoryLevel(self.options.dtype or "", *self._asked()).words())
+        before = self.fallback_chain[self.settled].words()
         said = {}
-        for what in self.rung.words():
+        for what in self.level.words():
             short = f"{self.need[0] / 1e9:.1f} GB would be needed, {self.free / 1e9:.1f} GB are free"
             why = "memory ran out without" if what not in before else "asked for" if what in asked else short
-            said[what] = self.why_dtype if what == self.ladder[0].dtype and self.why_dtype else why
-        said |= {"compiled": "asked for"} if self.wishes.compile else {}
-        return said | ({"deterministic": "asked for"} if self.wishes.deterministic else {})
+            said[what] = self.why_dtype if what == self.fallback_chain[0].dtype and self.why_dtype else why
+        said |= {"compiled": "asked for"} if self.options.compile else {}
+        return said | ({"deterministic": "asked for"} if self.options.deterministic else {})
 
     def summary(self) -> str:
         """What was chosen and is not the default, with its reasons, on one line; empty where that is nothing."""
-        words = [f"{what} ({why})" for what, why in self.reasons().items() if what != self.wishes.dtype]
+        words = [f"{what} ({why})" for what, why in self.reasons().items() if what != self.options.dtype]
         if not self.fits:
             words.append(
                 f"about {self.need[self.at] / 1e9:.1f} GB needed, {self.free / 1e9:.1f} GB free: it may not fit"
@@ -155,71 +155,78 @@ class Plan:
         return "; ".join(words)
 
     def _asked(self) -> tuple[bool, str, int]:
-        return bool(self.wishes.tiling), self.wishes.offload or "none", self.wishes.bits or 0
+        return bool(self.options.tiling), self.options.offload or "none", self.options.bits or 0
 
 
 def choose_plan(
-    machine: Machine, dtype: str, networks: Networks, pictures: Pictures, wishes: Wishes = UNASKED, why: str = ""
-) -> Plan:
+    machine: Machine,
+    dtype: str,
+    networks: Networks,
+    pictures: ImageBatch,
+    options: DeviceOptions = UNASKED,
+    why: str = "",
+) -> MemoryPlan:
     """The first rung on which the model fits the memory that is free; the last one where it fits on none.
 
     dtype: as `loading.choose_dtype` has it; why: its reason.
     Raises UsageError for what this device does not do, T2IError for a missing library.
     """
-    _check(wishes, machine)
-    ladder = make_ladder(machine, dtype, wishes)
-    if ladder[0].dtype != dtype:
-        why = f"{ladder[0].bits}-bit weights compute in it"
-    plan = Plan(machine.device, ladder, wishes=wishes, free=machine.free, why_dtype=why, networks=networks)
-    return plan.fitted(pictures)
+    _check(options, machine)
+    fallback_chain = make_ladder(machine, dtype, options)
+    if fallback_chain[0].dtype != dtype:
+        why = f"{fallback_chain[0].bits}-bit weights compute in it"
+    plan = MemoryPlan(
+        machine.device, fallback_chain, options=options, free=machine.free, why_dtype=why, networks=networks
+    )
+    return plan.fit_to(pictures)
 
 
-def make_ladder(machine: Machine, dtype: str, wishes: Wishes) -> tuple[Rung, ...]:
+def make_ladder(machine: Machine, dtype: str, options: DeviceOptions) -> tuple[MemoryLevel, ...]:
     """The rungs from the foot on, with what the user has fixed on every one of them."""
-    rungs = [Rung(dtype)]
+    levels = [MemoryLevel(dtype)]
     if machine.own_memory:
-        rungs += [Rung(dtype, True), *(Rung(dtype, True, "model", bits) for bits in (0, 8, 4))]
-        rungs.append(Rung(dtype, True, "group"))  # last: each layer travels at each step
+        levels += [MemoryLevel(dtype, True), *(MemoryLevel(dtype, True, "model", bits) for bits in (0, 8, 4))]
+        levels.append(MemoryLevel(dtype, True, "group"))  # last: each layer travels at each step
     else:
-        half = dtype if wishes.dtype else "bfloat16"
-        rungs += [Rung(half), *(Rung(half, True, "none", bits) for bits in (0, 8, 4))]
-    fixed: dict[str, Any] = {"offload": wishes.offload, "bits": wishes.bits, "tiling": wishes.tiling}
+        half = dtype if options.dtype else "bfloat16"
+        levels += [MemoryLevel(half), *(MemoryLevel(half, True, "none", bits) for bits in (0, 8, 4))]
+    fixed: dict[str, Any] = {"offload": options.offload, "bits": options.bits, "tiling": options.tiling}
     fixed = {name: value for name, value in fixed.items() if value is not None}
-    rungs = [rung._replace(**fixed) for rung in rungs]
-    if machine.kind == "cpu" and wishes.dtype is None:  # torchao's weights are made for it
-        rungs = [rung._replace(dtype="bfloat16") if rung.bits else rung for rung in rungs]
-    open_ = [rung for rung in rungs if not rung.bits or _can_quantize(rung, machine)]
+    levels = [level._replace(**fixed) for level in levels]
+    if machine.kind == "cpu" and options.dtype is None:  # torchao's weights are made for it
+        levels = [level._replace(dtype="bfloat16") if level.bits else level for level in levels]
+    open_ = [level for level in levels if not level.bits or _can_quantize(level, machine)]
     return tuple(dict.fromkeys(open_))
 
 
-def need(rung: Rung, networks: Networks, pictures: Pictures) -> int:
+def need(level: MemoryLevel, networks: Networks, pictures: ImageBatch) -> int:
     """Bytes on the device, estimated: weights that lie there at once, and what computing takes."""
-    return weights(rung, networks) + networks.activations(*pictures, rung.dtype, tiling=rung.tiling)
+    return weights(level, networks) + networks.activations(*pictures, level.dtype, tiling=level.tiling)
 
 
-def weights(rung: Rung, networks: Networks) -> int:
+def weights(level: MemoryLevel, networks: Networks) -> int:
     """Bytes of weights that lie on the device at once."""
-    if rung.offload == "group":
-        return networks.largest_tensors(rung.dtype)
-    if rung.offload == "model":
-        return networks.largest_component(rung.dtype, rung.bits)
-    return networks.weights(rung.dtype, rung.bits)
+    if level.offload == "group":
+        return networks.largest_tensors(level.dtype)
+    if level.offload == "model":
+        return networks.largest_component(level.dtype, level.bits)
+    return networks.weights(level.dtype, level.bits)
 
 
-def _can_quantize(rung: Rung, machine: Machine) -> bool:
+def _can_quantize(level: MemoryLevel, machine: Machine) -> bool:
     """Whether the weights can be had, and can be where they are to be: quantised ones do not move layer by layer."""
-    return rung.offload != "group" and quantize.is_available(rung.bits, machine.device)
+    return level.offload != "group" and quantize.is_available(level.bits, machine.device)
 
 
-def _check(wishes: Wishes, machine: Machine) -> None:
-    if wishes.offload not in (None, *OFFLOADS):
-        raise UsageError(f"offload: got {wishes.offload!r}, allowed auto, {', '.join(OFFLOADS)}")
-    if wishes.offload not in (None, "none") and not machine.own_memory:
-        message = f"--offload {wishes.offload}: {machine.device} has no memory of its own, so nothing would be saved"
+def _check(options: DeviceOptions, machine: Machine) -> None:
+    if options.offload not in (None, *OFFLOADS):
+        raise UsageError(f"offload: got {options.offload!r}, allowed auto, {', '.join(OFFLOADS)}")
+    if options.offload not in (None, "none") and not machine.own_memory:
+        message = f"--offload {options.offload}: {machine.device} has no memory of its own, so nothing would be saved"
         raise UsageError(message, "--quantize 8 and --tiling save memory here")
-    if wishes.bits not in (None, 0, *quantize.BITS):
-        raise UsageError(f"quantize: got {wishes.bits!r}, allowed none, 8, 4")
-    if wishes.bits:
-        quantize.check_bits(wishes.bits, machine.device)
-        if wishes.offload == "group":
+    if options.bits not in (None, 0, *quantize.BITS):
+        raise UsageError(f"quantize: got {options.bits!r}, allowed none, 8, 4")
+    if options.bits:
+        quantize.check_bits(options.bits, machine.device)
+        if options.offload == "group":
             raise UsageError("--offload group moves single layers, which quantised ones cannot", "--offload model")

@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from t2i.errors import OutOfMemory, UsageError
+from t2i.model_files.locate import ModelFiles
 from t2i.pipelines.loading.apply import advice, deterministic, give_memory_back
 from t2i.pipelines.loading.device import measure
-from t2i.pipelines.loading.load import SMALL_BYTES, ModelFiles, choose_device, choose_dtype, dtype_reason, load_pipeline
-from t2i.pipelines.loading.plan import UNASKED, Pictures, Plan, Wishes, choose_plan
-from t2i.pipelines.loading.skeleton import Outline
+from t2i.pipelines.loading.load import SMALL_BYTES, choose_device, choose_dtype, dtype_reason, load_pipeline
+from t2i.pipelines.loading.plan import UNASKED, DeviceOptions, ImageBatch, MemoryPlan, choose_plan
+from t2i.pipelines.loading.skeleton import PipelineSkeleton
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -28,12 +29,12 @@ def make_plan(
     files: ModelFiles,
     *,
     device: str | None = None,
-    wishes: Wishes = UNASKED,
+    options: DeviceOptions = UNASKED,
     asked: Iterable[Mapping[str, Any]] = ({},),
     batch_size: int | None = None,
     images: int | None = None,
     steady: bool = False,
-) -> Plan:
+) -> MemoryPlan:
     """What this model is drawn with on this machine.
 
     asked: for what pictures, as `TextToImage.settings` takes it.  images: how many at most.
@@ -42,22 +43,24 @@ def make_plan(
     Raises UsageError, ModelError, T2IError (a library for quantised weights is missing).
     """
     if files.path.is_file():  # diffusers quantises what it reads from a folder
-        if wishes.bits:
-            raise UsageError(f"--quantize {wishes.bits}: {files.model.name} is a single file", "use the model's folder")
-        wishes = replace(wishes, bits=0)
+        if options.bits:
+            raise UsageError(
+                f"--quantize {options.bits}: {files.model.name} is a single file", "use the model's folder"
+            )
+        options = replace(options, bits=0)
     machine = measure(choose_device(device))
     if steady:
         machine = replace(machine, free=int(SHARE * machine.total))
-    outline = Outline(files)
-    pictures = outline.largest(asked, batch_size, images)
-    dtype = choose_dtype(wishes.dtype, machine, files)
-    why = "" if wishes.dtype else dtype_reason(dtype, machine, files)
-    wishes = replace(wishes, dtype=dtype if wishes.dtype else None)
-    plan = choose_plan(machine, dtype, outline.networks, pictures, wishes, why)
+    skeleton = PipelineSkeleton(files)
+    pictures = skeleton.largest(asked, batch_size, images)
+    dtype = choose_dtype(options.dtype, machine, files)
+    why = "" if options.dtype else dtype_reason(dtype, machine, files)
+    options = replace(options, dtype=dtype if options.dtype else None)
+    plan = choose_plan(machine, dtype, skeleton.networks, pictures, options, why)
     return replace(plan, steady=steady)
 
 
-class Loaded:
+class RetryingLoader:
     """A pipeline on a rung of its plan.
 
     say: takes a line for the user, when a rung is taken.
@@ -65,20 +68,20 @@ class Loaded:
     `load_pipeline` does.
     """
 
-    def __init__(self, files: ModelFiles, plan: Plan, components: dict[str, Any] | None, say: Say) -> None:
+    def __init__(self, files: ModelFiles, plan: MemoryPlan, components: dict[str, Any] | None, say: Say) -> None:
         self.files = files
         self.plan = plan
         self.say = say
         self.pipe: Any = None
         self._components = components or {}
-        self._base: Plan | None = None
-        self._fitting: dict[Pictures, Plan] = {}  # where batches that did not fit have fitted
-        self._told: set[Pictures] = set()
+        self._base: MemoryPlan | None = None
+        self._fitting: dict[ImageBatch, MemoryPlan] = {}  # where batches that did not fit have fitted
+        self._told: set[ImageBatch] = set()
         while not self._load():
             pass
         self._base = self.plan
 
-    def draw(self, pictures: Pictures, adopt: Callable[[Any], None], once: Callable[[], T]) -> T:
+    def draw(self, pictures: ImageBatch, adopt: Callable[[Any], None], once: Callable[[], T]) -> T:
         """What `once` draws, on a higher rung where memory runs out and that is wanted; never fewer pictures at once.
 
         adopt: takes a new pipeline that is to be drawn with, or None: let the old one go.
@@ -88,7 +91,7 @@ class Loaded:
         doing = f"drawing {pictures.batch} of {pictures.width}x{pictures.height} at once"
         while True:
             try:
-                with advice(doing, self.plan), deterministic(self.plan.wishes.deterministic):
+                with advice(doing, self.plan), deterministic(self.plan.options.deterministic):
                     return once()
             except OutOfMemory as e:
                 if not self.can_retreat:
@@ -102,13 +105,13 @@ class Loaded:
     @property
     def can_retreat(self) -> bool:
         """Whether there is a next rung, and it is to be taken."""
-        return self.plan.wishes.auto_retry and self.plan.higher() is not None
+        return self.plan.options.auto_retry and self.plan.higher() is not None
 
-    def _begin(self, pictures: Pictures, adopt: Callable[[Any], None]) -> bool:
+    def _begin(self, pictures: ImageBatch, adopt: Callable[[Any], None]) -> bool:
         """Stand where a batch like this is to be drawn; returns whether the pipeline is another one now."""
         base = self._base or self.plan
-        wanted = self._fitting.get(pictures) or (base.fitted(pictures) if base.steady else base)
-        if wanted.rung == self.plan.rung:
+        wanted = self._fitting.get(pictures) or (base.fit_to(pictures) if base.steady else base)
+        if wanted.level == self.plan.level:
             self.plan = wanted
             return False
         adopt(None)
@@ -118,7 +121,7 @@ class Loaded:
             self.say(f"{pictures.batch} of {pictures.width}x{pictures.height} at once: {wanted.summary() or 'plain'}")
         return True
 
-    def _move(self, plan: Plan) -> None:
+    def _move(self, plan: MemoryPlan) -> None:
         self.plan = plan
         while not self._load():
             pass
@@ -131,8 +134,8 @@ class Loaded:
             give_memory_back()
         try:
             with advice(f"loading {self.files.model.name}", self.plan):
-                rung, device = self.plan.rung, self.plan.device
-                self.pipe = load_pipeline(self.files, device, rung.dtype, self._components, self.plan)
+                level, device = self.plan.level, self.plan.device
+                self.pipe = load_pipeline(self.files, device, level.dtype, self._components, self.plan)
             return True
         except OutOfMemory as e:
             if not self.can_retreat:
@@ -141,11 +144,11 @@ class Loaded:
         self.plan = self._announced(said)  # outside of the handler, which holds on to what is to be given back
         return False
 
-    def _announced(self, said: str) -> Plan:
+    def _announced(self, said: str) -> MemoryPlan:
         """The next rung, which is said to be taken."""
         higher = self.plan.higher()
         assert higher is not None, "can_retreat comes first"
-        here = self.plan.rung.words()
-        new = [f"{what} ({option})" for what, option in higher.rung.words().items() if what not in here]
+        here = self.plan.level.words()
+        new = [f"{what} ({option})" for what, option in higher.level.words().items() if what not in here]
         self.say(f"note: {said}; going on with {', '.join(new)}")
         return higher

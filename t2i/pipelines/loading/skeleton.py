@@ -8,15 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from t2i.errors import UsageError
-from t2i.pipelines.loading.load import ModelFiles, pipeline_class
+from t2i.model_files.locate import ModelFiles
+from t2i.pipelines.loading.load import pipeline_class
 from t2i.pipelines.loading.memory_estimate import Networks, networks
-from t2i.pipelines.loading.plan import Pictures
+from t2i.pipelines.loading.plan import ImageBatch
 from t2i.pipelines.settings.settings import Settings, batch_size_for, choose_settings
 
 OWN_SIZE = 128  # positions of a side, of the transformers whose configs name none (FLUX.1, Qwen-Image, Chroma)
 
 
-class Outline:
+class PipelineSkeleton:
     """What is known of a model's pipeline without its weights.  Raises ModelError as `pipeline_class` does."""
 
     def __init__(self, files: ModelFiles) -> None:
@@ -40,7 +41,7 @@ class Outline:
 
     def largest(
         self, asked: Iterable[Mapping[str, Any]], batch_size: int | None, images: int | None = None
-    ) -> Pictures:
+    ) -> ImageBatch:
         """The largest pictures that are asked for, as `settings` takes it; what is wrong is judged where it stands.
 
         batch_size: how many at once; None: what the model's default is.  images: how many there are at most.
@@ -52,8 +53,8 @@ class Outline:
             except UsageError:
                 continue
             at_once = batch_size or self.batch_size(*made.final)
-            found.append(Pictures(*made.final, min(at_once, images or at_once)))
-        return max(found, key=lambda p: p.width * p.height * p.batch, default=Pictures())
+            found.append(ImageBatch(*made.final, min(at_once, images or at_once)))
+        return max(found, key=lambda p: p.width * p.height * p.batch, default=ImageBatch())
 
 
 def _folder(files: ModelFiles) -> Path:

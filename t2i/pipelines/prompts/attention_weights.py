@@ -62,7 +62,7 @@ def words(prompt: str) -> str:
     return "".join(fragment.text for fragment in parse(prompt))
 
 
-def speaks(prompt: str) -> bool:
+def has_weights(prompt: str) -> bool:
     """Whether anything in the prompt is read as said above: if not, it is plain text."""
     return _read(prompt)[1]
 

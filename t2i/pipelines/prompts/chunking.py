@@ -39,14 +39,14 @@ def family(pipeline: str) -> Family | None:
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptChunker:
     """A model's way to read.  tokenizers: of all its encoders."""
 
     family: Family | None
     tokenizers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, pipeline: str, tokenizers: Collection[Any]) -> Reader:
+    def of(cls, pipeline: str, tokenizers: Collection[Any]) -> PromptChunker:
         """pipeline: its class by name."""
         return cls(family(pipeline), tuple(tokenizers))
 

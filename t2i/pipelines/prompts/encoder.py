@@ -13,12 +13,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from t2i.errors import ModelError
+from t2i.errors import ModelError, UsageError
 from t2i.model_files.library_logging import quiet
-from t2i.pipelines.prompts.attention_weights import Fragment, speaks
-from t2i.pipelines.prompts.chunking import Reader, compel_provider, spelled
+from t2i.pipelines.prompts.attention_weights import Fragment, has_weights
+from t2i.pipelines.prompts.chunking import PromptChunker, compel_provider, spelled
 from t2i.pipelines.settings.settings import Job, Settings, call_parameters
 
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ class Encoded(NamedTuple):
         return sum(part.numel() * part.element_size() for part in self if part is not None)
 
 
-class Conditioner:
+class PromptEncoder:
     """Encodes the prompts of one loaded pipeline.  Call `clear` whenever its text encoders change (adapters)."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.reader = reader_of(pipe)
+        self.chunker = chunker_of(pipe)
         self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
-        self._providers: dict[bool, list[Any]] = {}
+        self._providers: dict[tuple[bool, int], list[Any]] = {}
 
     @property
     def bytes(self) -> int:
@@ -62,7 +63,7 @@ class Conditioner:
 
         Where a pipeline is told of no negative prompt at all if it is empty, those with and without are apart.
         """
-        apart = guided and self.reader.family in (None, "flux")
+        apart = guided and self.chunker.family in (None, "flux")
 
         def kind(job: Job) -> tuple[int, bool]:
             return self.chunks(job, settings, guided), apart and bool(settings.negative_of(job))
@@ -75,14 +76,14 @@ class Conditioner:
         if not settings.chunks:
             return 1
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
-        return max(self.reader.chunks(self._fragments(text, settings)) for text in texts)
+        return max(self.chunker.chunks(self._fragments(text, settings)) for text in texts)
 
     def reading(self, job: Job, settings: Settings, guided: bool) -> dict[str, Any]:
         """How this image's prompts are read, for its record; empty: as plain text, and what is too long is cut."""
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
         found: dict[str, Any] = {}
-        if settings.weights and any(map(speaks, texts)):
-            found["weights"] = "applied" if self.reader.weighs else "left out"
+        if settings.weights and any(map(has_weights, texts)):
+            found["weights"] = "applied" if self.chunker.weighs else "left out"
         if (chunks := self.chunks(job, settings, guided)) > 1:
             found["chunks"] = chunks
         return found
@@ -92,12 +93,12 @@ class Conditioner:
 
         guided: whether negative prompts do anything.
         """
-        if self.reader.family is None:
+        if self.chunker.family is None:
             return self._texts(jobs, settings, guided)
         length = max(self.chunks(job, settings, guided) for job in jobs)
         prompts = [self._encode(job.prompt, settings, length) for job in jobs]
         options = _rows(prompts, "")
-        if guided and (self.reader.family != "flux" or any(settings.negative_of(job) for job in jobs)):
+        if guided and (self.chunker.family != "flux" or any(settings.negative_of(job) for job in jobs)):
             negatives = [
                 self._negative(settings.negative_of(job), settings, length, prompt)
                 for job, prompt in zip(jobs, prompts, strict=True)
@@ -111,16 +112,18 @@ class Conditioner:
         def text(written: str) -> str:
             return "".join(fragment.text for fragment in self._fragments(written, settings))
 
-        options = {"prompt": [text(job.prompt) for job in jobs]}
+        options: dict[str, Any] = {"prompt": [text(job.prompt) for job in jobs]}
+        if settings.clip_skip is not None:
+            options["clip_skip"] = settings.clip_skip - 1  # as diffusers counts
         negatives = [text(settings.negative_of(job)) for job in jobs]
         return options | ({"negative_prompt": negatives} if guided and any(negatives) else {})
 
     def _fragments(self, text: str, settings: Settings) -> Sequence[Fragment]:
-        return self.reader.fragments(text, settings.weights)
+        return self.chunker.fragments(text, settings.weights)
 
     def _negative(self, text: str, settings: Settings, length: int, prompt: Encoded) -> Encoded:
         """SD XL is trained with zeros in place of an empty prompt, and says so in its config."""
-        if not text and self.reader.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
+        if not text and self.chunker.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
             return Encoded(*(part if part is None else part.new_zeros(part.shape) for part in prompt))
         return self._encode(text, settings, length)
 
@@ -128,55 +131,88 @@ class Conditioner:
         """One text, as long as `length` chunks: chunks of the empty prompt stand behind its own."""
         import torch
 
-        fragments = self._fragments(text, settings)
-        long = settings.chunks and self.reader.is_long(fragments)
-        known = self._remembered(fragments, long)
-        missing = length * (self.reader.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
+        fragments, layer = self._fragments(text, settings), self._layer(settings)
+        long = settings.chunks and self.chunker.is_long(fragments)
+        known = self._remembered(fragments, long, layer)
+        missing = length * (self.chunker.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
         if missing <= 0:
             return known
-        empty = self._remembered([Fragment("")], False).embeds
+        empty = self._remembered([Fragment("")], False, layer).embeds
         return known._replace(embeds=torch.cat([known.embeds] + [empty] * (missing // empty.shape[1]), dim=1))
 
-    def _remembered(self, fragments: Sequence[Fragment], long: bool) -> Encoded:
-        key = (*fragments, long)
+    def _layer(self, settings: Settings) -> int:
+        """Return which layer of the text encoders is read, counted from the end; 0: the model's own.
+
+        Raises UsageError where an encoder has fewer.
+        """
+        wanted, own = settings.clip_skip or 0, 1 if self.chunker.family == "sd" else 2
+        if wanted <= own:
+            return 0
+        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+        layers = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
+        if wanted > layers:
+            raise UsageError(f"`clip_skip={wanted}`: this model's text encoder has {layers} layers")
+        return wanted
+
+    def _remembered(self, fragments: Sequence[Fragment], long: bool, layer: int) -> Encoded:
+        key = (*fragments, long, layer)
         if key not in self._cache:
             weighted = any(fragment.weight != 1 for fragment in fragments)
             encode = partial(self._by_compel, long=long) if weighted or long else self._by_pipeline
-            self._cache[key] = encode(fragments)
+            self._cache[key] = encode(fragments, layer=layer)
         self._cache.move_to_end(key)
         found = self._cache[key]
         while self.bytes > CACHE_BYTES and len(self._cache) > 1:
             self._cache.popitem(last=False)
         return found
 
-    def _by_pipeline(self, fragments: Sequence[Fragment]) -> Encoded:
-        """As diffusers does it: what is longer than the encoder reads is cut."""
+    def _by_pipeline(self, fragments: Sequence[Fragment], layer: int) -> Encoded:
+        """As diffusers does it: what is longer than the encoder reads is cut.  layer: as `_layer` returns it."""
         import torch
 
         pipe, text = self.pipe, "".join(fragment.text for fragment in fragments)
         device = pipe._execution_device
         with quiet(), torch.no_grad():
-            if self.reader.family == "sd":
-                return Encoded(pipe.encode_prompt(text, device, 1, False)[0])
-            if self.reader.family == "flux":
+            if self.chunker.family == "sd":
+                return Encoded(
+                    self._read_layer(text, layer) if layer else pipe.encode_prompt(text, device, 1, False)[0]
+                )
+            if self.chunker.family == "flux":
                 return Encoded(*pipe.encode_prompt(text, None, device=device)[:2])
-            others = {"prompt_3": None} if self.reader.family == "sd3" else {}
+            others: dict[str, Any] = {"prompt_3": None} if self.chunker.family == "sd3" else {}
+            others["clip_skip"] = layer - 2 if layer else None  # these leave out the last layer by themselves
             found = pipe.encode_prompt(text, None, **others, device=device, do_classifier_free_guidance=False)
         return Encoded(found[0], found[2])
 
-    def _by_compel(self, fragments: Sequence[Fragment], long: bool) -> Encoded:
+    def _read_layer(self, text: str, layer: int) -> torch.Tensor:
+        """Return another layer of the one encoder of SD 1 and 2: (1, tokens, width).
+
+        As `encode_prompt` would with `clip_skip`, which in diffusers 0.42 fails on the encoders of transformers 5.
+        """
+        pipe, tokenizer, device = self.pipe, self.pipe.tokenizer, self.pipe._execution_device
+        longest = tokenizer.model_max_length
+        text = pipe.maybe_convert_prompt(text, tokenizer)  # an embedding of several vectors is several tokens
+        read = tokenizer(text, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+        masked = getattr(pipe.text_encoder.config, "use_attention_mask", False)
+        encoder = _Encoder(pipe.text_encoder, device, layer)
+        embeds: torch.Tensor = encoder(
+            read.input_ids.to(device), read.attention_mask.to(device) if masked else None
+        ).last_hidden_state
+        return embeds.to(pipe.text_encoder.dtype)
+
+    def _by_compel(self, fragments: Sequence[Fragment], long: bool, layer: int) -> Encoded:
         """Weighted, or long.  Raises ModelError where compel does not find the words among the tokens."""
         import torch
 
-        if long not in self._providers:
-            self._providers[long] = self._make_providers(long)
-        providers = self._providers[long]
+        if (long, layer) not in self._providers:
+            self._providers[long, layer] = self._make_providers(long, layer)
+        providers = self._providers[long, layer]
         with quiet(), torch.no_grad():
             parts = [self._weigh(fragments, provider) for provider in providers]
             length = max(part.shape[1] for part in parts)  # two encoders may part a text in two ways
             for k, part in enumerate(parts):
                 parts[k] = torch.cat([part] + [providers[k].empty_z] * (length // part.shape[1] - 1), dim=1)
-        plain = self._by_pipeline(fragments)
+        plain = self._by_pipeline(fragments, layer)
         return Encoded(torch.cat(parts, dim=-1).to(plain.embeds), plain.pooled)
 
     def _weigh(self, fragments: Sequence[Fragment], provider: Any) -> torch.Tensor:
@@ -195,15 +231,17 @@ class Conditioner:
             raise ModelError(f"prompt: its weights cannot be told apart: {str(e)[:100]}", "try --raw") from None
         return embeds
 
-    def _make_providers(self, long: bool) -> list[Any]:
+    def _make_providers(self, long: bool, layer: int) -> list[Any]:
         """One per encoder of the pipeline, in its order."""
         names = ("", "_2")
         pairs = [
             (getattr(self.pipe, f"tokenizer{n}", None), getattr(self.pipe, f"text_encoder{n}", None)) for n in names
         ]
-        device, last = self.pipe._execution_device, self.reader.family == "sd"
+        device, last = self.pipe._execution_device, self.chunker.family == "sd"
         return [
-            compel_provider(tokenizer, _Encoder(encoder, device), device=device, truncate=not long, last=last)
+            compel_provider(
+                tokenizer, _Encoder(encoder, device, layer, last), device=device, truncate=not long, last=last
+            )
             for tokenizer, encoder in pairs
             if encoder is not None
         ]
@@ -213,26 +251,39 @@ class _Encoder:
     """A text encoder as compel calls it: where it computes, though its weights may be elsewhere until then.
 
     A mask that hides nothing is left out, as diffusers does, so that words of weight 1 are the same bit for bit.
+    layer: the one that stands in for the one that compel reads, counted from the end; 0: none.
+    last: compel reads the last one, normalised; else the one before, as it is.
     """
 
-    def __init__(self, encoder: Any, device: Any) -> None:
+    def __init__(self, encoder: Any, device: Any, layer: int = 0, last: bool = True) -> None:
         self.encoder = encoder
         self.device = device
+        self.layer = layer
+        self.last = last
 
     @property
     def dtype(self) -> Any:
         return self.encoder.dtype
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> Any:
-        return self.encoder(ids, None if mask is None or bool(mask.all()) else mask, **options)
+        mask = None if mask is None or bool(mask.all()) else mask
+        if not self.layer:
+            return self.encoder(ids, mask, **options)
+        found = self.encoder(ids, mask, **(options | {"output_hidden_states": True}))
+        read = found.hidden_states[-self.layer]
+        if not self.last:
+            return SimpleNamespace(hidden_states=(*found.hidden_states[:-2], read, found.hidden_states[-1]))
+        # the norm was trained for the last layer; A1111 and diffusers use it for whichever is read
+        norm = getattr(self.encoder, "text_model", self.encoder).final_layer_norm
+        return SimpleNamespace(last_hidden_state=norm(read))
 
 
-def reader_of(pipe: Any) -> Reader:
+def chunker_of(pipe: Any) -> PromptChunker:
     """How a loaded pipeline reads; where its call takes no embeddings, nothing is known of it."""
     takes = call_parameters(pipe)
     name = type(pipe).__name__ if "prompt_embeds" in takes and hasattr(pipe, "encode_prompt") else ""
     parts = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
-    return Reader.of(name, [part for part in parts if part is not None])
+    return PromptChunker.of(name, [part for part in parts if part is not None])
 
 
 def _rows(encoded: Sequence[Encoded], which: str) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from t2i.model_files import single_file
 from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import read_json
-from t2i.pipelines.loading.load import ModelFiles
 from t2i.pipelines.prompts.chunking import spelled
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import UsageError
 from t2i.metadata.jsonable import public_name
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.image_input import ImageInput
 from t2i.pipelines.settings.spec_strings import split_image
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Control:
     """A picture that guides the drawing.  net: who reads it: a name of `control.CONTROLNETS`, a folder, a Hub id."""
 
     net: str
-    still: Still
+    image_input: ImageInput
     scale: float = 1.0
 
 
@@ -49,21 +49,21 @@ class Upscale:
 
 
 @dataclass(frozen=True)
-class Edit:
+class ImageInputs:
     """What is started from; nothing at all: words alone.  mask: white is painted anew.  strength: None: the usual."""
 
-    image: Still | None = None
-    mask: Still | None = None
+    image: ImageInput | None = None
+    mask: ImageInput | None = None
     strength: float | None = None
     controls: tuple[Control, ...] = ()
     upscale: Upscale | None = None
 
     def __bool__(self) -> bool:
-        return self is not WORDS_ALONE and self != WORDS_ALONE  # asked of each of a million prompts
+        return self is not NO_IMAGE_INPUTS and self != NO_IMAGE_INPUTS  # asked of each of a million prompts
 
-    def over(self, other: Edit) -> Edit:
+    def over(self, other: ImageInputs) -> ImageInputs:
         """This, and from the other what is not said here."""
-        if self is WORDS_ALONE:
+        if self is NO_IMAGE_INPUTS:
             return other
         said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         return replace(other, **said)
@@ -85,7 +85,7 @@ class Edit:
             parts["mask"] = _about(self.mask)
         if self.controls:
             parts["controls"] = [
-                {"net": public_name(one.net), "scale": one.scale, **_about(one.still)} for one in self.controls
+                {"net": public_name(one.net), "scale": one.scale, **_about(one.image_input)} for one in self.controls
             ]
         if self.upscale is not None:
             parts["upscale"] = {"factor": self.upscale.factor, "strength": self.upscale.strength}
@@ -93,7 +93,7 @@ class Edit:
 
     def identity(self) -> dict[str, Any]:
         """What makes one edit another than the next, as JSON holds it: the same pixels under another name do not."""
-        found: dict[str, Any] = essence(self.record((0, 0)))
+        found: dict[str, Any] = comparable(self.record((0, 0)))
         return found
 
     def words(self, steps: int) -> str:
@@ -104,31 +104,31 @@ class Edit:
             parts.append(f"from {_name(self.image)}, strength {strength:g} ({_steps(steps, strength)} run)")
         if self.mask is not None:
             parts.append(f"mask {_name(self.mask)}")
-        parts += [f"guided by {one.net} {_name(one.still)} x {one.scale:g}" for one in self.controls]
+        parts += [f"guided by {one.net} {_name(one.image_input)} x {one.scale:g}" for one in self.controls]
         if self.upscale is not None:
             parts.append(f"then {self.upscale.factor:g} times larger, strength {self.upscale.strength:g}")
         return ", ".join(parts)
 
 
-WORDS_ALONE = Edit()
+NO_IMAGE_INPUTS = ImageInputs()
 
 
-def make_edit(
+def make_image_inputs(
     image: Picture | None = None,
     mask: Picture | None = None,
     strength: float | None = None,
     control: str | Control | Sequence[str | Control] = (),
     upscale: float | str | Upscale | None = None,
-) -> Edit:
+) -> ImageInputs:
     """From what a user gives, each by itself.
 
     control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE".  upscale: 2, or "2:0.3" with its strength.
     Raises UsageError for what is out of range, ImageError for a picture that cannot be read.
     """
     controls = [control] if isinstance(control, str | Control) else control
-    return Edit(
-        image=None if image is None else Still.of(image),
-        mask=None if mask is None else Still.of(mask),
+    return ImageInputs(
+        image=None if image is None else ImageInput.of(image),
+        mask=None if mask is None else ImageInput.of(mask),
         strength=None if strength is None else check_strength("strength", float(strength)),
         controls=tuple(one if isinstance(one, Control) else read_control(one) for one in controls),
         upscale=upscale if isinstance(upscale, Upscale | None) else read_upscale(str(upscale)),
@@ -145,7 +145,7 @@ def read_control(text: str) -> Control:
         raise UsageError(f"control: got {text[:60]!r}, expected TYPE:IMAGE or TYPE:IMAGE:SCALE", "as canny:edges.png")
     if not 0 <= scale <= MAX_SCALE:
         raise UsageError(f"control scale: got {scale:g}, allowed 0 to {MAX_SCALE:g}")
-    return Control(net, Still.of(image), scale)
+    return Control(net, ImageInput.of(image), scale)
 
 
 def read_upscale(text: str) -> Upscale:
@@ -165,7 +165,7 @@ def check_strength(name: str, strength: float) -> float:
     return strength
 
 
-def check_edit(edit: Edit, steps: int | None = None) -> Edit:
+def check_image_inputs(edit: ImageInputs, steps: int | None = None) -> ImageInputs:
     """Raises UsageError for parts that do not go together, and where no step would be run.  steps: where known."""
     if edit.image is None and edit.mask is not None:
         raise UsageError(f"mask {_name(edit.mask)} without a picture to paint in", "give the picture: --image")
@@ -201,7 +201,7 @@ def _steps(steps: int, strength: float) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
-def enlarged(size: tuple[int, int], edit: Edit, multiple: int) -> tuple[int, int]:
+def enlarged(size: tuple[int, int], edit: ImageInputs, multiple: int) -> tuple[int, int]:
     """(width, height) of the finished picture; size: of the first pass.  Raises UsageError beyond 8192."""
     if edit.upscale is None:
         return size
@@ -210,11 +210,11 @@ def enlarged(size: tuple[int, int], edit: Edit, multiple: int) -> tuple[int, int
     return limits.check_side("width of the second pass", width), limits.check_side("height of the second pass", height)
 
 
-def essence(record: Any) -> Any:
+def comparable(record: Any) -> Any:
     """A recipe's record of an edit without files' names and sizes: two that agree mean the same."""
     if isinstance(record, Mapping):
-        return {key: essence(value) for key, value in record.items() if key not in ("name", "size")}
-    return [essence(one) for one in record] if isinstance(record, list) else record
+        return {key: comparable(value) for key, value in record.items() if key not in ("name", "size")}
+    return [comparable(one) for one in record] if isinstance(record, list) else record
 
 
 def _check_running(name: str, strength: float, steps: int) -> None:
@@ -233,9 +233,9 @@ def _number(name: str, text: str) -> float:
         raise UsageError(f"{name}: got {text[:40]!r}, expected a number") from None
 
 
-def _about(still: Still) -> dict[str, str]:
-    return {"name": still.name, "hash": still.hash}
+def _about(image_input: ImageInput) -> dict[str, str]:
+    return {"name": image_input.name, "hash": image_input.hash}
 
 
-def _name(still: Still) -> str:
-    return still.name or "in memory"
+def _name(image_input: ImageInput) -> str:
+    return image_input.name or "in memory"

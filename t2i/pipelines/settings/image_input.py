@@ -15,7 +15,7 @@ from t2i.imaging.images import pixel_hash
 
 
 @dataclass(frozen=True)
-class Still:
+class ImageInput:
     """A picture that is started from.
 
     name: its file's last part; empty for one in memory.  hash: of its pixels, as `decode` gives them (upright, RGB).
@@ -29,7 +29,7 @@ class Still:
     held: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, picture: str | Path | Image.Image) -> Still:
+    def of(cls, picture: str | Path | Image.Image) -> ImageInput:
         """A file, or a Pillow image.  Raises ImageError for what is no image, damaged, too large, or not there."""
         if isinstance(picture, Image.Image):
             held = picture.convert("RGB")

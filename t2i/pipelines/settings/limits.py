@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from t2i.config.options import MAX_AT_ONCE, MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS
 from t2i.errors import UsageError
 
-MAX_SEED = 2**64 - 1  # what torch.Generator takes
-MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
-MAX_SIDE = 8192
 MAX_PROMPT_BYTES = 1_000_000
-MAX_IMAGES = 1_000_000
 
 
 def check_steps(steps: int) -> int:
@@ -75,8 +71,8 @@ def check_image_count(count: int) -> int:
 
 def check_batch_size(size: int) -> int:
     """Raises UsageError unless 1 <= size <= 1024."""
-    if not 1 <= size <= 1024:
-        raise UsageError(f"batch size: got {size}, allowed 1 to 1024")
+    if not 1 <= size <= MAX_AT_ONCE:
+        raise UsageError(f"batch size: got {size}, allowed 1 to {MAX_AT_ONCE}")
     return size
 
 

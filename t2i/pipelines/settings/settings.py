@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from t2i.errors import UsageError
 from t2i.model_files.registry import Defaults
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit, check_edit, enlarged
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs, check_image_inputs, enlarged
 from t2i.pipelines.settings.image_input import drawn_size
 
 SMALL_PARAMETERS = 200_000_000
@@ -24,6 +25,7 @@ class Settings:
     width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
     scheduler: our name; None: the model's own.
     weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
+    clip_skip: which layer of a CLIP text encoder is read, counted from its end; None: the model's own.
     """
 
     steps: int
@@ -32,19 +34,20 @@ class Settings:
     height: int
     final: tuple[int, int]
     scheduler: str | None = None
-    negative: str = ""
-    edit: Edit = WORDS_ALONE
+    negative_prompt: str = ""
+    edit: ImageInputs = NO_IMAGE_INPUTS
     weights: bool = True
     chunks: bool = False
+    clip_skip: int | None = None
 
     def negative_of(self, job: Job) -> str:
         """The negative prompt of one image."""
-        return self.negative if job.negative is None else job.negative
+        return self.negative_prompt if job.negative_prompt is None else job.negative_prompt
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to draw.  negative: its own; None: that of the settings.
+    """One image to draw.  negative_prompt: its own; None: that of the settings.
 
     template, negative_template: what a prompt was made from; empty: it was written as it is.
     """
@@ -52,7 +55,7 @@ class Job:
     prompt: str
     seed: int
     template: str = ""
-    negative: str | None = None
+    negative_prompt: str | None = None
     negative_template: str = ""
 
 
@@ -60,15 +63,16 @@ def choose_settings(
     pipe: Any,
     defaults: Defaults,
     *,
-    negative: str = "",
+    negative_prompt: str = "",
     steps: int | None = None,
     guidance: float | None = None,
     width: int | None = None,
     height: int | None = None,
     scheduler: str | None = None,
-    edit: Edit = WORDS_ALONE,
+    edit: ImageInputs = NO_IMAGE_INPUTS,
     weights: bool = True,
     chunks: bool = False,
+    clip_skip: int | None = None,
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
 
@@ -77,6 +81,8 @@ def choose_settings(
     own = call_parameters(pipe)
     multiple = size_multiple(pipe)
     default_width, default_height = defaults.size or native_size(pipe)
+    if clip_skip is not None and "clip_skip" not in own:
+        raise UsageError(f"`clip_skip={clip_skip}`: {type(pipe).__name__} does not skip layers", "leave it out")
     if steps is None:
         steps = defaults.steps or own["num_inference_steps"].default
     if guidance is None:
@@ -98,10 +104,11 @@ def choose_settings(
         height=size[1],
         final=enlarged(size, edit, multiple),
         scheduler=scheduler,
-        negative=limits.check_prompt(negative, "negative prompt"),
-        edit=check_edit(edit, steps),
+        negative_prompt=limits.check_prompt(negative_prompt, "negative prompt"),
+        edit=check_image_inputs(edit, steps),
         weights=weights,
         chunks=chunks,
+        clip_skip=clip_skip,
     )
 
 

@@ -35,7 +35,7 @@ def call(pipe: Any, name: str, options: Mapping[str, Any]) -> tuple[torch.Tensor
     return x, [bool(black) for black in blanked]
 
 
-def watch_steps(report: Callable[[float], None], way_out: str) -> Callable[..., dict[str, Any]]:
+def watch_steps(report: Callable[[float], None], suggestion: str) -> Callable[..., dict[str, Any]]:
     """What a pipeline calls after each step: reports the part done, and stops when no image has a future.
 
     It raises NonFinite with this way out.
@@ -44,7 +44,7 @@ def watch_steps(report: Callable[[float], None], way_out: str) -> Callable[..., 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents = tensors.get("latents")
         if latents is not None and not latents.flatten(1).sum(1).isfinite().any():
-            raise NonFinite(f"non-finite image: NaN or infinity after step {step + 1}", way_out)
+            raise NonFinite(f"non-finite image: NaN or infinity after step {step + 1}", suggestion)
         report((step + 1) / max(1, getattr(pipe, "num_timesteps", step + 1)))
         return {}
 

@@ -12,18 +12,19 @@ from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.model_files.library_logging import quiet
+from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import MODEL_FILE, read_json
 from t2i.model_files.weight_files import check_pipeline_folder
-from t2i.pipelines.adapters.attach import Fitted, fit
+from t2i.pipelines.adapters.attach import AttachedAdapters, attach
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import Adapters
-from t2i.pipelines.loading.load import ModelFiles, load_pipeline
+from t2i.pipelines.loading.load import load_pipeline
 from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
 SAVED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = False) -> Fitted:
+def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = False) -> AttachedAdapters:
     """Write the model with these LoRAs into `folder`, which is there whole or not at all, and never overwritten.
 
     It is computed in float32 and saved in the dtype of the model's own files.  Returns what was merged.
@@ -33,7 +34,7 @@ def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = F
         raise UsageError(f"{folder} exists already", "choose another folder with --output")
     found = find_all(adapters, offline)
     pipe = load_pipeline(files, "cpu", "float32", load_tokenizers(files))
-    fitted = fit(pipe, files.model.name, adapters, found)
+    attached = attach(pipe, files.model.name, adapters, found)
     _fuse(pipe, files.model.name)
     temporary = folder.parent / f".t2i-{secrets.token_hex(8)}.tmp"
     try:
@@ -41,14 +42,14 @@ def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = F
         with quiet():
             _cast(pipe, saved_dtype(files.weights))
             pipe.save_pretrained(temporary, safe_serialization=True)
-        _complete(temporary, files, fitted)
+        _complete(temporary, files, attached)
         check_pipeline_folder(temporary)
         os.rename(temporary, folder)
     except OSError as e:
         raise T2IError(f"cannot write {folder}: {e.strerror or e}", "choose another folder with --output") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return fitted
+    return attached
 
 
 def saved_dtype(weights: Sequence[Path]) -> str:
@@ -77,13 +78,13 @@ def _cast(pipe: Any, dtype: str) -> None:
     pipe.to(getattr(torch, dtype))
 
 
-def _complete(folder: Path, files: ModelFiles, fitted: Fitted) -> None:
+def _complete(folder: Path, files: ModelFiles, attached: AttachedAdapters) -> None:
     """Our defaults of the model go along, and no path of this machine does; a card says what was merged."""
     if (files.path / MODEL_FILE).is_file():
         shutil.copyfile(files.path / MODEL_FILE, folder / MODEL_FILE)
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = {key: value for key, value in read_json(path).items() if key != "_name_or_path"}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    lines = [f"- {one['name']}, scale {one['scale']:g}, sha256 {one['sha256']}" for one in fitted.records]
+    lines = [f"- {one['name']}, scale {one['scale']:g}, sha256 {one['sha256']}" for one in attached.records]
     text = f"# {files.model.name} with LoRAs merged in\n\n" + "\n".join(lines) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -13,8 +13,8 @@ from PIL import Image
 from t2i.errors import UsageError
 from t2i.imaging.images import from_tensor, to_tensor
 from t2i.pipelines.noise import draw_in_float32, make_generators
-from t2i.pipelines.settings.edit import Control, Edit
-from t2i.pipelines.settings.image_input import Still, cover
+from t2i.pipelines.settings.edit import Control, ImageInputs
+from t2i.pipelines.settings.image_input import ImageInput, cover
 from t2i.pipelines.settings.settings import Settings, call_parameters, parameters_of
 from t2i.pipelines.text_to_image.call import watch_steps
 from t2i.pipelines.text_to_image.controlnet import MeanEncoder, load_control
@@ -22,9 +22,9 @@ from t2i.pipelines.text_to_image.controlnet import MeanEncoder, load_control
 if TYPE_CHECKING:
     import torch
 
-Drawn = tuple["torch.Tensor", list[bool]]  # (B, 3, H, W) in [-1, 1]; which of them the safety checker has blanked
+PassResult = tuple["torch.Tensor", list[bool]]  # (B, 3, H, W) in [-1, 1]; which of them the safety checker has blanked
 
-Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], Drawn]  # (pipeline, (width, height), what it is told)
+Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], PassResult]  # (pipeline, (width, height), what it is told)
 
 # task: (diffusers' tables of pipelines, the class that makes them, what such a pipeline must be able to take)
 TASKS: dict[str, tuple[str, str, frozenset[str]]] = {
@@ -45,7 +45,7 @@ GUIDED = "-controlnet"  # what diffusers adds to a family's name
 OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # what a pipeline knows of its networks' hooks
 
 
-class Editor:
+class ImagePasses:
     """Draws from pictures with the networks of a text-to-image pipeline.
 
     pipe: whose scheduler, set anew before every drawing, is used.  offline: no network for ControlNets.
@@ -63,7 +63,7 @@ class Editor:
         self._nets.clear()
         self._pipes.clear()
 
-    def prepare(self, edit: Edit) -> None:
+    def prepare(self, edit: ImageInputs) -> None:
         """Make what the edit needs.  Raises UsageError for what this model's family does not have; see `control`."""
         if edit.mask is not None:
             _mask(edit.mask, edit.mask.size)
@@ -76,8 +76,8 @@ class Editor:
         options: Mapping[str, Any],
         settings: Settings,
         report: Callable[[float], None],
-        way_out: str,
-    ) -> Drawn:
+        suggestion: str,
+    ) -> PassResult:
         """One batch, in one or two passes.
 
         call: draws one pass.  options: of the text-to-image pipeline.
@@ -85,7 +85,7 @@ class Editor:
         """
 
         def watch(start: float, end: float) -> Callable[..., Any]:
-            return watch_steps(lambda done: report(start + (end - start) * done), way_out)
+            return watch_steps(lambda done: report(start + (end - start) * done), suggestion)
 
         edit, size = settings.edit, (settings.width, settings.height)
         tasks = _passes(edit)
@@ -110,7 +110,7 @@ class Editor:
     def _pass(
         self,
         task: str,
-        edit: Edit,
+        edit: ImageInputs,
         size: tuple[int, int],
         pictures: Sequence[Image.Image],
         mask: Image.Image | None,
@@ -123,7 +123,7 @@ class Editor:
         if mask is not None:
             options["mask_image"] = [mask] * len(pictures)
         if edit.controls:
-            maps = [_cut(one.still, size) for one in edit.controls]
+            maps = [_cut(one.image_input, size) for one in edit.controls]
             scales = [one.scale for one in edit.controls]
             known = call_parameters(self._pipeline(task, edit.controls))
             options["control_image" if "control_image" in known else "image"] = maps if len(maps) > 1 else maps[0]
@@ -136,9 +136,9 @@ class Editor:
         options: Mapping[str, Any],
         more: Mapping[str, Any],
         task: str,
-        edit: Edit,
+        edit: ImageInputs,
         size: tuple[int, int],
-    ) -> Drawn:
+    ) -> PassResult:
         chosen = {**options, **more}
         if "strength" in more:  # noise for a text-to-image pipeline may have been drawn from them
             chosen["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
@@ -211,22 +211,24 @@ def _has(family: str, task: str, guided: bool) -> bool:
     return needed <= takes and (not guided or task == "text-to-image" or "control_image" in takes)
 
 
-def _passes(edit: Edit) -> list[str]:
+def _passes(edit: ImageInputs) -> list[str]:
     """The tasks of an edit, one after the other."""
     first = "inpainting" if edit.mask else "image-to-image" if edit.image else "text-to-image"
     return [first] if edit.upscale is None else [first, "image-to-image"]
 
 
-def _cut(still: Still, size: tuple[int, int]) -> Image.Image:
-    return cover(still.open(), size, LANCZOS)
+def _cut(image_input: ImageInput, size: tuple[int, int]) -> Image.Image:
+    return cover(image_input.open(), size, LANCZOS)
 
 
-def _mask(still: Still, size: tuple[int, int]) -> Image.Image:
+def _mask(image_input: ImageInput, size: tuple[int, int]) -> Image.Image:
     """Black and white: white, from the middle grey on, is painted anew.  Raises UsageError where nothing is white."""
-    grey = cover(still.open(), size, Image.Resampling.NEAREST).convert("L")
+    grey = cover(image_input.open(), size, Image.Resampling.NEAREST).convert("L")
     mask = grey.point(lambda value: 255 if value > 127 else 0)
     if mask.getbbox() is None:
-        raise UsageError(f"mask {still.name}: black all over, so nothing would be painted", "white is painted anew")
+        raise UsageError(
+            f"mask {image_input.name}: black all over, so nothing would be painted", "white is painted anew"
+        )
     return mask
 
 

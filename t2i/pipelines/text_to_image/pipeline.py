@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import UsageError
+from t2i.model_files.locate import ModelFiles, locate
 from t2i.model_files.registry import Defaults
 from t2i.model_files.weight_files import SAFETY
-from t2i.pipelines.adapters.attach import Fitted
+from t2i.pipelines.adapters.attach import AttachedAdapters
 from t2i.pipelines.adapters.files import find_all
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 from t2i.pipelines.environment import device_name, thread_count
-from t2i.pipelines.loading.load import ModelFiles, locate
-from t2i.pipelines.loading.plan import Pictures, Plan, Wishes
-from t2i.pipelines.loading.retry import Loaded, make_plan
-from t2i.pipelines.prompts.encoder import Conditioner
+from t2i.pipelines.loading.plan import DeviceOptions, ImageBatch, MemoryPlan
+from t2i.pipelines.loading.retry import RetryingLoader, make_plan
+from t2i.pipelines.prompts.encoder import PromptEncoder
 from t2i.pipelines.settings import limits
-from t2i.pipelines.settings.edit import WORDS_ALONE, Edit
+from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
 from t2i.pipelines.settings.schedulers import describe
 from t2i.pipelines.settings.settings import Job, Settings, choose_settings, default_batch_size
-from t2i.pipelines.text_to_image.passes import Drawn
+from t2i.pipelines.text_to_image.passes import PassResult
+from t2i.pipelines.text_to_image.preview import Preview
 from t2i.pipelines.text_to_image.results import Result, make_results
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 from t2i.pipelines.text_to_image.step_cache import Cache, check_compiled, parse_cache
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TextToImage:
         name: str,
         defaults: Defaults,
         scheduler: str | None = None,
-        loaded: Loaded | None = None,
+        loaded: RetryingLoader | None = None,
         cache: Cache | None = None,
     ) -> None:
         """Use `load` for a saved model and `wrap` for a pipeline in memory."""
@@ -64,7 +65,9 @@ class TextToImage:
         self.defaults = defaults
         self.revision = files.revision if files else None
         self.weights_hash = files.hash() if files else None
-        self.rig = Rig(name, defaults, scheduler or defaults.scheduler, cache, bool(files and files.offline))
+        self.runner = PipelineRunner(
+            name, defaults, scheduler or defaults.scheduler, cache, bool(files and files.offline)
+        )
         self._adopt(pipe)
 
     @classmethod
@@ -79,15 +82,15 @@ class TextToImage:
         scheduler: str | None = None,
         components: dict[str, Any] | None = None,
         adapters: Adapters = NO_ADAPTERS,
-        wishes: Wishes | None = None,
-        plan: Plan | None = None,
+        options: DeviceOptions | None = None,
+        plan: MemoryPlan | None = None,
         cache: str | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> TextToImage:
         """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
 
         device, dtype: default: see `choose_device` and `choose_dtype`.
-        components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `fitted` tells of them.
+        components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `attached` tells of them.
         cache: of steps, as `--cache` takes it.
         wishes: of the machine.  plan: what `make_plan` made of all that, for the pictures that are to be drawn.
         say: takes a line for the user where memory runs out and the next rung is taken.
@@ -96,18 +99,18 @@ class TextToImage:
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
         caching = parse_cache(cache) if cache else None
         found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
-        plan = plan or make_plan(files, device=device, wishes=replace(wishes or Wishes(), dtype=dtype))
-        check_compiled(caching, plan.wishes.compile)
-        loaded = Loaded(files, plan, components, say)
+        plan = plan or make_plan(files, device=device, options=replace(options or DeviceOptions(), dtype=dtype))
+        check_compiled(caching, plan.options.compile)
+        loaded = RetryingLoader(files, plan, components, say)
         name, defaults = files.model.name, files.defaults
         drawer = cls(loaded.pipe, name=name, defaults=defaults, scheduler=scheduler, loaded=loaded, cache=caching)
-        drawer.rig.dress(adapters, found)
+        drawer.runner.attach_adapters(adapters, found)
         return drawer
 
-    def wear(self, adapters: Adapters, offline: bool = False) -> None:
+    def set_adapters(self, adapters: Adapters, offline: bool = False) -> None:
         """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
-        if adapters != self.fitted.adapters:
-            self.rig.dress(adapters, find_all(adapters, offline))
+        if adapters != self.attached.adapters:
+            self.runner.attach_adapters(adapters, find_all(adapters, offline))
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
@@ -117,17 +120,17 @@ class TextToImage:
     @property
     def pipe(self) -> Any:
         """The diffusers pipeline underneath."""
-        return self.rig.pipe
+        return self.runner.pipe
 
     @property
-    def fitted(self) -> Fitted:
+    def attached(self) -> AttachedAdapters:
         """The adapters that it wears."""
-        return self.rig.fitted
+        return self.runner.attached
 
     @property
-    def conditioner(self) -> Conditioner:
+    def prompt_encoder(self) -> PromptEncoder:
         """How it reads prompts, and what it has read."""
-        return self.rig.conditioner
+        return self.runner.prompt_encoder
 
     @property
     def device(self) -> str:
@@ -137,10 +140,10 @@ class TextToImage:
     @property
     def dtype(self) -> str:
         """What it draws in: "float32", ..."""
-        return self.rig.dtype
+        return self.runner.dtype
 
     @property
-    def plan(self) -> Plan | None:
+    def plan(self) -> MemoryPlan | None:
         """How it was loaded; None for a pipeline that was in memory already."""
         return self._loaded.plan if self._loaded else None
 
@@ -162,13 +165,13 @@ class TextToImage:
         prompts: Sequence[str] | str,
         *,
         seeds: Sequence[int],
-        negative: str = "",
+        negative_prompt: str = "",
         steps: int | None = None,
         guidance: float | None = None,
         width: int | None = None,
         height: int | None = None,
         scheduler: str | None = None,
-        edit: Edit = WORDS_ALONE,
+        edit: ImageInputs = NO_IMAGE_INPUTS,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Result]:
@@ -179,7 +182,7 @@ class TextToImage:
         """
         jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
         settings = self.settings(
-            negative=negative,
+            negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
             width=width,
@@ -191,10 +194,10 @@ class TextToImage:
 
     def settings(self, **chosen: Any) -> Settings:
         """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
-        chunks = self.conditioner.reader.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
+        chunks = self.prompt_encoder.chunker.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
         settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
-        self.rig.use_scheduler(settings.scheduler)
-        self.rig.editor.prepare(settings.edit)
+        self.runner.use_scheduler(settings.scheduler)
+        self.runner.passes.prepare(settings.edit)
         return settings
 
     def draw(
@@ -204,30 +207,34 @@ class TextToImage:
         *,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        preview: Preview | None = None,
     ) -> Iterator[Result]:
-        """Draw these jobs, batch by batch; see `__call__`."""
+        """Draw these jobs, batch by batch; see `__call__`.  preview: shows images as they take shape."""
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
-        alone = self.rig.cache is not None and self.rig.cache.alone
+        alone = self.runner.cache is not None and self.runner.cache.alone
         if batch_size is None:
             batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
         if alone and batch_size != 1:
-            raise UsageError(f"cache {self.rig.cache} with {batch_size} images at once", "it draws one at a time")
-        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress)
+            raise UsageError(f"cache {self.runner.cache} with {batch_size} images at once", "it draws one at a time")
+        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress, preview)
 
-    def _batches(self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None) -> Iterator[Result]:
-        guided, first = self.rig.uses_negative(settings.guidance), 0
+    def _batches(
+        self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None, preview: Preview | None
+    ) -> Iterator[Result]:
+        guided, first = self.runner.uses_negative(settings.guidance), 0
         slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
-        for batch in (run for part in slices for run in self.conditioner.runs(part, settings, guided)):
+        for batch in (run for part in slices for run in self.prompt_encoder.runs(part, settings, guided)):
 
             def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
                 if progress is not None:
                     progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
 
+            self.runner.preview = preview
             x, blanked = self._draw_whole(batch, settings, report)
             report(1.0)
-            yield from make_results(self.rig, batch, settings, (x, blanked), first, self._known())
+            yield from make_results(self.runner, batch, settings, (x, blanked), first, self._known())
             first += len(batch)
 
     def _known(self) -> dict[str, Any]:
@@ -241,19 +248,19 @@ class TextToImage:
             "device": self.device,
             "hardware": device_name(self.device),
             "threads": thread_count(),
-            "adapters": [dict(record) for record in self.fitted.records],
-            "machine": machine | ({"cache": str(self.rig.cache)} if self.rig.cache else {}),
+            "adapters": [dict(record) for record in self.attached.records],
+            "machine": machine | ({"cache": str(self.runner.cache)} if self.runner.cache else {}),
             "safety": self.safety,
         }
 
-    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
+    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> PassResult:
         """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
         if self._loaded is None:
-            return self.rig.draw(batch, settings, report)
-        pictures = Pictures(*settings.final, len(batch))
-        return self._loaded.draw(pictures, self._adopt, lambda: self.rig.draw(batch, settings, report))
+            return self.runner.draw(batch, settings, report)
+        pictures = ImageBatch(*settings.final, len(batch))
+        return self._loaded.draw(pictures, self._adopt, lambda: self.runner.draw(batch, settings, report))
 
     def _adopt(self, pipe: Any) -> None:
         """Draw with this pipeline; None: let the present one go."""
-        dtype = self._loaded.plan.rung.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
-        self.rig.adopt(pipe, dtype)
+        dtype = self._loaded.plan.level.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
+        self.runner.adopt(pipe, dtype)

@@ -7,8 +7,10 @@ from typing import Any
 
 from PIL.Image import Image
 
+from t2i.config.options import OPTIONS, SETTINGS
 from t2i.imaging.images import pixel_hash
 from t2i.metadata.recipe import Recipe
+from t2i.pipelines.environment import compel_version, versions
 from t2i.pipelines.settings.schedulers import describe
 from t2i.pipelines.settings.settings import Job, Settings
 
@@ -33,26 +35,15 @@ def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, know
         seed=job.seed,
         width=image.width,
         height=image.height,
-        versions=versions() | (_compel() if known.get("reading") else {}),
+        versions=versions() | (compel_version() if known.get("reading") else {}),
         image_hash=pixel_hash(image),
         edit=settings.edit.record((settings.width, settings.height)),
+        options=recorded_options(settings),
         **known,
     )
 
 
-def _compel() -> dict[str, str]:
-    """The version of what weighs prompts and parts long ones."""
-    from importlib.metadata import version
-
-    return {"compel": version("compel")}
-
-
-def versions() -> dict[str, str]:
-    import diffusers
-    import torch
-    import transformers
-
-    from t2i import __version__
-
-    libraries = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
-    return {"t2i": __version__} | {name: str(library.__version__) for name, library in libraries.items()}
+def recorded_options(settings: Settings) -> dict[str, Any]:
+    """Return the options that a record keeps by name, where they are set."""
+    names = [name for name in SETTINGS if OPTIONS[name].option.recorded]
+    return {name: value for name in names if (value := getattr(settings, name)) != OPTIONS[name].default}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from t2i.errors import NonFinite
 from t2i.metadata.recipe import Recipe
 from t2i.pipelines.settings.settings import Job, Settings
-from t2i.pipelines.text_to_image.passes import Drawn
+from t2i.pipelines.text_to_image.passes import PassResult
 from t2i.pipelines.text_to_image.record import make_recipe
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,12 @@ class Result:
 
 
 def make_results(
-    rig: Rig, batch: Sequence[Job], settings: Settings, drawn: Drawn, first: int, known: Mapping[str, Any]
+    runner: PipelineRunner,
+    batch: Sequence[Job],
+    settings: Settings,
+    drawn: PassResult,
+    first: int,
+    known: Mapping[str, Any],
 ) -> Iterator[Result]:
     """The finite pictures of a batch; then NonFinite is raised if one was not.
 
@@ -41,13 +46,13 @@ def make_results(
 
     x, blanked = drawn
     finite = x.isfinite().flatten(1).all(1).tolist()
-    guided = rig.uses_negative(settings.guidance)
+    guided = runner.uses_negative(settings.guidance)
     for k, job in enumerate(batch):
         if finite[k]:
             image = from_tensor(x[k : k + 1])[0]
-            reading = rig.conditioner.reading(job, settings, guided)
+            reading = runner.prompt_encoder.reading(job, settings, guided)
             about = {**known, "batch_size": len(batch), "batch_index": k, "reading": reading}
-            yield Result(image, make_recipe(job, settings, image, rig.pipe.scheduler, about), blanked[k], first + k)
+            yield Result(image, make_recipe(job, settings, image, runner.pipe.scheduler, about), blanked[k], first + k)
     bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
     if bad:
-        raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", rig.way_out())
+        raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", runner.suggestion())

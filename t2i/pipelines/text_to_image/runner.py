@@ -12,20 +12,20 @@ from typing import Any
 
 from t2i.metadata.jsonable import plain_config
 from t2i.model_files.registry import Defaults
-from t2i.pipelines.adapters.attach import Fitted, fit, unfit
+from t2i.pipelines.adapters.attach import AttachedAdapters, attach, detach
 from t2i.pipelines.adapters.files import Found
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
-from t2i.pipelines.prompts.encoder import Conditioner
+from t2i.pipelines.prompts.encoder import PromptEncoder
 from t2i.pipelines.settings.schedulers import describe, make_scheduler
 from t2i.pipelines.settings.settings import Job, Settings, call_parameters
 from t2i.pipelines.text_to_image.call import call, watch_steps
-from t2i.pipelines.text_to_image.passes import Drawn, Editor
+from t2i.pipelines.text_to_image.passes import ImagePasses, PassResult
 from t2i.pipelines.text_to_image.preview import Preview
 from t2i.pipelines.text_to_image.step_cache import Cache, StepCache
 
 
-class Rig:
+class PipelineRunner:
     """Draws one batch.
 
     pipe: the text-to-image pipeline.  dtype: what its networks compute in.  fitted: the adapters it wears.
@@ -33,7 +33,7 @@ class Rig:
     preview: what is shown while it draws; None: nothing.
     """
 
-    conditioner: Conditioner
+    prompt_encoder: PromptEncoder
 
     def __init__(
         self, name: str, defaults: Defaults, scheduler: str | None, cache: Cache | None = None, offline: bool = False
@@ -44,11 +44,11 @@ class Rig:
         self.cache = cache
         self.pipe: Any = None
         self.dtype = "float32"
-        self.fitted = Fitted()
-        self.editor = Editor(None, offline)
+        self.attached = AttachedAdapters()
+        self.passes = ImagePasses(None, offline)
         self.hooks: StepCache | None = None
         self.preview: Preview | None = None
-        self._worn = NO_ADAPTERS, Found()
+        self._wanted_adapters = NO_ADAPTERS, Found()
         self._scheduler = scheduler
         self._own_scheduler: Any = None
         self._parameters: Mapping[str, Any] = {}
@@ -58,26 +58,26 @@ class Rig:
 
         Raises UsageError where it cannot take the scheduler or the step cache.
         """
-        self._undress()
+        self._detach_adapters()
         self.pipe, self.dtype = pipe, dtype
         self._own_scheduler = pipe and pipe.scheduler
-        self.editor.adopt(pipe)
+        self.passes.adopt(pipe)
         if pipe is None:
             return
         self._parameters = call_parameters(pipe)
-        self.conditioner = Conditioner(pipe)
+        self.prompt_encoder = PromptEncoder(pipe)
         self.hooks = StepCache(pipe, self.cache) if self.cache else None
         pipe.set_progress_bar_config(disable=True)
         self.use_scheduler(None)  # an unknown one fails now rather than at the first image
-        self.dress(*self._worn)
+        self.attach_adapters(*self._wanted_adapters)
 
-    def dress(self, adapters: Adapters, found: Found) -> None:
-        """Put these adapters on, in place of those before; where one cannot be put on, none is.  See `fit`."""
-        self._undress()
-        self._worn = NO_ADAPTERS, Found()
-        self.fitted = fit(self.pipe, self.name, adapters, found)
-        self.conditioner.clear()  # the text encoders may read otherwise now
-        self._worn = adapters, found
+    def attach_adapters(self, adapters: Adapters, found: Found) -> None:
+        """Put these adapters on, in place of those before; where one cannot be put on, none is.  See `attach`."""
+        self._detach_adapters()
+        self._wanted_adapters = NO_ADAPTERS, Found()
+        self.attached = attach(self.pipe, self.name, adapters, found)
+        self.prompt_encoder.clear()  # the text encoders may read otherwise now
+        self._wanted_adapters = adapters, found
 
     def use_scheduler(self, spelling: str | None) -> None:
         """Put the scheduler of that name (None: what was chosen, else the model's own), fresh, into the pipeline."""
@@ -100,30 +100,30 @@ class Rig:
         another = "true_cfg_scale" in self._parameters and self.defaults.guidance_name != "true_cfg_scale"
         return guidance > 1 and "negative_prompt" in self._parameters and not another
 
-    def draw(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> Drawn:
+    def draw(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> PassResult:
         """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked.
 
         report: takes the part that is done.  Raises NonFinite, and ModelError for what the pipeline refuses.
         """
         options, one_pass = self._options(batch, settings), partial(self._call, settings)
         if settings.edit:
-            return self.editor.draw(one_pass, options, settings, report, self.way_out())
-        watch = watch_steps(report, self.way_out())
+            return self.passes.draw(one_pass, options, settings, report, self.suggestion())
+        watch = watch_steps(report, self.suggestion())
         return one_pass(self.pipe, (settings.width, settings.height), options | {"callback_on_step_end": watch})
 
-    def way_out(self) -> str:
+    def suggestion(self) -> str:
         """What to try where numbers leave their range."""
         if self.dtype != "float32":
             return "try --dtype float32"
         return "try another --scheduler or a lower --guidance; if that does not help, the model's weights are damaged"
 
-    def _undress(self) -> None:
-        """Take all adapters off the pipeline, if there is one; `_worn` remembers them for the next one."""
+    def _detach_adapters(self) -> None:
+        """Take all adapters off the pipeline, if there is one; `_wanted_adapters` remembers them for the next one."""
         if self.pipe is not None:
-            unfit(self.pipe, self.fitted)
-        self.fitted = Fitted()
+            detach(self.pipe, self.attached)
+        self.attached = AttachedAdapters()
 
-    def _call(self, settings: Settings, pipe: Any, size: tuple[int, int], options: Mapping[str, Any]) -> Drawn:
+    def _call(self, settings: Settings, pipe: Any, size: tuple[int, int], options: Mapping[str, Any]) -> PassResult:
         """One pass, by this pipeline or another one with its networks.  size: (width, height)."""
         self.use_scheduler(settings.scheduler)  # a fresh one: what watches a pass hangs on it
         pipe.scheduler = self.pipe.scheduler
@@ -141,9 +141,9 @@ class Rig:
             "num_inference_steps": settings.steps,
             self.defaults.guidance_name: settings.guidance,
             "generator": generators,
-            **self.fitted.options,
+            **self.attached.options,
         }
-        options |= self.conditioner.options(batch, settings, self.uses_negative(settings.guidance))
+        options |= self.prompt_encoder.options(batch, settings, self.uses_negative(settings.guidance))
         if hasattr(self.pipe, "unet") and self.dtype != "float32":
             options["latents"] = first_noise(self.pipe, generators, settings)
         return options

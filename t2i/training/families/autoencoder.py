@@ -3,13 +3,15 @@
 diffusers' AutoencoderKL, our losses and loop: reconstruction terms and, as the config asks, a perceptual distance
 between ImageNet features and a late discriminator of patches (Esser et al. 2021, section 3.1). The export is an
 ordinary AutoencoderKL folder of averaged weights, whose latents have mean 0 and deviation 1 per channel: the measured
-mean and deviation are folded into its 1x1 convolutions.
+mean and deviation are folded into its 1x1 convolutions. Beside it is facts.json, where the config has held-out images:
+how near their reconstructions are.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import math
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +20,18 @@ from torch import Tensor, nn
 
 from t2i import atomic
 from t2i.config import AutoencoderConfig, AutoencoderModel
+from t2i.data.batches import corners
 from t2i.data.tables import Table, load_table
 from t2i.distributed import is_main
+from t2i.errors import ModelUnavailable
 from t2i.imaging import images
-from t2i.model_files.imagenet import load_efficientnet
+from t2i.model_files.imagenet import imagenet_file, load_efficientnet
+from t2i.nn.efficientnet import EfficientNetLite0
 from t2i.nn.patchgan import PatchDiscriminator
 from t2i.randomness import derive_seed, generator
 from t2i.training.adversarial import GAMES, frozen
 from t2i.training.batch import pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import feature_distance, gradient_loss, kl_to_standard_normal, psnr, ssim
 from t2i.training.runs.run_folder import Launch, RunFolder
@@ -34,8 +39,12 @@ from t2i.training.runs.run_folder import Launch, RunFolder
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+FACTS = "facts.json"
 SHOWN = 14  # images of the sample grid, or all there are, each above its reconstruction
+LABELLED = 64  # least pixels per side of a picture on the sheet, beside whose words smaller ones are lost
+AT_ONCE = 32  # held-out images measured at once
 MEASURED = 4096  # images whose latents give the mean and deviation
+SCALE = 2.0**10  # a power of two: exact in float32 and bfloat16
 
 
 class Codec(nn.Module):
@@ -88,14 +97,27 @@ def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> Autoenc
     )
 
 
-def outline(config: AutoencoderConfig) -> Outline:
-    """What this config trains."""
+def estimate_cost(config: AutoencoderConfig) -> CostEstimate:
+    """What this config trains.  Work that begins with the discriminator is spread over the whole run.
+
+    Raises ModelUnavailable: the loss needs ImageNet features, whose weights are not installed.
+    """
     codec, side = build_codec(config), config.crop or config.data.size
     parameters = {"encoder": size(codec.vae.encoder), "decoder": size(codec.vae.decoder)}
     if config.loss.adversarial:
         parameters["discriminator"] = size(codec.discriminator)
     codec, x = codec.to("meta"), blank(1, 3, side, side)
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: codec(x, blank(1, *latent_size(config)))))
+    flops = FORWARD_AND_BACKWARD * work(lambda: codec(x, blank(1, *latent_size(config))))
+    playing = max(0, config.images - config.loss.adversarial_from) / config.images if config.loss.adversarial else 0.0
+    if config.loss.perceptual:
+        imagenet_file()
+        net = EfficientNetLite0().eval().to("meta")
+        # forward for the image and its reconstruction, and back to that; once more for the length of the gradient
+        flops += round((3 + playing) * work(lambda: net.scales(x)))
+    if config.loss.adversarial:
+        # the discriminator's turn, with an image and its reconstruction; the autoencoder's: forward and back, twice
+        flops += round(playing * (2 * FORWARD_AND_BACKWARD + 3) * work(lambda: codec.discriminator(x)))
+    return CostEstimate(parameters, flops)
 
 
 def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Launch()) -> Path:
@@ -104,15 +126,17 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Lau
     Raises T2IError: data, config, checkpoint and non-finite faults.
     """
     progress = launch.progress and is_main()
+    network = imagenet_features(config)
     folder = RunFolder(run)
     folder.begin(config, launch)
     table = load_table(config.data, progress)
+    held_out = load_table(config.held_out, progress) if config.held_out else None
     codec = build_codec(config)
     weights = config.loss
     adversarial = bool(weights.adversarial)
     rates = {"discriminator.": config.discriminator.rate}
     engine = Engine(config, folder, codec, table.hash, launch, rates, wrapped=not adversarial)
-    features = Features(engine.device) if weights.perceptual else None
+    features = Features(network, engine.device) if network else None
     table = table.to(engine.device)
     latent_shape = latent_size(config)
     autocast = engine.accelerator.autocast if adversarial else nullcontext
@@ -130,8 +154,8 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Lau
             "ssim": ssim(x_hat, x),
             "kl": kl_to_standard_normal(mean.float(), log_variance.float()) / x[0].numel(),
         }
-        if features is not None:
-            terms["perceptual"] = features.distance(x, x_hat)
+        if features and weights.perceptual:
+            terms["perceptual"] = features.distance(x, x_hat).mean()
         loss = (
             weights.l1 * terms["l1"]
             + weights.gradient * terms["gradient"]
@@ -148,29 +172,46 @@ def train_autoencoder(config: AutoencoderConfig, run: Path, launch: Launch = Lau
             average = engine.average()
             if is_main():
                 vae = autoencoder(engine, average, config)
-                draw_reconstructions(vae, table, folder.samples / f"{engine.images_seen:012d}.png")
+                draw_reconstructions(vae, table, held_out, folder.samples / f"{engine.images_seen:012d}.png")
+                if held_out:
+                    found = measure(vae, features, held_out, config.measured)
+                    folder.write_evaluation(engine.images_seen, {f"held_out_{name}": x for name, x in found.items()})
     average = engine.average()
     if is_main():
-        export(autoencoder(engine, average, config), table, engine.images_seen, folder.export)
+        vae = autoencoder(engine, average, config)
+        facts = {"images_seen": engine.images_seen, "held_out": measure(vae, features, held_out)} if held_out else None
+        export(vae, table, engine.images_seen, folder.export)
+        if facts:
+            atomic.write(json.dumps(facts, indent=1).encode(), folder.export / FACTS, overwrite=True)
     return folder.export
 
 
-class Features:
-    """ImageNet features of images, for the perceptual term: EfficientNet-Lite0, frozen, in float32.
+def imagenet_features(config: AutoencoderConfig) -> EfficientNetLite0 | None:
+    """Load the network of the perceptual distance, where the loss needs it, or where held-out images can have it.
 
-    Raises ModelUnavailable: its weights are not installed.
+    Raises ModelUnavailable: the loss needs it, and its weights are not installed.
     """
+    if config.loss.perceptual:
+        return load_efficientnet()
+    if config.held_out:
+        with suppress(ModelUnavailable):
+            return load_efficientnet()
+    return None
 
-    def __init__(self, device: torch.device) -> None:
+
+class Features:
+    """ImageNet features of images, for the perceptual distance: EfficientNet-Lite0, frozen, in float32."""
+
+    def __init__(self, network: EfficientNetLite0, device: torch.device) -> None:
         # channels_last: 3.6 -> 2.5 ms per 64-pixel image, forward and backward; bf16 is slower (one core, Zen 4)
-        self.net = load_efficientnet().to(device, memory_format=torch.channels_last)
+        self.network = network.to(device, memory_format=torch.channels_last)
 
     def distance(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The mean over a batch of `feature_distance`, a scalar.  x, x_hat: (B, 3, H, W) in [-1, 1]."""
+        """The `feature_distance` of each pair, (B,).  x, x_hat: (B, 3, H, W) in [-1, 1]; x gets no gradient."""
         with torch.no_grad():
-            real = self.net.scales(x.contiguous(memory_format=torch.channels_last))
-        found = self.net.scales(x_hat.contiguous(memory_format=torch.channels_last))
-        return feature_distance(real, found).mean()
+            real = self.network.scales(x.contiguous(memory_format=torch.channels_last))
+        found = self.network.scales(x_hat.contiguous(memory_format=torch.channels_last))
+        return feature_distance(real, found)
 
 
 def play(
@@ -184,8 +225,9 @@ def play(
 ) -> None:
     """One step of the discriminator, then one of the autoencoder against it (hinge; Lim and Ye 2017).
 
-    The adversarial term's weight makes its gradient at the reconstruction `loss.adversarial` times that of all other
-    terms (Esser et al. 2021, eq. 7, taken at the image instead of the last layer, where it costs nothing more).
+    The adversarial term's weight makes its gradient at the reconstruction `loss.adversarial` times as long as that of
+    all other terms (Esser et al. 2021, eq. 7, taken at the image instead of the last layer: that leaves the decoder
+    out of these two backward passes).
     """
     codec, game = engine.raw, GAMES["hinge"]
     discriminator = codec.discriminator
@@ -206,9 +248,14 @@ def play(
 
 
 def gradient_ratio(engine: Engine, loss: Tensor, against: Tensor, x_hat: Tensor) -> Tensor:
-    """How much longer the gradient of `loss` at the reconstruction is than that of `against`, over all processes."""
-    squares = [torch.autograd.grad(term, x_hat, retain_graph=True)[0].square().sum() for term in (loss, against)]
-    ours, theirs = engine.accelerator.reduce(torch.stack(squares), "mean").sqrt()
+    """Return how much longer the gradient of `loss` at the reconstruction is than that of `against`.
+
+    A scalar, over all processes.
+    """
+    # SCALE: in float16, where the discriminator may compute, the gradient of a mean over all patches would underflow
+    slopes = [torch.autograd.grad(SCALE * term, x_hat, retain_graph=True)[0] / SCALE for term in (loss, against)]
+    squares = torch.stack([slope.square().sum() for slope in slopes])
+    ours, theirs = engine.accelerator.reduce(squares, "mean").sqrt()
     return ours / (theirs + 1e-12)
 
 
@@ -217,11 +264,9 @@ def crop(x: Tensor, side: int, seed: int, step: Step) -> Tensor:
 
     x: (b, 3, S, S).  Returns (b, 3, side, side).
     """
-    free = x.shape[-1] - side + 1
-    draw = generator(seed, "crop", step.index)
-    corners = torch.randint(free, (step.batch, 2), generator=draw)[step.share].tolist()
+    places = corners(seed, step.first, step.batch, x.shape[-1] - side + 1)[step.share].tolist()
     return torch.stack(
-        [image[:, top : top + side, left : left + side] for image, (top, left) in zip(x, corners, strict=True)]
+        [image[:, top : top + side, left : left + side] for image, (top, left) in zip(x, places, strict=True)]
     )
 
 
@@ -238,13 +283,43 @@ def autoencoder(engine: Engine, weights: dict[str, Tensor], config: AutoencoderC
     return codec.vae.to(engine.device).eval()
 
 
+def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """What comes back of images through the middle of their latents.  x: (B, 3, S, S) in [-1, 1].  Returns the same."""
+    return vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
+
+
 @torch.inference_mode()
-def draw_reconstructions(vae: AutoencoderKL, table: Table, path: Path) -> None:
-    """Save a grid of fixed training images, each above its reconstruction."""
-    x = images.from_uint8(table.images(table.spread(SHOWN))).to(vae.device)
-    x_hat = vae.decode(vae.encode(x).latent_dist.mode()).sample
-    pairs = images.from_tensor(torch.cat([x, x_hat]).cpu().clamp(-1, 1))
-    images.save(images.grid(pairs, columns=len(x)), path, overwrite=True)
+def draw_reconstructions(vae: AutoencoderKL, table: Table, held_out: Table | None, path: Path) -> None:
+    """Save a grid of fixed training images, each above its reconstruction; below them held-out ones, if there are."""
+    tables = [table, held_out] if held_out else [table]
+    columns = min(SHOWN, *(some.count for some in tables))
+    shown = []
+    for some in tables:
+        x = images.from_uint8(some.images(some.spread(columns))).to(vae.device)
+        shown += images.from_tensor(torch.cat([x, reconstruct(vae, x)]).cpu())
+    names = ["training", "reconstructed", "held out", "reconstructed"] if held_out else None
+    if names:
+        shown = [images.enlarge(picture, LABELLED) for picture in shown]
+    images.save(images.grid(shown, columns=columns, row_labels=names), path, overwrite=True)
+
+
+@torch.inference_mode()
+def measure(vae: AutoencoderKL, features: Features | None, table: Table, most: int | None = None) -> dict[str, float]:
+    """How near the reconstructions of whole images are: psnr, and where there are features, perceptual.
+
+    most: images; None: all.  psnr: in dB, from the mean square error over all of them, of pixels within [-1, 1].
+    perceptual: the mean of `feature_distance`.
+    """
+    rows = table.spread(most or table.count)
+    errors, distances = [], []
+    for some in rows.split(AT_ONCE):
+        x = images.from_uint8(table.images(some)).to(vae.device)
+        x_hat = reconstruct(vae, x)
+        errors.append((x_hat - x).square().mean((1, 2, 3)).cpu().double())
+        if features:
+            distances.append(features.distance(x, x_hat).cpu().double())
+    found = {"psnr": 10 * math.log10(4 / float(torch.cat(errors).mean()))}
+    return found | ({"perceptual": float(torch.cat(distances).mean())} if features else {})
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from t2i.nn.resnet import ResNet
 from t2i.randomness import derive_seed, generator
 from t2i.training.augment import erase, translate
 from t2i.training.batch import class_numbers, classes_of, pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank_batch, class_count, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank_batch, class_count, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.runs.run_folder import Launch, RunFolder
 
@@ -38,13 +38,13 @@ FACTS, CLASSES, WEIGHTS = "facts.json", "classes.json", "diffusion_pytorch_model
 BINS = 15  # of certainty, for the calibration error
 
 
-def outline(config: ClassifierConfig) -> Outline:
+def estimate_cost(config: ClassifierConfig) -> CostEstimate:
     """What this config trains."""
     net = build_resnet(config, class_count(config))
     parameters = {"ResNet": size(net)}
     x, _ = blank_batch(config)
     net = net.to("meta").eval()
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x)))
+    return CostEstimate(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x)))
 
 
 def train_classifier(config: ClassifierConfig, run: Path, launch: Launch = Launch()) -> Path:

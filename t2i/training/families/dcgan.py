@@ -22,7 +22,7 @@ from t2i.pipelines.class_conditional.dcgan import DCGAN
 from t2i.randomness import derive_seed, generator
 from t2i.training.adversarial import GAMES, NUMBERS, diff_augment, frozen, gradient_penalty, r1
 from t2i.training.batch import class_names, class_numbers, pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, blank_batch, class_count, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.periodic_evaluation import Judging
 from t2i.training.runs.run_folder import Launch, RunFolder
@@ -90,7 +90,7 @@ class Turn:
         return generator(self.config.seed, purpose, self.step.index)
 
 
-def outline(config: DCGANConfig) -> Outline:
+def estimate_cost(config: DCGANConfig) -> CostEstimate:
     """What this config trains; penalties are not counted."""
     players = Players(config, class_count(config))
     parameters = {"generator": size(players.generator), "discriminator": size(players.discriminator)}
@@ -100,7 +100,7 @@ def outline(config: DCGANConfig) -> Outline:
     d = work(lambda: players.discriminator(x, label))
     judging = 2 * FORWARD_AND_BACKWARD * d + g  # a real and a generated image
     turn = FORWARD_AND_BACKWARD * g + 2 * d  # of the generator: the discriminator's weights need no gradients
-    return Outline(parameters, judging + turn // config.d_steps)
+    return CostEstimate(parameters, judging + turn // config.d_steps)
 
 
 def train_dcgan(config: DCGANConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -22,21 +22,21 @@ from t2i.pipelines.class_conditional.ddpm import DDPM
 from t2i.pipelines.class_conditional.diffusers_scheduler import make_scheduler
 from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, blank_batch, class_count, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.losses import by_noise_level
 from t2i.training.periodic_evaluation import Judging
 from t2i.training.runs.run_folder import Launch, RunFolder
 
 
-def outline(config: DDPMConfig) -> Outline:
+def estimate_cost(config: DDPMConfig) -> CostEstimate:
     """What this config trains."""
     unet = build_unet(config, class_count(config))
     parameters = {"U-Net": size(unet)}
     x_t, _ = blank_batch(config)
     label = blank(1, dtype=torch.long) if unet.class_embedding is not None else None
     unet = unet.to("meta")
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: unet(x_t, blank(1), label)))
+    return CostEstimate(parameters, FORWARD_AND_BACKWARD * work(lambda: unet(x_t, blank(1), label)))
 
 
 def train_ddpm(config: DDPMConfig, run: Path, launch: Launch = Launch()) -> Path:

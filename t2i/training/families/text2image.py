@@ -24,7 +24,7 @@ from t2i.errors import CheckpointError, ModelError
 from t2i.imaging import images
 from t2i.pipelines.text_to_image.pipeline import Job, TextToImage
 from t2i.randomness import derive_seed, generator
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, size, work
 from t2i.training.engine import Engine, Step
 from t2i.training.latents import cached_latents
 from t2i.training.losses import by_noise_level
@@ -107,7 +107,7 @@ class Setup:
     vae: AutoencoderKL
 
 
-def outline(config: Text2ImageConfig) -> Outline:
+def estimate_cost(config: Text2ImageConfig) -> CostEstimate:
     """What this config trains.  Raises ModelError: no autoencoder."""
     vocabulary = config.text_encoder.vocabulary  # the tokenizer is not trained yet: it has at most so many words
     net = Denoiser(config, vocabulary, load_autoencoder(config.autoencoder))
@@ -115,7 +115,7 @@ def outline(config: Text2ImageConfig) -> Outline:
     net, unet = net.to("meta"), net.unet.config
     x_t = blank(1, unet.in_channels, unet.sample_size, unet.sample_size)
     ids = blank(1, config.text_encoder.tokens, dtype=torch.long)
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x_t, blank(1), ids)))
+    return CostEstimate(parameters, FORWARD_AND_BACKWARD * work(lambda: net(x_t, blank(1), ids)))
 
 
 def train_text2image(config: Text2ImageConfig, run: Path, launch: Launch = Launch()) -> Path:
@@ -247,7 +247,9 @@ def draw_samples(pipe: StableDiffusionPipeline, config: Text2ImageConfig, folder
     wanted = config.samples
     model = TextToImage.wrap(pipe)
     # weights=False: a caption is plain text, brackets and all
-    settings = model.settings(negative=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False)
+    settings = model.settings(
+        negative_prompt=wanted.negative, steps=wanted.steps, guidance=wanted.guidance, weights=False
+    )
     jobs = [Job(prompt, config.seed + i) for i, prompt in enumerate(wanted.prompts)]
     results = model.draw(jobs, settings)
     sheet = images.grid([result.image for result in results], columns=wanted.columns)

@@ -23,7 +23,7 @@ from t2i.nn.vae import VAENetwork
 from t2i.pipelines.class_conditional.vae import VAE
 from t2i.randomness import derive_seed, generator
 from t2i.training.batch import class_names, class_numbers, pictures
-from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, Outline, blank, blank_batch, class_count, size, work
+from t2i.training.cost_estimate import FORWARD_AND_BACKWARD, CostEstimate, blank, blank_batch, class_count, size, work
 from t2i.training.elbo import bits, density_bits, dequantise, free, kl_nats, reconstruction_nats
 from t2i.training.engine import Engine
 from t2i.training.periodic_evaluation import Judging
@@ -33,13 +33,13 @@ FACTS = "facts.json"
 SCALE = 64  # least pixels per side of a picture on the sheet, beside whose words smaller ones are lost
 
 
-def outline(config: VAEConfig) -> Outline:
+def estimate_cost(config: VAEConfig) -> CostEstimate:
     """What this config trains."""
     vae = build_vae(config, class_count(config))
     parameters = {"encoder and decoder": size(vae)}
     x, label = blank_batch(config)
     vae = vae.to("meta")
-    return Outline(parameters, FORWARD_AND_BACKWARD * work(lambda: vae(x, blank(1, config.model.latent), label)))
+    return CostEstimate(parameters, FORWARD_AND_BACKWARD * work(lambda: vae(x, blank(1, config.model.latent), label)))
 
 
 def train_vae(config: VAEConfig, run: Path, launch: Launch = Launch()) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from t2i import __version__
 from t2i.pipelines.environment import device_name
+from t2i.version import __version__
 
 
 def environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:

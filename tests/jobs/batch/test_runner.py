@@ -18,9 +18,9 @@ from PIL import Image
 
 from t2i.errors import NonFinite
 from t2i.imaging import images
+from t2i.jobs.batch.batch_models import FIRST
 from t2i.jobs.batch.file_locks import claim
-from t2i.jobs.batch.model_slot import FIRST
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -166,9 +166,9 @@ def test_what_cannot_be_drawn_is_exit_3_and_listed_and_tried_again(
 ) -> None:
     (here / "list.txt").write_text("a horse\na cat\na dog\na bird\na fish\n")
     call = ["--prompts", "list.txt", "-s", "1", "--batch-size", "2", "-o", "out/"]
-    draw_batch = Rig.draw
+    draw_batch = PipelineRunner.draw
 
-    def broken(self: Rig, batch: Any, *rest: Any) -> Any:
+    def broken(self: PipelineRunner, batch: Any, *rest: Any) -> Any:
         x, blanked = draw_batch(self, batch, *rest)
         for k, job in enumerate(batch):
             if "dog" in job.prompt:
@@ -176,7 +176,7 @@ def test_what_cannot_be_drawn_is_exit_3_and_listed_and_tried_again(
         return x, blanked
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rig, "draw", broken)
+        patch.setattr(PipelineRunner, "draw", broken)
         ran = t2i(*call)
     assert (ran.code, len(ran.lines)) == (3, 4), ran.err
     assert "failed: 000003-" in ran.err
@@ -199,7 +199,7 @@ def test_where_nothing_can_be_drawn_the_cause_is_the_exit(
         raise NonFinite("non-finite image", "try --dtype float32")
 
     tried: list[int] = []
-    monkeypatch.setattr(Rig, "draw", broken)
+    monkeypatch.setattr(PipelineRunner, "draw", broken)
     ran = t2i("--prompts", "list.txt", "-s", "1", "--batch-size", "1", "-o", "out/")
     assert (ran.code, "try --dtype float32" in ran.err, len(tried)) == (1, True, 8)
 
@@ -272,13 +272,13 @@ def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
 DRY = """
 import resource, sys
 from pathlib import Path
-from t2i.jobs.batch.job_list import make_listing
-from t2i.jobs.spec.request import Request
+from t2i.jobs.batch.job_list import make_job_list
+from t2i.jobs.spec.request import GenerateRequest
 
-request = Request(prompts=(), seeds=(5,), output="big/", shards="parquet")
-listing = make_listing(Path(sys.argv[1]), request, True)
+request = GenerateRequest(prompts=(), seeds=(5,), output="big/", shards="parquet")
+job_list = make_job_list(Path(sys.argv[1]), request, True)
 count = 0
-for share in listing.shares(lambda item: 8):
+for share in job_list.shares(lambda item: 8):
     for group in share:
         count += len(group.items)
 print(count, group.items[-1].index, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

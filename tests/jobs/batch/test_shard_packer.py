@@ -27,10 +27,10 @@ from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.jobs.batch import shard_index as shards_module
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.shard_formats import KINDS, Picture
+from t2i.jobs.batch.shard_formats import KINDS, ShardImage
 from t2i.jobs.batch.shard_index import Shards
 from t2i.metadata import recipe
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 LIST = ["a horse", "a {cat|dog}", "a house", "a dog", "a bird"]
 CAPTIONS = {"column": "text", "by": None, "templates": {}}
@@ -137,7 +137,7 @@ def test_a_row_group_is_bounded_in_rows_and_in_bytes(tmp_path: Path, monkeypatch
     path = tmp_path / "a.png"
     images.save(Image.new("RGB", (8, 8)), path)
     data = path.read_bytes()
-    many = [Picture(f"{k:06d}", ".png", data, "a horse") for k in range(250)]
+    many = [ShardImage(f"{k:06d}", ".png", data, "a horse") for k in range(250)]
     for most, groups in ((10**9, [100, 100, 50]), (60 * len(data), [60, 60, 60, 60, 10])):
         monkeypatch.setattr("t2i.jobs.batch.shard_formats.ROW_BYTES", most)
         with (tmp_path / "a.parquet").open("wb") as file:
@@ -236,16 +236,16 @@ def test_killed_at_any_step_of_packing_it_ends_as_in_one_go(
 
 def fail_on(word: str, patch: pytest.MonkeyPatch) -> None:
     """Let pictures of prompts with this word come out as NaN."""
-    draw_batch = Rig.draw
+    draw_batch = PipelineRunner.draw
 
-    def broken(self: Rig, batch: Any, *rest: Any) -> Any:
+    def broken(self: PipelineRunner, batch: Any, *rest: Any) -> Any:
         x, blanked = draw_batch(self, batch, *rest)
         for k, job in enumerate(batch):
             if word in job.prompt:
                 x[k] = float("nan")
         return x, blanked
 
-    patch.setattr(Rig, "draw", broken)
+    patch.setattr(PipelineRunner, "draw", broken)
 
 
 @KINDS_OF_FILES
@@ -276,12 +276,12 @@ def test_what_failed_is_left_out_and_listed_and_a_later_run_makes_that_shard_ane
 def test_blanked_pictures_are_left_out_and_a_shard_of_none_is_no_file(
     t2i: Run, here: Path, call: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw_batch = Rig.draw
+    draw_batch = PipelineRunner.draw
 
-    def blank(self: Rig, batch: Any, *rest: Any) -> Any:
+    def blank(self: PipelineRunner, batch: Any, *rest: Any) -> Any:
         return draw_batch(self, batch, *rest)[0], [job.seed > 3 for job in batch]
 
-    monkeypatch.setattr(Rig, "draw", blank)
+    monkeypatch.setattr(PipelineRunner, "draw", blank)
     for lines in (["out/data-000000.parquet"], []):
         ran = t2i(*call, "--shards", "parquet")
         assert (ran.code, ran.lines) == (3, lines), ran.err
@@ -397,7 +397,10 @@ def test_another_kind_or_size_is_another_batch(t2i: Run, here: Path, call: list[
         (["--prompts", "list.txt", "--shards", "parquet", "-o", "x/", "--overwrite"], "a batch makes what is missing"),
         (["--prompts", "list.txt", "--shards", "zip", "-o", "x/"], "'zip' is not one of"),
         (["--prompts", "list.txt", "--shard-size", "5", "-o", "x/"], "--shard-size 5 without shards"),
-        (["--prompts", "list.txt", "--shards", "parquet", "--shard-size", "0", "-o", "x/"], "0 is not in the range"),
+        (
+            ["--prompts", "list.txt", "--shards", "parquet", "--shard-size", "0", "-o", "x/"],
+            "shard_size: got 0, allowed 1 to 100000",
+        ),
         (["--prompts", "rows.jsonl", "--shards", "parquet", "-o", "x/"], "rows.jsonl, line 2: names its own file"),
     ],
 )

@@ -57,16 +57,16 @@ def test_the_picture_is_the_same_bit_for_bit(t2i: Run, suffix: str) -> None:
 
 
 def test_an_image_of_a_batch_is_drawn_as_in_its_batch(t2i: Run, monkeypatch: Any) -> None:
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
-    drawn, draw = [], Rig.draw
+    drawn, draw = [], PipelineRunner.draw
 
     def watch(self: Any, batch: Any, *rest: Any) -> Any:
         drawn.append([job.seed for job in batch])
         return draw(self, batch, *rest)
 
     many = t2i("a horse", "-b", "5", "-s", "10", "-o", "many/").lines
-    monkeypatch.setattr(Rig, "draw", watch)
+    monkeypatch.setattr(PipelineRunner, "draw", watch)
     ran = t2i("--from", many[3], "-o", "again/", steps="")
     assert "identical" in ran.err
     assert (len(ran.lines), drawn) == (1, [[13] * 5])
@@ -198,13 +198,13 @@ def test_another_tools_text_is_restored_as_far_as_it_goes(
     assert (made.negative_prompt, made.steps, made.guidance, made.seed) == ("blurry", 3, 6.5, 77)
     assert (made.width, made.height, made.scheduler) == (64, 72, "dpm++2m-karras")  # of 60 x 72
     assert made.edit == {"size": [40, 48], "upscale": {"factor": 1.5, "strength": 0.4}}
+    assert made.options == {"clip_skip": 2}
     lost = [line.partition("not restored: ")[2] for line in ran.err.splitlines() if "not restored" in line]
     for words in (
         "LoRA add_detail",
         "prompt editing",
         "the first noise",
         "Hires upscaler: 4x-UltraSharp (of the second pass; it is drawn, from a picture enlarged by Lanczos)",
-        "Clip skip: 2",
         "Lora hashes",
         "Strange thing: 1",
     ):
@@ -237,7 +237,7 @@ def test_a_foreign_model_is_looked_up_else_the_default_draws_and_that_is_said(
 def test_values_that_cannot_be_are_lost_and_said() -> None:
     text = "a\nSteps: 0, Sampler: Nothing, CFG scale: nan, Seed: -1, Size: 99999x8, Model: \x1b[2J, RNG: CPU"
     found = understand(parse(text))
-    assert found.values == {"negative": "", "height": 8}
+    assert found.values == {"negative_prompt": "", "height": 8}
     assert [line.partition(":")[0] for line in found.lost] == ["Steps", "CFG scale", "Seed", "Size-1", "Sampler"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from generate_kit import Run, files
 
 from t2i.errors import UsageError
-from t2i.jobs.spec.prompt_rows import OPTIONS, read_rows
+from t2i.jobs.spec.prompt_rows import NAMES, read_rows
 from t2i.metadata import recipe
 
 
@@ -90,7 +90,7 @@ def test_what_is_wrong_names_the_file_the_line_and_what_is_allowed(row: Any, sai
     assert caught.value.message.startswith("rows.jsonl, line 3: ")
     assert said in caught.value.message
     if "unknown option" in said:
-        assert all(option in str(caught.value.hint) for option in OPTIONS)
+        assert all(option in str(caught.value.hint) for option in NAMES)
 
 
 def test_what_no_row_can_be_is_exit_2_and_nothing_is_drawn(t2i: Run, here: Path) -> None:

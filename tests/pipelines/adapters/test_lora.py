@@ -171,15 +171,15 @@ def test_taken_off_the_pictures_are_those_of_a_fresh_load_bit_for_bit(family: Fa
             return [one.recipe.image_hash for one in drawer("a horse odd", seeds=[1, 2], steps=2, width=32)]
 
         fresh = hashes()
-        drawer.wear(worn)
-        dressed = hashes()
-        assert dressed != fresh
-        drawer.wear(Adapters())
+        drawer.set_adapters(worn)
+        has_adapters = hashes()
+        assert has_adapters != fresh
+        drawer.set_adapters(Adapters())
         assert hashes() == fresh
-        drawer.wear(worn)
-        assert hashes() == dressed
+        drawer.set_adapters(worn)
+        assert hashes() == has_adapters
         again = TextToImage.load(family(kind), adapters=worn)
-        assert hashes(again) == dressed
+        assert hashes(again) == has_adapters
 
 
 @pytest.mark.slow

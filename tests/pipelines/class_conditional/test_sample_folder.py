@@ -15,14 +15,14 @@ from ddpm_kit import NAMES, make
 from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
-from t2i.pipelines.class_conditional.sample_folder import Request, sample_folder
+from t2i.pipelines.class_conditional.sample_folder import SampleRequest, sample_folder
 
 ROOT = Path(__file__).parents[3]
-REQUEST = Request(count=7, batch_size=3)
+REQUEST = SampleRequest(count=7, batch_size=3)
 SETTINGS: dict[str, Any] = {"steps": 3, "guidance": 2.0, "sampler": "ddpm"}
 
 
-def draw(request: Request, folder: Path, **changed: Any) -> dict[str, bytes]:
+def draw(request: SampleRequest, folder: Path, **changed: Any) -> dict[str, bytes]:
     model = make("linear", "eps", NAMES)
     listed = [path for group in sample_folder(model, request, folder, **SETTINGS | changed) for path in group]
     assert listed == sorted(folder.glob("*.png"))
@@ -83,7 +83,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("wrong", "said"), [({"count": 0}, "got 0"), ({"seed": -1}, "seed")])
 def test_wrong_requests_are_refused(wrong: dict[str, int], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Request(**{"count": 1} | wrong)  # type: ignore[arg-type]
+        SampleRequest(**{"count": 1} | wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

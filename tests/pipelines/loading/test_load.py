@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
+from t2i.model_files.locate import locate
 from t2i.model_files.weight_files import MAX_HEADER_BYTES, check_safetensors
 from t2i.pipelines.loading.device import measure
-from t2i.pipelines.loading.load import choose_device, choose_dtype, load_pipeline, locate, pipeline_class
+from t2i.pipelines.loading.load import choose_device, choose_dtype, load_pipeline, pipeline_class
 from t2i.pipelines.prompts.tokenizers import cut_words, load_tokenizers
 
 __all__ = ["cache"]  # a fixture

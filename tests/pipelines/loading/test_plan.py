@@ -20,13 +20,14 @@ from t2i import load
 from t2i.errors import T2IError, UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
+from t2i.model_files.locate import locate
 from t2i.pipelines.loading import apply, quantize
 from t2i.pipelines.loading import device as device_module
 from t2i.pipelines.loading import load as load_module
 from t2i.pipelines.loading.device import Machine, main_memory, measure
-from t2i.pipelines.loading.load import choose_dtype, dtype_reason, load_pipeline, locate
+from t2i.pipelines.loading.load import choose_dtype, dtype_reason, load_pipeline
 from t2i.pipelines.loading.memory_estimate import Component, Networks, networks
-from t2i.pipelines.loading.plan import Pictures, Plan, Rung, Wishes, choose_plan
+from t2i.pipelines.loading.plan import DeviceOptions, ImageBatch, MemoryLevel, MemoryPlan, choose_plan
 
 GB = 10**9
 GPU = Machine("cuda", 24 * GB, 24 * GB, 64 * GB, True, "CUDA capability 8.9")
@@ -39,7 +40,7 @@ LARGE = Networks(
         "vae": Component(GB // 10, 0, GB // 1000),
     }
 )
-NOTHING = Pictures(16, 16, 1)
+NOTHING = ImageBatch(16, 16, 1)
 
 
 def made(path: str) -> recipe.Recipe:
@@ -142,75 +143,81 @@ def test_what_computing_takes_grows_with_the_pictures_and_not_with_tiles() -> No
 
 
 @pytest.mark.parametrize(
-    ("free", "rung"),
+    ("free", "level"),
     [
-        (24, Rung("bfloat16")),
-        (5.0, Rung("bfloat16", True, "model")),
-        (2.6, Rung("bfloat16", True, "model", 8)),
-        (1.7, Rung("bfloat16", True, "model", 4)),
-        (1.0, Rung("bfloat16", True, "group")),
-        (0.01, Rung("bfloat16", True, "group")),  # the last one, though it does not fit
+        (24, MemoryLevel("bfloat16")),
+        (5.0, MemoryLevel("bfloat16", True, "model")),
+        (2.6, MemoryLevel("bfloat16", True, "model", 8)),
+        (1.7, MemoryLevel("bfloat16", True, "model", 4)),
+        (1.0, MemoryLevel("bfloat16", True, "group")),
+        (0.01, MemoryLevel("bfloat16", True, "group")),  # the last one, though it does not fit
     ],
 )
-def test_the_ladder_of_a_gpu(libraries: list[str], free: float, rung: Rung) -> None:
+def test_the_ladder_of_a_gpu(libraries: list[str], free: float, level: MemoryLevel) -> None:
     plan = choose_plan(replace(GPU, free=int(free * GB)), "bfloat16", LARGE, NOTHING, why="the model's own")
-    assert plan.rung == rung
+    assert plan.level == level
     assert plan.fits == (free > 0.5)
     assert ("it may not fit" in plan.summary()) == (not plan.fits)
 
 
 @pytest.mark.parametrize(
-    ("free", "rung"),
+    ("free", "level"),
     [
-        (24, Rung("float32")),
-        (8, Rung("bfloat16")),
-        (3.9, Rung("bfloat16", True, "none", 8)),
-        (1, Rung("bfloat16", True, "none", 8)),
+        (24, MemoryLevel("float32")),
+        (8, MemoryLevel("bfloat16")),
+        (3.9, MemoryLevel("bfloat16", True, "none", 8)),
+        (1, MemoryLevel("bfloat16", True, "none", 8)),
     ],
 )
-def test_the_ladder_of_a_cpu(libraries: list[str], free: float, rung: Rung) -> None:
-    assert choose_plan(replace(CPU, free=int(free * GB)), "float32", LARGE, NOTHING).rung == rung
+def test_the_ladder_of_a_cpu(libraries: list[str], free: float, level: MemoryLevel) -> None:
+    assert choose_plan(replace(CPU, free=int(free * GB)), "float32", LARGE, NOTHING).level == level
 
 
 def test_without_the_library_quantised_rungs_are_left_out(libraries: list[str]) -> None:
     libraries.clear()
     for machine in (GPU, CPU):
         plan = choose_plan(machine, "bfloat16", LARGE, NOTHING)
-        assert not any(rung.bits for rung in plan.ladder)
+        assert not any(level.bits for level in plan.fallback_chain)
         with pytest.raises(T2IError) as caught:
-            choose_plan(machine, "bfloat16", LARGE, NOTHING, Wishes(bits=8))
+            choose_plan(machine, "bfloat16", LARGE, NOTHING, DeviceOptions(bits=8))
         assert caught.value.hint == "pip install 't2i[quantize]'"
 
 
 def test_what_the_user_fixes_stays_on_every_rung(libraries: list[str]) -> None:
     small = replace(GPU, free=GB)
-    ladder = choose_plan(small, "float16", LARGE, NOTHING, Wishes("float16", offload="none", tiling=False)).ladder
-    assert ladder == (Rung("float16"), Rung("float16", False, "none", 8), Rung("float16", False, "none", 4))
-    ladder = choose_plan(CPU, "float32", LARGE, NOTHING, Wishes("float32")).ladder
-    assert {rung.dtype for rung in ladder} == {"float32"}
-    plan = choose_plan(CPU, "float32", LARGE, NOTHING, Wishes(bits=8), why="a small model")
-    assert plan.rung == Rung("bfloat16", False, "none", 8)
+    fallback_chain = choose_plan(
+        small, "float16", LARGE, NOTHING, DeviceOptions("float16", offload="none", tiling=False)
+    ).fallback_chain
+    assert fallback_chain == (
+        MemoryLevel("float16"),
+        MemoryLevel("float16", False, "none", 8),
+        MemoryLevel("float16", False, "none", 4),
+    )
+    fallback_chain = choose_plan(CPU, "float32", LARGE, NOTHING, DeviceOptions("float32")).fallback_chain
+    assert {level.dtype for level in fallback_chain} == {"float32"}
+    plan = choose_plan(CPU, "float32", LARGE, NOTHING, DeviceOptions(bits=8), why="a small model")
+    assert plan.level == MemoryLevel("bfloat16", False, "none", 8)
     assert plan.summary() == "bfloat16 (8-bit weights compute in it); 8-bit weights (asked for)"
 
 
 def test_what_a_device_does_not_do_is_refused(libraries: list[str]) -> None:
-    for wishes, words in (
-        (Wishes(offload="model"), "no memory of its own"),
-        (Wishes(bits=4), "no 4-bit weights that compute on a CPU"),
-        (Wishes(bits=5), "allowed none, 8, 4"),
-        (Wishes(offload="disk"), "allowed auto, none, model, group"),
+    for options, words in (
+        (DeviceOptions(offload="model"), "no memory of its own"),
+        (DeviceOptions(bits=4), "no 4-bit weights that compute on a CPU"),
+        (DeviceOptions(bits=5), "allowed none, 8, 4"),
+        (DeviceOptions(offload="disk"), "allowed auto, none, model, group"),
     ):
         with pytest.raises(UsageError, match=words):
-            choose_plan(CPU, "float32", LARGE, NOTHING, wishes)
+            choose_plan(CPU, "float32", LARGE, NOTHING, options)
     with pytest.raises(UsageError, match="quantised ones cannot"):
-        choose_plan(GPU, "bfloat16", LARGE, NOTHING, Wishes(offload="group", bits=8))
+        choose_plan(GPU, "bfloat16", LARGE, NOTHING, DeviceOptions(offload="group", bits=8))
 
 
 def test_each_rung_names_the_next_as_an_option(libraries: list[str]) -> None:
-    plan: Plan | None = choose_plan(GPU, "bfloat16", LARGE, NOTHING)
+    plan: MemoryPlan | None = choose_plan(GPU, "bfloat16", LARGE, NOTHING)
     said = []
     while plan is not None:
-        said.append(plan.way_out())
+        said.append(plan.suggestion())
         plan = plan.higher()
     options = ("--tiling", "--offload model", "--quantize 8", "--quantize 4", "--offload group")
     assert said[:-1] == [f"try {option}; --auto-retry does so by itself" for option in options]
@@ -258,17 +265,19 @@ def test_offloading_and_tiling_are_diffusers_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     group = {"onload_device": "cuda", "offload_type": "leaf_level", "use_stream": "True"}
-    for rung, wanted in (
-        (Rung("bfloat16"), [("pipe", "to", "cuda", {})]),
-        (Rung("bfloat16", True), [("pipe", "to", "cuda", {}), *tiled]),
-        (Rung("bfloat16", True, "model"), [("pipe", "enable_model_cpu_offload", {"device": "cuda"}), *tiled]),
-        (Rung("bfloat16", False, "group"), [("pipe", "enable_group_offload", group)]),
+    for level, wanted in (
+        (MemoryLevel("bfloat16"), [("pipe", "to", "cuda", {})]),
+        (MemoryLevel("bfloat16", True), [("pipe", "to", "cuda", {}), *tiled]),
+        (MemoryLevel("bfloat16", True, "model"), [("pipe", "enable_model_cpu_offload", {"device": "cuda"}), *tiled]),
+        (MemoryLevel("bfloat16", False, "group"), [("pipe", "enable_group_offload", group)]),
     ):
         calls: list[Any] = []
-        apply.put_in_place(Recorder(calls), Plan("cuda", (rung,)))
+        apply.apply_plan(Recorder(calls), MemoryPlan("cuda", (level,)))
         assert calls == wanted
     calls = []
-    apply.put_in_place(Recorder(calls), Plan("cuda", (Rung("bfloat16"),), wishes=Wishes(compile=True)))
+    apply.apply_plan(
+        Recorder(calls), MemoryPlan("cuda", (MemoryLevel("bfloat16"),), options=DeviceOptions(compile=True))
+    )
     assert calls[-1] == ("unet", "compile", {})
 
 
@@ -337,7 +346,7 @@ def test_eight_bits_are_drawn_recorded_and_drawn_again(t2i: Run, tiny_pipeline: 
     assert "drawn anew, with another quantize" in t2i("--from", "q.png", "--quantize", "none", "-o", "s.png").err
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-    unet = TextToImage.load(tiny_pipeline, wishes=Wishes(bits=8)).pipe.unet
+    unet = TextToImage.load(tiny_pipeline, options=DeviceOptions(bits=8)).pipe.unet
     small = [m for m in unet.modules() if type(m).__name__ == "Linear"]
     assert small
     assert all(type(m.weight).__name__ == "Int8Tensor" for m in small)
@@ -349,16 +358,16 @@ def test_eight_bits_are_drawn_recorded_and_drawn_again(t2i: Run, tiny_pipeline: 
 def test_deterministic_holds_while_drawing_and_no_longer(t2i: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from t2i.pipelines.text_to_image.runner import Rig
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
 
     seen = []
-    draw = Rig.draw
+    draw = PipelineRunner.draw
 
-    def watch(self: Rig, *rest: Any) -> Any:
+    def watch(self: PipelineRunner, *rest: Any) -> Any:
         seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic))
         return draw(self, *rest)
 
-    monkeypatch.setattr(Rig, "draw", watch)
+    monkeypatch.setattr(PipelineRunner, "draw", watch)
     assert t2i("a horse", "-s", "7", "--deterministic", "-o", "a.png").code == 0
     assert t2i("a horse", "-s", "7", "-o", "b.png").code == 0
     assert seen == [(True, True), (False, False)]

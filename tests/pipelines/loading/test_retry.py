@@ -16,11 +16,11 @@ from generate_kit import Run
 from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
+from t2i.model_files.locate import locate
 from t2i.pipelines.loading import quantize, retry
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
-from t2i.pipelines.loading.load import locate
-from t2i.pipelines.loading.plan import Wishes
-from t2i.pipelines.text_to_image.runner import Rig
+from t2i.pipelines.loading.plan import DeviceOptions
+from t2i.pipelines.text_to_image.runner import PipelineRunner
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,14 +46,14 @@ def made(path: Path | str) -> recipe.Recipe:
 def fails(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Drawing fails where one of these says so of (the rig, the batch's settings); seen is what was tried."""
     rules: list[Any] = []
-    draw = Rig.draw
+    draw = PipelineRunner.draw
 
-    def limited(self: Rig, batch: Any, settings: Any, report: Any) -> Any:
+    def limited(self: PipelineRunner, batch: Any, settings: Any, report: Any) -> Any:
         for rule in rules:
             rule(self, batch, settings)
         return draw(self, batch, settings, report)
 
-    monkeypatch.setattr(Rig, "draw", limited)
+    monkeypatch.setattr(PipelineRunner, "draw", limited)
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling
     return rules
 
@@ -86,8 +86,8 @@ def test_exit_5_names_the_next_rung(t2i: Run, here: Path, fails: list[Any], fail
 
 
 def test_the_next_rung_is_taken_said_and_recorded(t2i: Run, fails: list[Any]) -> None:
-    def untiled(rig: Rig, *_: Any) -> None:
-        if not rig.pipe.vae.use_tiling:
+    def untiled(runner: PipelineRunner, *_: Any) -> None:
+        if not runner.pipe.vae.use_tiling:
             raise cpu_failure()
 
     fails.append(untiled)
@@ -131,8 +131,8 @@ def test_running_out_while_loading_is_the_same(t2i: Run, monkeypatch: pytest.Mon
 def test_a_batch_keeps_its_groups_and_each_picture_its_bits(t2i: Run, here: Path, fails: list[Any]) -> None:
     """Large pictures do not fit: theirs are drawn on the next rung, the others as ever, whatever was there before."""
 
-    def large(rig: Rig, batch: Any, settings: Any) -> None:
-        if settings.width == 64 and rig.dtype == "float32":
+    def large(runner: PipelineRunner, batch: Any, settings: Any) -> None:
+        if settings.width == 64 and runner.dtype == "float32":
             raise gpu_failure()
 
     fails.append(large)
@@ -182,14 +182,14 @@ def test_a_batch_chooses_by_the_machine_and_the_size_alone(
     assert [one.dtype for one in small] == ["float32", "float32"]
     assert large[0].dtype == "bfloat16"
     plan = retry.make_plan(locate(os.environ["T2I_MODEL"]), asked=[{"width": 256, "height": 256}])
-    assert plan.rung.dtype == "float32"  # a single run takes what is free now, 10**9
+    assert plan.level.dtype == "float32"  # a single run takes what is free now, 10**9
 
 
 def test_a_single_file_is_not_quantised(tiny_pipeline: Path) -> None:
     files = locate(str(tiny_pipeline))
     single = replace(files, path=files.weights[0])
     with pytest.raises(UsageError, match="is a single file"):
-        retry.make_plan(single, wishes=Wishes(bits=8))
+        retry.make_plan(single, options=DeviceOptions(bits=8))
 
 
 LIMITED = """

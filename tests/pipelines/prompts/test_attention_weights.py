@@ -15,8 +15,8 @@ from t2i.pipelines.prompts.attention_weights import (
     MAX_WEIGHT,
     Fragment,
     check_weights,
+    has_weights,
     parse,
-    speaks,
     with_numbers,
     words,
 )
@@ -54,7 +54,7 @@ def test_what_is_written_and_what_it_means(prompt: str, expected: list[tuple[str
     found = parse(prompt)
     assert [fragment.text for fragment in found] == [text for text, _ in joined]
     assert [fragment.weight for fragment in found] == pytest.approx([weight for _, weight in joined], rel=1e-12)
-    assert speaks(prompt)
+    assert has_weights(prompt)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_what_is_written_and_what_it_means(prompt: str, expected: list[tuple[str
 def test_prose_is_left_alone(prompt: str) -> None:
     assert parse(prompt) == [Fragment(prompt, 1.0)]
     assert words(prompt) == prompt
-    assert not speaks(prompt)
+    assert not has_weights(prompt)
 
 
 @given(TEXTS)
 def test_every_text_is_read_and_nothing_of_its_words_is_lost(prompt: str) -> None:
     fragments = parse(prompt)
     assert words(prompt) == "".join(text for text, _ in fragments)
-    if not speaks(prompt):
+    if not has_weights(prompt):
         assert fragments == [Fragment(prompt)]
     rest = iter(prompt)  # what is left stands in the prompt in this order
     assert all(letter in rest for letter in words(prompt))

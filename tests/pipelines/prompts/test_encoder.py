@@ -32,7 +32,9 @@ def load(family: Callable[[str], Path]) -> Callable[[str], TextToImage]:
 
 def encoded(model: TextToImage, prompt: str, negative: str = "", **chosen: Any) -> dict[str, torch.Tensor]:
     """What the pipeline is given for one image."""
-    return model.conditioner.options([Job(prompt, 1)], model.settings(negative=negative, **chosen), guided=True)
+    return model.prompt_encoder.options(
+        [Job(prompt, 1)], model.settings(negative_prompt=negative, **chosen), guided=True
+    )
 
 
 def encoders(model: TextToImage) -> list[tuple[Any, Any]]:
@@ -98,9 +100,9 @@ def test_one_image_is_what_the_pipeline_makes_of_the_plain_texts(
     model = load(kind)
     options: dict[str, Any] = {"negative": negative, "guidance": 3.0, "steps": 2, "width": 32, "height": 32}
     ours = next(model(SHORT, seeds=[5], **options)).recipe
-    texts = model.conditioner._texts
-    monkeypatch.setattr(model.conditioner, "options", texts)
-    assert texts([Job(SHORT, 5)], model.settings(negative=negative), True)["prompt"] == [SHORT]
+    texts = model.prompt_encoder._texts
+    monkeypatch.setattr(model.prompt_encoder, "options", texts)
+    assert texts([Job(SHORT, 5)], model.settings(negative_prompt=negative), True)["prompt"] == [SHORT]
     assert next(model(SHORT, seeds=[5], **options)).recipe.image_hash == ours.image_hash
 
 
@@ -124,12 +126,12 @@ def test_memory_is_bounded_and_the_oldest_go(
     settings = model.settings()
     with counted(model) as calls:
         for prompt in ("a", "b", "c", "a", "d"):  # d takes the place of b
-            model.conditioner.options([Job(prompt, 1)], settings, guided=False)
-        assert (len(calls), model.conditioner.bytes) == (4, 3 * one)
-        model.conditioner.options([Job(prompt, 1) for prompt in "acd"], settings, guided=False)
+            model.prompt_encoder.options([Job(prompt, 1)], settings, guided=False)
+        assert (len(calls), model.prompt_encoder.bytes) == (4, 3 * one)
+        model.prompt_encoder.options([Job(prompt, 1) for prompt in "acd"], settings, guided=False)
         assert len(calls) == 4
-        many = model.conditioner.options([Job(prompt, 1) for prompt in "abcdefgh"], settings, guided=False)
-        assert (len(many["prompt_embeds"]), model.conditioner.bytes) == (8, 3 * one)
+        many = model.prompt_encoder.options([Job(prompt, 1) for prompt in "abcdefgh"], settings, guided=False)
+        assert (len(many["prompt_embeds"]), model.prompt_encoder.bytes) == (8, 3 * one)
 
 
 def test_cleared_it_encodes_anew(load: Callable[[str], TextToImage]) -> None:
@@ -138,8 +140,8 @@ def test_cleared_it_encodes_anew(load: Callable[[str], TextToImage]) -> None:
     with torch.no_grad():
         model.pipe.text_encoder.get_input_embeddings().weight.mul_(1.1)
     assert torch.equal(encoded(model, "a horse")["prompt_embeds"], before[0])
-    model.conditioner.clear()
-    assert model.conditioner.bytes == 0
+    model.prompt_encoder.clear()
+    assert model.prompt_encoder.bytes == 0
     fresh = TextToImage.wrap(model.pipe)
     for prompt, old in zip(("a horse", "a (horse:1.5)"), before, strict=True):
         new = encoded(model, prompt)["prompt_embeds"]
@@ -152,8 +154,8 @@ def test_a_pipeline_that_is_not_known_gets_the_words(load: Callable[[str], TextT
     own = type(model.pipe)
     model.pipe.__class__ = type("StrangePipeline", (own,), {})
     strange = TextToImage.wrap(model.pipe, defaults=Defaults())
-    settings = strange.settings(negative="(photo:1.3)", width=32, height=32)
-    given = strange.conditioner.options([Job("a (red:1.2) horse", 1)], settings, guided=True)
+    settings = strange.settings(negative_prompt="(photo:1.3)", width=32, height=32)
+    given = strange.prompt_encoder.options([Job("a (red:1.2) horse", 1)], settings, guided=True)
     assert given == {"prompt": ["a red horse"], "negative_prompt": ["photo"]}
     drawn = next(strange("a (red:1.2) horse", seeds=[1], steps=1, width=32, height=32)).recipe
     assert (drawn.prompt, drawn.reading) == ("a (red:1.2) horse", {"weights": "left out"})
@@ -275,9 +277,9 @@ def test_a_long_negative_prompt_lengthens_the_prompt(kind: str, load: Callable[[
     given = encoded(model, SHORT, LONG)
     assert given["prompt_embeds"].shape == given["negative_prompt_embeds"].shape
     assert torch.equal(given["prompt_embeds"][:, 77:], plain(model, []))
-    settings = model.settings(negative=LONG)
-    assert model.conditioner.chunks(Job(SHORT, 1), settings, True) == 2
-    assert model.conditioner.chunks(Job(SHORT, 1), settings, False) == 1
+    settings = model.settings(negative_prompt=LONG)
+    assert model.prompt_encoder.chunks(Job(SHORT, 1), settings, True) == 2
+    assert model.prompt_encoder.chunks(Job(SHORT, 1), settings, False) == 1
 
 
 def test_long_and_short_ones_together_are_as_each_alone(load: Callable[[str], TextToImage]) -> None:
@@ -295,11 +297,11 @@ def test_long_and_short_ones_together_are_as_each_alone(load: Callable[[str], Te
 def test_with_and_without_a_negative_prompt_are_apart_where_the_pipeline_tells_them_apart(
     load: Callable[[str], TextToImage],
 ) -> None:
-    jobs = [Job("a", 1, negative=""), Job("a", 2, negative="photo"), Job("a", 3, negative="cat")]
+    jobs = [Job("a", 1, negative_prompt=""), Job("a", 2, negative_prompt="photo"), Job("a", 3, negative_prompt="cat")]
     for kind, runs in (("flux", [1, 2]), ("sd15", [3])):
         model = load(kind)
-        assert [len(run) for run in model.conditioner.runs(jobs, model.settings(), True)] == runs
-        assert [len(run) for run in model.conditioner.runs(jobs, model.settings(), False)] == [3]
+        assert [len(run) for run in model.prompt_encoder.runs(jobs, model.settings(), True)] == runs
+        assert [len(run) for run in model.prompt_encoder.runs(jobs, model.settings(), False)] == [3]
 
 
 def test_flux_with_true_guidance_is_as_plain_diffusers(family: Callable[[str], Path]) -> None:
@@ -309,7 +311,7 @@ def test_flux_with_true_guidance_is_as_plain_diffusers(family: Callable[[str], P
     pipe = FluxPipeline.from_pretrained(family("flux"))
     model = TextToImage.wrap(pipe, defaults=Defaults(guidance_name="true_cfg_scale"))
     for negative in ("photo", ""):
-        ours = next(model(SHORT, seeds=[5], negative=negative, guidance=3.0, steps=2, width=32, height=32)).image
+        ours = next(model(SHORT, seeds=[5], negative_prompt=negative, guidance=3.0, steps=2, width=32, height=32)).image
         theirs = pipe(
             SHORT,
             negative_prompt=negative or None,
@@ -360,7 +362,7 @@ def test_weights_that_are_elsewhere_until_they_compute(load: Callable[[str], Tex
     model = load("sd15")
     prompts = ("a horse", "a (horse:1.5)", "a (horse:0.5)", LONG)
     expected = [encoded(model, prompt)["prompt_embeds"] for prompt in prompts]
-    model.conditioner.clear()
+    model.prompt_encoder.clear()
     for part in (model.pipe.vae, model.pipe.text_encoder, model.pipe.unet):
         cpu_offload(part, execution_device=torch.device("cpu"), offload_buffers=True)
     assert model.pipe.text_encoder.device.type == "meta"
@@ -372,11 +374,11 @@ def test_a_word_of_several_vectors_has_one_weight_and_counts_as_several(load: Ca
     model = load("sd15")
     vectors = torch.linspace(-1, 1, 48).reshape(3, 16)
     model.pipe.load_textual_inversion({"<x>": vectors})
-    model.conditioner.clear()
+    model.prompt_encoder.clear()
     plain_text, weighted = (encoded(model, f"a {word} horse")["prompt_embeds"] for word in ("<x>", "(<x>:1.5)"))
     changed = (plain_text != weighted).any(-1)[0].nonzero().flatten().tolist()
     assert changed == [2, 3, 4]
     settings = model.settings()
-    assert model.conditioner.chunks(Job("<x> " * 17, 1), settings, False) == 1
-    assert model.conditioner.chunks(Job("<x> " * 26, 1), settings, False) == 2
+    assert model.prompt_encoder.chunks(Job("<x> " * 17, 1), settings, False) == 1
+    assert model.prompt_encoder.chunks(Job("<x> " * 26, 1), settings, False) == 2
     assert encoded(model, "<x> " * 26)["prompt_embeds"].shape[1] == 154

@@ -18,7 +18,7 @@ from t2i import load
 from t2i.imaging import images
 from t2i.metadata import recipe
 from t2i.pipelines.settings.edit import Control
-from t2i.pipelines.settings.image_input import Still
+from t2i.pipelines.settings.image_input import ImageInput
 from t2i.pipelines.text_to_image.controlnet import CONTROLNETS, KINDS
 
 Family = Callable[[str], Path]
@@ -101,7 +101,8 @@ def test_guided_image_to_image_is_what_plain_diffusers_draws(
 def test_two_controls_guide_together_and_each_image_is_the_same_alone(family: Family, control: Family) -> None:
     draw = load(family("sd15"))
     one, two = (
-        Control(str(control("sd15")), Still.of(picture(shift=shift)), scale) for shift, scale in ((1, 0.5), (4, 0.8))
+        Control(str(control("sd15")), ImageInput.of(picture(shift=shift)), scale)
+        for shift, scale in ((1, 0.5), (4, 0.8))
     )
     both = draw("a horse", seed=1, num_images=3, steps=2, control=[one, two], width=32, height=32)
     alone = draw("a horse", seed=3, steps=2, control=[one, two], width=32, height=32)[0]
@@ -149,7 +150,7 @@ def test_how_a_control_is_written(here: Path, text: str, net: str, name: str, sc
     if "b:" in text:
         picture().save("b:0.5", "PNG")
     found = read_control(text)
-    assert (found.net, found.still.name, found.scale) == (net, name, scale)
+    assert (found.net, found.image_input.name, found.scale) == (net, name, scale)
 
 
 def test_every_family_has_known_controls_of_the_class_that_guides_it() -> None:

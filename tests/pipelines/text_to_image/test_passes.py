@@ -17,7 +17,7 @@ from PIL import Image
 from t2i import load
 from t2i.imaging import images
 from t2i.metadata import recipe
-from t2i.pipelines.settings.edit import make_edit
+from t2i.pipelines.settings.edit import make_image_inputs
 from t2i.pipelines.settings.settings import Job
 
 Family = Callable[[str], Path]
@@ -123,16 +123,16 @@ def test_mini_draws_from_a_picture_what_plain_diffusers_draws(t2i: Run) -> None:
 
 
 def test_another_task_shares_the_networks_and_lets_them_go_with_their_pipeline(tiny_pipeline: Path) -> None:
-    from t2i.pipelines.text_to_image.passes import Editor
+    from t2i.pipelines.text_to_image.passes import ImagePasses
 
     pipe = load(tiny_pipeline).model.pipe
-    editor = Editor(pipe)
-    editor.prepare(make_edit(picture(), half_mask()))
-    (other,) = editor._pipes.values()
+    passes = ImagePasses(pipe)
+    passes.prepare(make_image_inputs(picture(), half_mask()))
+    (other,) = passes._pipes.values()
     assert type(other).__name__ == "StableDiffusionInpaintPipeline"
     assert all(other.components[name] is part for name, part in pipe.components.items() if name != "scheduler")
-    editor.adopt(None)
-    assert not editor._pipes
+    passes.adopt(None)
+    assert not passes._pipes
 
 
 # --- one image, one seed ---
@@ -153,8 +153,8 @@ def test_image_k_is_the_same_alone_and_in_a_batch(tiny_pipeline: Path, scheduler
 def test_strength_says_how_many_steps_run_and_1_forgets_the_picture(tiny_pipeline: Path) -> None:
     draw = load(tiny_pipeline)
     ran = 0
-    settings = draw.model.settings(steps=5, edit=make_edit(picture(), strength=0.7))
-    pipe = draw.model.rig.editor._pipeline("image-to-image", ())
+    settings = draw.model.settings(steps=5, edit=make_image_inputs(picture(), strength=0.7))
+    pipe = draw.model.runner.passes._pipeline("image-to-image", ())
     unet, forward = pipe.unet, pipe.unet.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:

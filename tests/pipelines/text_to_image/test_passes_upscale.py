@@ -119,10 +119,10 @@ def test_a_size_beyond_all_bounds_is_refused(t2i: Run) -> None:
 
 def test_progress_goes_from_nothing_to_all_over_both_passes(tiny_pipeline: Path) -> None:
     draw = load(tiny_pipeline).model
-    from t2i.pipelines.settings.edit import make_edit
+    from t2i.pipelines.settings.edit import make_image_inputs
 
     seen: list[tuple[int, int]] = []
-    edit = make_edit(upscale="2:0.5")
+    edit = make_image_inputs(upscale="2:0.5")
     list(draw("a horse", seeds=[1], steps=10, edit=edit, progress=lambda done, total: seen.append((done, total))))
     parts = [done / total for done, total in seen]
     assert parts == sorted(parts)

@@ -122,7 +122,7 @@ def test_equals_plain_diffusers(model: str, request: pytest.FixtureRequest) -> N
     from t2i.model_files.library_logging import quiet
 
     folder = request.getfixturevalue(model)
-    ours = images(TextToImage.load(folder), "a horse", negative="a cat", guidance=3)[0]
+    ours = images(TextToImage.load(folder), "a horse", negative_prompt="a cat", guidance=3)[0]
     with quiet():
         pipe = StableDiffusionPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
@@ -273,10 +273,10 @@ def test_the_largest_seed_draws(flow: TextToImage) -> None:
 
 
 def test_guidance_of_one_or_less_is_off(flow: TextToImage) -> None:
-    off = [images(flow, guidance=w, negative=negative)[0] for w in (0, 1) for negative in ("", "a cat")]
+    off = [images(flow, guidance=w, negative_prompt=negative)[0] for w in (0, 1) for negative in ("", "a cat")]
     assert all(difference(off[0], picture) == 0 for picture in off)
     assert difference(off[0], images(flow, guidance=5)[0]) > 0
-    assert not flow.rig.uses_negative(1)
+    assert not flow.runner.uses_negative(1)
 
 
 def test_an_empty_prompt_draws_without_a_condition(flow: TextToImage) -> None:
@@ -296,7 +296,7 @@ def test_non_finite_weights_are_an_error_and_never_a_picture(tiny_pipeline: Path
 def test_the_finite_images_of_a_batch_are_not_lost(flow: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(3, 3, 32, 32)
     x[1, 0, 0, 0] = float("nan")
-    monkeypatch.setattr(flow.rig, "draw", lambda *_: (x, [False] * 3))
+    monkeypatch.setattr(flow.runner, "draw", lambda *_: (x, [False] * 3))
     drawn = []
     with pytest.raises(NonFinite, match="seed 12"):
         drawn += [drawn.append(r) for r in flow("a horse", seeds=[11, 12, 13])]
@@ -320,7 +320,7 @@ def test_the_safety_checkers_verdict_is_handed_on(flow: TextToImage, monkeypatch
 def test_a_recipe_tells_what_was_done(flow: TextToImage, tiny_pipeline: Path) -> None:
     from t2i.imaging.images import pixel_hash
 
-    result = next(iter(flow("a horse", seeds=[3], steps=2, guidance=4, negative="a cat", scheduler="Euler a")))
+    result = next(iter(flow("a horse", seeds=[3], steps=2, guidance=4, negative_prompt="a cat", scheduler="Euler a")))
     recipe = result.recipe
     assert (recipe.prompt, recipe.negative_prompt, recipe.seed, recipe.steps) == ("a horse", "a cat", 3, 2)
     assert (recipe.scheduler, recipe.sampler, recipe.guidance) == ("euler-a", "Euler a", 4)
@@ -345,7 +345,7 @@ def test_images_come_batch_by_batch_with_their_progress(flow: TextToImage) -> No
 
 def test_eight_small_images_are_one_batch(flow: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    draw: Callable[..., Any] = flow.rig.draw
-    monkeypatch.setattr(flow.rig, "draw", lambda batch, *rest: sizes.append(len(batch)) or draw(batch, *rest))
+    draw: Callable[..., Any] = flow.runner.draw
+    monkeypatch.setattr(flow.runner, "draw", lambda batch, *rest: sizes.append(len(batch)) or draw(batch, *rest))
     images(flow, seeds=range(10), steps=1)
     assert sizes == [8, 2]

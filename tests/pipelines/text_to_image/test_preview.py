@@ -32,7 +32,7 @@ def test_the_picture_is_bit_equal_with_and_without(family: Family, kind: str) ->
     painter, shown = TextToImage.load(family(kind)), list[Image.Image]()
     options: dict[str, Any] = {"seeds": [1, 2], "width": 32, "height": 32, "batch_size": 2}
     plain = drawn(painter, **options)
-    painter.rig.preview = Preview(2, shown.append)
+    painter.runner.preview = Preview(2, shown.append)
     seen = drawn(painter, **options)
     assert all((a == b).all() for a, b in zip(plain, seen, strict=True))
     assert len(shown) == 3
@@ -73,7 +73,7 @@ def test_the_last_preview_is_the_picture(family: Family) -> None:
     """A flow's last step goes to the predicted x0 itself, so what is shown there is what is saved."""
     for kind in ("sd3", "flux"):
         painter, shown = TextToImage.load(family(kind)), list[Image.Image]()
-        painter.rig.preview = Preview(6, shown.append)
+        painter.runner.preview = Preview(6, shown.append)
         picture = drawn(painter, seeds=[1], width=32, height=32)[0]
         assert np.abs(np.asarray(shown[0], np.int16) - picture).max() <= 1
 

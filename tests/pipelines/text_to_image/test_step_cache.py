@@ -137,16 +137,16 @@ def test_a_picture_does_not_depend_on_its_batch(family: Family, kind: str, cache
 def test_branches_that_are_called_one_by_one_remember_for_themselves(family: Family) -> None:
     """Flux's true guidance calls the network twice in a step: with both prompts equal it is as if there were one."""
     painter = TextToImage.load(family("flux"), cache="reuse")
-    assert painter.rig.hooks is not None
+    assert painter.runner.hooks is not None
 
     def one(**options: Any) -> Any:
         import torch
 
-        painter.rig.use_scheduler(None)
+        painter.runner.use_scheduler(None)
         given = {"prompt": "a horse", "width": 32, "height": 32, "num_inference_steps": 8, "output_type": "np"}
         generator = torch.Generator().manual_seed(1)
-        assert painter.rig.hooks is not None
-        with painter.rig.hooks.drawing():
+        assert painter.runner.hooks is not None
+        with painter.runner.hooks.drawing():
             return painter.pipe(**given, generator=generator, **options).images
 
     twice = one(negative_prompt="a horse", true_cfg_scale=2.0)
@@ -232,6 +232,6 @@ def test_a_batch_with_another_cache_is_another_batch(t2i: Run, here: Path) -> No
 
 def test_the_hooks_are_those_of_the_pipeline_only(tiny_pipeline: Path) -> None:
     plain, cached = TextToImage.load(tiny_pipeline), TextToImage.load(tiny_pipeline, cache="reuse")
-    assert isinstance(cached.rig.hooks, StepCache)
-    assert plain.rig.hooks is None
+    assert isinstance(cached.runner.hooks, StepCache)
+    assert plain.runner.hooks is None
     assert not any(hasattr(module, "_diffusers_hook") for module in plain.pipe.unet.modules())

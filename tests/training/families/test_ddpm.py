@@ -292,7 +292,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from t2i.cli.main import main
-from t2i.training import checkpoint
+from t2i.training.runs import checkpoint
 
 sync = checkpoint._sync
 

@@ -247,8 +247,8 @@ def test_changed_config_is_shown_and_refused(makers: dict[str, Make], tmp_path: 
         "  model.channels: [8, 16] -> [8, 8]",
         "  optimizer.lr: 0.001 -> 0.0005",
     ]
-    for way_out in ("--force", "--fresh", "--run"):
-        assert way_out in str(caught.value.hint)
+    for suggestion in ("--force", "--fresh", "--run"):
+        assert suggestion in str(caught.value.hint)
     assert load_config(folder.config, "autoencoder") == makers["autoencoder"]()
     folder.begin(changed, Launch("auto", force=True))  # which the engine keeps, once the checkpoint fits it
 

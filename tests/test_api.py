@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from t2i import load
+from t2i.api import Model
 from t2i.errors import UsageError
 from t2i.imaging import images
-from t2i.jobs.api import Painter
 from t2i.metadata import recipe
 from t2i.pipelines.prompts.dynamic_prompts import resolve
 from t2i.pipelines.text_to_image.pictures import Picture, Pictures
@@ -23,16 +23,16 @@ from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 
 @pytest.fixture(scope="module")
-def draw(tiny_pipeline: Path) -> Painter:
+def draw(tiny_pipeline: Path) -> Model:
     return load(tiny_pipeline)
 
 
 @pytest.fixture(scope="module")
-def four(draw: Painter) -> Pictures:
+def four(draw: Model) -> Pictures:
     return draw("a horse", seed=7, num_images=4, steps=2, guidance=3, negative_prompt="a cat")
 
 
-def test_picture_k_has_seed_plus_k_and_its_recipe(draw: Painter, four: Pictures, tiny_pipeline: Path) -> None:
+def test_picture_k_has_seed_plus_k_and_its_recipe(draw: Model, four: Pictures, tiny_pipeline: Path) -> None:
     assert isinstance(four, list)
     assert [picture.recipe.seed for picture in four] == [7, 8, 9, 10]
     for picture in four:
@@ -40,22 +40,24 @@ def test_picture_k_has_seed_plus_k_and_its_recipe(draw: Painter, four: Pictures,
         assert (picture.size, picture.mode, picture.blanked) == ((32, 32), "RGB", False)
         assert (picture.recipe.prompt, picture.recipe.negative_prompt) == ("a horse", "a cat")
         assert picture.recipe.image_hash == images.pixel_hash(picture)
-    plain = TextToImage.load(tiny_pipeline)("a horse", seeds=[7, 8, 9, 10], steps=2, guidance=3, negative="a cat")
+    plain = TextToImage.load(tiny_pipeline)(
+        "a horse", seeds=[7, 8, 9, 10], steps=2, guidance=3, negative_prompt="a cat"
+    )
     assert [result.recipe for result in plain] == [picture.recipe for picture in four]
 
 
-def test_each_of_several_prompts_begins_with_the_seed(draw: Painter) -> None:
+def test_each_of_several_prompts_begins_with_the_seed(draw: Model) -> None:
     pictures = draw(["a horse", "a cat"], seed=3, num_images=2, steps=1)
     told = [(picture.recipe.prompt, picture.recipe.seed) for picture in pictures]
     assert told == [("a horse", 3), ("a horse", 4), ("a cat", 3), ("a cat", 4)]
 
 
-def test_without_a_seed_it_is_random_and_recorded(draw: Painter) -> None:
+def test_without_a_seed_it_is_random_and_recorded(draw: Model) -> None:
     seeds = [draw("a horse", steps=1)[0].recipe.seed for _ in range(2)]
     assert seeds[0] != seeds[1]
 
 
-def test_what_a_prompt_leaves_open_is_chosen_by_the_seed_as_on_the_command_line(draw: Painter) -> None:
+def test_what_a_prompt_leaves_open_is_chosen_by_the_seed_as_on_the_command_line(draw: Model) -> None:
     template = "a {red|blue} horse"
     pictures = draw(template, seed=1, num_images=3, steps=1)
     assert [picture.recipe.prompt for picture in pictures] == [resolve(template, seed) for seed in (1, 2, 3)]
@@ -113,7 +115,7 @@ def test_all_are_saved_under_numbers_and_seeds_and_nothing_is_overwritten(four: 
     assert four.save(tmp_path / "out", overwrite=True) == paths
 
 
-def test_wrong_values_are_refused(draw: Painter) -> None:
+def test_wrong_values_are_refused(draw: Model) -> None:
     for wrong in ({"num_images": 0}, {"seed": -2}, {"steps": 0}, {"width": 33}, {"scheduler": "fast"}):
         with pytest.raises(UsageError):
             draw("a horse", **wrong)  # type: ignore[arg-type]
