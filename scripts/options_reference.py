@@ -59,7 +59,7 @@ def table(record: type[Options], python: bool) -> str:
         name = where(known) if python else f"`{known.name}`"
         value = f" `{option.metavar}`" if option.metavar else ""
         flags = ", ".join(f"`{flag}`" for flag in option.flags) + value
-        meaning = re.sub(r"([\\_*\[\]<`])", r"\\\1", option.help.strip())
+        meaning = re.sub(r"([\\_*\[\]`])", r"\\\1", option.help.strip()).replace("<", "&lt;")
         row = " | ".join(cell.replace("|", "\\|") for cell in (flags, name, values(known), meaning))
         parts[option.heading] = parts.get(option.heading, "") + f"| {row} |\n"
     head = COLUMNS.format(name="name: where else" if python else "name")
