@@ -1,9 +1,9 @@
-"""Write RESULTS.md: what has really been trained here, from what the runs themselves left in docs/results.
+"""Write RESULTS.md: what has been trained here, from what the runs themselves left in docs/results.
 
     python scripts/results.py
 
 Of every run its made.yaml says the command, machine, date and commit; images, time and numbers come from its log, its
-evaluation and the comparison beside it (docs/results/compare, by `t2i eval compare`). Nothing is typed in here.
+evaluation and the comparison beside it (docs/results/compare, by `t2i eval compare`). No number is typed in.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 HEAD = """# Results
 
-What has really been trained with this repository so far, small runs on small machines, and nothing that was not
-measured. Written by `scripts/results.py` from `docs/results`, where logs, configs and sample sheets of each run are
-kept; `t2i report docs/results/*` draws their curves. CIFAR-10 is JPEG-coded here, which is a property of the data and
-of every number below.
+What has been trained with this repository so far: small runs on small machines, every number measured. Written by
+`scripts/results.py` from `docs/results`, which keeps logs, configs and sample sheets of each run;
+`t2i report docs/results/*` plots their curves. CIFAR-10 is JPEG-compressed here, which affects every number below.
 """
 BESIDE = """
 ## Side by side
 
-All on one reference, judged alike (`t2i eval compare`). A distance is no FID: the judge is the classifier inside the
-package, and every distance stands beside what real pictures get. `test` are the real test images, which neither models
-nor judge have seen.
+All against one reference, with the same protocol (`t2i eval compare`). The distance is not FID: its features are those
+of the classifier inside the package, and it stands beside the distance of real images. `test` are the real test images,
+which neither models nor judge have seen.
 
 """
 READING = "read.md"  # beside the comparison: what its numbers mean, by whoever looked into them

@@ -12,11 +12,11 @@ from t2i.config.base import Data, Judged, Run, Strict
 class AutoencoderModel(Strict):
     """Constructor arguments of diffusers' AutoencoderKL that we vary."""
 
-    latent_channels: int = Field(4, ge=1)
-    channels: tuple[int, ...] = (32, 64, 128)
-    layers: int = Field(1, ge=1)
-    groups: int = Field(32, ge=1)  # of the group norms; divides every entry of channels
-    attention: bool = False  # in the middle block
+    latent_channels: int = Field(4, ge=1)  # of the latent image
+    channels: tuple[int, ...] = (32, 64, 128)  # of each level; every level but the first halves the side
+    layers: int = Field(1, ge=1)  # residual blocks per level
+    groups: int = Field(32, ge=1)  # groups of the group norms; must divide every entry of channels
+    attention: bool = False  # self-attention in the middle block
 
 
 class AutoencoderLoss(Strict):
@@ -27,10 +27,10 @@ class AutoencoderLoss(Strict):
     adversarial_from: images seen before the discriminator joins.
     """
 
-    l1: float = Field(1.0, ge=0)
-    gradient: float = Field(0.0, ge=0)
-    ssim: float = Field(0.0, ge=0)
-    kl: float = Field(1e-3, ge=0)
+    l1: float = Field(1.0, ge=0)  # weight of the absolute error
+    gradient: float = Field(0.0, ge=0)  # weight of the absolute error of differences between neighbouring pixels
+    ssim: float = Field(0.0, ge=0)  # weight of 1 - SSIM
+    kl: float = Field(1e-3, ge=0)  # weight of the KL divergence from a standard normal
     perceptual: float = Field(0.0, ge=0)
     adversarial: float = Field(0.0, ge=0)
     adversarial_from: int = Field(0, ge=0)
@@ -39,8 +39,8 @@ class AutoencoderLoss(Strict):
 class PatchGAN(Strict):
     """Arguments of t2i.nn.patchgan.PatchDiscriminator that we vary, and how fast it learns."""
 
-    channels: tuple[int, ...] = Field((64, 128, 256), min_length=1)
-    rate: float = Field(1.0, gt=0)  # factor of the learning rate
+    channels: tuple[int, ...] = Field((64, 128, 256), min_length=1)  # of each level
+    rate: float = Field(1.0, gt=0)  # its learning rate, relative to optimizer.lr
 
 
 class AutoencoderConfig(Run):
@@ -48,12 +48,12 @@ class AutoencoderConfig(Run):
 
     family: Literal["autoencoder"] = "autoencoder"
     data: Data
-    held_out: Data | None = None  # images that are not learned from, to measure reconstructions on
-    measured: int = Field(256, ge=1)  # held-out images, at most, measured along training; at the end all
-    crop: int | None = Field(None, ge=8)  # pixels of a side of random crops to train on; none: whole images
+    held_out: Data | None = None  # images that are not trained on, to measure reconstruction
+    measured: int = Field(256, ge=1)  # most held-out images that are measured during training; at the end all
+    crop: int | None = Field(None, ge=8)  # side of the random crops to train on, in pixels; null: whole images
     model: AutoencoderModel = AutoencoderModel()
     loss: AutoencoderLoss = AutoencoderLoss()
-    discriminator: PatchGAN = PatchGAN()  # where loss.adversarial is above 0
+    discriminator: PatchGAN = PatchGAN()  # the patch discriminator, used if loss.adversarial is above 0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -87,10 +87,10 @@ class Captions(Strict):
     Either `column` names a column of ready captions, or `by` names a column whose value selects the list of templates.
     """
 
-    column: str | None = None
-    by: str | None = None
-    templates: dict[str, tuple[str, ...]] = {}
-    drop: float = Field(0.1, ge=0, le=1)  # how often the caption is empty, which is what guidance needs
+    column: str | None = None  # the column of ready captions
+    by: str | None = None  # the column whose value picks the templates
+    templates: dict[str, tuple[str, ...]] = {}  # of each value of that column
+    drop: float = Field(0.1, ge=0, le=1)  # probability of an empty caption, for classifier-free guidance
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -104,22 +104,22 @@ class Captions(Strict):
 class TextEncoder(Strict):
     """A CLIP-format text encoder and its byte-pair tokenizer, both trained here."""
 
-    vocabulary: int = Field(2_000, ge=600)  # 512 byte symbols, the merges, two markers
-    tokens: int = Field(32, ge=8, le=512)  # longest caption
-    width: int = Field(192, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    rate: float = Field(1.0, gt=0)  # factor of the learning rate
+    vocabulary: int = Field(2_000, ge=600)  # size: 512 byte symbols, the merges, two markers
+    tokens: int = Field(32, ge=8, le=512)  # length of the longest caption, in tokens
+    width: int = Field(192, ge=8)  # of the embeddings
+    layers: int = Field(4, ge=1)  # transformer layers
+    heads: int = Field(4, ge=1)  # attention heads per layer
+    rate: float = Field(1.0, gt=0)  # its learning rate, relative to optimizer.lr
 
 
 class UNet(Strict):
     """Constructor arguments of diffusers' UNet2DConditionModel that we vary."""
 
-    channels: tuple[int, ...] = (64, 128, 256)
-    attention: tuple[bool, ...] = (False, True, True)
-    layers: int = Field(1, ge=1)
-    head_size: int = Field(32, ge=8)
-    groups: int = Field(32, ge=1)  # of the group norms; divides every entry of channels
+    channels: tuple[int, ...] = (64, 128, 256)  # of each level
+    attention: tuple[bool, ...] = (False, True, True)  # whether a level attends to the caption
+    layers: int = Field(1, ge=1)  # residual blocks per level
+    head_size: int = Field(32, ge=8)  # channels per attention head
+    groups: int = Field(32, ge=1)  # groups of the group norms; must divide every entry of channels
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -131,19 +131,19 @@ class UNet(Strict):
 class FlowObjective(Strict):
     """Flow matching, and the noise levels at which the network learns it."""
 
-    schedule: Literal["flow"] = "flow"
-    predict: Literal["flow"] = "flow"
-    time: Literal["uniform", "logit-normal"] = "logit-normal"
+    schedule: Literal["flow"] = "flow"  # the straight line from image to noise
+    predict: Literal["flow"] = "flow"  # the velocity along it
+    time: Literal["uniform", "logit-normal"] = "logit-normal"  # distribution of the training times
     shift: float = Field(1.0, gt=0)  # above 1: noisier times more often, where shapes are decided
 
 
 class Objective(Strict):
     """The noise schedule, the network's prediction target, and the distribution and weight of noise levels."""
 
-    schedule: Literal["linear", "cosine", "flow"] = "linear"
-    predict: Literal["eps", "x0", "v", "flow"] = "eps"
-    time: Literal["integers", "uniform", "logit-normal"] = "integers"
-    weight: Literal["plain", "min-snr"] = "plain"
+    schedule: Literal["linear", "cosine", "flow"] = "linear"  # noise schedule
+    predict: Literal["eps", "x0", "v", "flow"] = "eps"  # what the network predicts: noise, image, v or velocity
+    time: Literal["integers", "uniform", "logit-normal"] = "integers"  # distribution of the training times
+    weight: Literal["plain", "min-snr"] = "plain"  # weight of the loss at each time
 
     @model_validator(mode="after")
     def _flow_goes_with_flow(self) -> Self:
@@ -155,11 +155,11 @@ class Objective(Strict):
 class Samples(Strict):
     """The sample sheet of training: fixed prompts, fixed seeds."""
 
-    prompts: tuple[str, ...] = Field(min_length=1)
-    negative: str = ""
-    columns: int = Field(7, ge=1)
-    steps: int = Field(20, ge=1)
-    guidance: float = 3.0
+    prompts: tuple[str, ...] = Field(min_length=1)  # one image each
+    negative: str = ""  # negative prompt
+    columns: int = Field(7, ge=1)  # of the grid
+    steps: int = Field(20, ge=1)  # sampling steps
+    guidance: float = 3.0  # classifier-free guidance scale
 
 
 class Text2ImageConfig(Run):
@@ -179,12 +179,12 @@ class Text2ImageConfig(Run):
 class PixelUNet(Strict):
     """Arguments of t2i.nn.unet.UNet2DModel that we vary; the defaults are the CIFAR-10 model of the DDPM paper."""
 
-    channels: tuple[int, ...] = (128, 256, 256, 256)
-    attention: tuple[bool, ...] = (False, True, False, False)
-    layers: int = Field(2, ge=1)
-    head_size: int | None = Field(None, ge=8)  # channels per attention head; none: one head
-    groups: int = Field(32, ge=1)  # of the group norms; divides every entry of channels
-    dropout: float = Field(0.0, ge=0, lt=1)
+    channels: tuple[int, ...] = (128, 256, 256, 256)  # of each level; every level but the first halves the side
+    attention: tuple[bool, ...] = (False, True, False, False)  # whether a level has self-attention
+    layers: int = Field(2, ge=1)  # residual blocks per level
+    head_size: int | None = Field(None, ge=8)  # channels per attention head; null: one head
+    groups: int = Field(32, ge=1)  # groups of the group norms; must divide every entry of channels
+    dropout: float = Field(0.0, ge=0, lt=1)  # probability, in the residual blocks
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -200,11 +200,11 @@ class PixelUNet(Strict):
 class ClassSamples(Strict):
     """The sample sheet of training: fixed seeds, the classes in turn."""
 
-    count: int = Field(40, ge=1)
-    columns: int = Field(10, ge=1)
-    sampler: str | None = None  # a key of t2i.diffusion.samplers.SAMPLERS; none: the pipeline's own choice
-    steps: int = Field(20, ge=1)
-    guidance: float = 1.0
+    count: int = Field(40, ge=1)  # images
+    columns: int = Field(10, ge=1)  # of the grid
+    sampler: str | None = None  # as of `t2i sample --sampler`; null: the pipeline's default
+    steps: int = Field(20, ge=1)  # sampling steps
+    guidance: float = 1.0  # classifier-free guidance scale; 1: off
 
 
 class DDPMConfig(Judged):
@@ -212,8 +212,8 @@ class DDPMConfig(Judged):
 
     family: Literal["ddpm"] = "ddpm"
     data: Data
-    label: str | None = None  # the column that holds the class; none: unconditional
-    label_drop: float = Field(0.1, ge=0, le=1)  # how often the class is left out, which is what guidance needs
+    label: str | None = None  # the column that holds the class; null: unconditional
+    label_drop: float = Field(0.1, ge=0, le=1)  # probability of leaving the class out, for classifier-free guidance
     model: PixelUNet = PixelUNet()
     objective: Objective = Objective()
     samples: ClassSamples = ClassSamples()
@@ -229,27 +229,27 @@ class DDPMConfig(Judged):
 class GANModel(Strict):
     """Generator and discriminator of t2i.nn.dcgan; the image's side follows from the number of levels."""
 
-    kind: Literal["conditional", "classic"] = "conditional"
+    kind: Literal["conditional", "classic"] = "conditional"  # classic: the paper's DCGAN, which knows no classes
     generator: tuple[int, ...] = Field((512, 256, 128, 64), min_length=2)  # channels from 4 x 4 pixels up
     discriminator: tuple[int, ...] = Field((64, 128, 256, 512), min_length=2)  # channels from the images down
-    norm: Literal["spectral", "batch", "none"] = "spectral"  # of the discriminator
-    latent: int = Field(128, ge=1)
+    norm: Literal["spectral", "batch", "none"] = "spectral"  # normalisation in the discriminator
+    latent: int = Field(128, ge=1)  # numbers of noise
 
 
 class GANLoss(Strict):
     """The adversarial loss, and regularisation of the discriminator."""
 
-    game: Literal["hinge", "bce", "wgan-gp"] = "hinge"
-    gradient_penalty: float = Field(10.0, ge=0)  # wgan-gp only
-    r1: float = Field(0.0, ge=0)  # weight of half the squared slope at real images
+    game: Literal["hinge", "bce", "wgan-gp"] = "hinge"  # the adversarial loss
+    gradient_penalty: float = Field(10.0, ge=0)  # weight of the gradient penalty, with wgan-gp
+    r1: float = Field(0.0, ge=0)  # weight of R1: half the squared gradient norm at real images
     augment: tuple[Literal["color", "translation", "cutout"], ...] = ()  # DiffAugment, of real and generated images
 
 
 class NoiseSamples(Strict):
     """The sample sheet of training: fixed seeds, the classes in turn."""
 
-    count: int = Field(40, ge=1)
-    columns: int = Field(10, ge=1)
+    count: int = Field(40, ge=1)  # images
+    columns: int = Field(10, ge=1)  # of the grid
 
 
 class DCGANConfig(Judged):
@@ -257,11 +257,11 @@ class DCGANConfig(Judged):
 
     family: Literal["dcgan"] = "dcgan"
     data: Data
-    label: str | None = None  # the column that holds the class; none: unconditional
+    label: str | None = None  # the column that holds the class; null: unconditional
     model: GANModel = GANModel()
     loss: GANLoss = GANLoss()
     d_steps: int = Field(1, ge=1)  # steps of the discriminator for one of the generator
-    d_rate: float = Field(1.0, gt=0)  # the discriminator's factor of the learning rate
+    d_rate: float = Field(1.0, gt=0)  # the discriminator's learning rate, relative to optimizer.lr
     samples: NoiseSamples = NoiseSamples()
 
     @model_validator(mode="after")
@@ -289,8 +289,8 @@ class VAEModel(Strict):
     """Arguments of t2i.nn.vae.VAENetwork that we vary."""
 
     channels: tuple[int, ...] = Field((64, 128, 256), min_length=1)  # of each level; every one halves the side
-    latent: int = Field(128, ge=1)
-    groups: int = Field(8, ge=1)  # of the group norms; divides every entry of channels
+    latent: int = Field(128, ge=1)  # latent dimensions
+    groups: int = Field(8, ge=1)  # groups of the group norms; must divide every entry of channels
 
 
 class VAELoss(Strict):
@@ -299,15 +299,15 @@ class VAELoss(Strict):
     Calibrated sigma and free bits are means over the batch, or over a part of it where `accumulate` splits it.
     """
 
-    sigma: float | None = Field(None, gt=0)  # the decoder's deviation, of pixels in [-1, 1]; none: calibrated
+    sigma: float | None = Field(None, gt=0)  # the decoder's standard deviation, for pixels in [-1, 1]; null: calibrated
     beta: float = Field(1.0, ge=0)  # weight of the KL term; 1 is the bound itself
-    free_bits: float = Field(0.0, ge=0)  # bits of each latent number, as a mean over the batch, that cost nothing
+    free_bits: float = Field(0.0, ge=0)  # bits of each latent dimension, as a mean over the batch, that cost nothing
 
 
 class VAESamples(Strict):
     """The sample sheet of training: samples, training images and their reconstructions, seed interpolations."""
 
-    columns: int = Field(10, ge=2)
+    columns: int = Field(10, ge=2)  # of the sheet
 
 
 class VAEConfig(Judged):
@@ -315,9 +315,9 @@ class VAEConfig(Judged):
 
     family: Literal["vae"] = "vae"
     data: Data
-    held_out: Data | None = None  # images that are not learned from, to measure the bound on
-    measured: int = Field(10_000, ge=1)  # images, at most, that a bound along training is a mean over; at the end all
-    label: str | None = None  # the column that holds the class; none: unconditional
+    held_out: Data | None = None  # images that are not trained on, to measure the bound
+    measured: int = Field(10_000, ge=1)  # most images that a bound during training is measured on; at the end all
+    label: str | None = None  # the column that holds the class; null: unconditional
     model: VAEModel = VAEModel()
     loss: VAELoss = VAELoss()
     samples: VAESamples = VAESamples()
@@ -338,16 +338,16 @@ class VAEConfig(Judged):
 class ClassifierModel(Strict):
     """Arguments of t2i.nn.resnet.ResNet that we vary; the defaults are ResNet-18 for images of 32 pixels."""
 
-    channels: tuple[int, ...] = Field((64, 128, 256, 512), min_length=1)
-    blocks: int = Field(2, ge=1)
-    stem_stride: Literal[1, 2, 4] = 1
+    channels: tuple[int, ...] = Field((64, 128, 256, 512), min_length=1)  # of each level
+    blocks: int = Field(2, ge=1)  # residual blocks per level
+    stem_stride: Literal[1, 2, 4] = 1  # by how much the first convolution shrinks the image
 
 
 class Augment(Strict):
     """Augmentation of training images, besides mirroring (data.flip)."""
 
-    shift: int = Field(4, ge=0)  # pixels, at most, each way
-    erase: int = Field(0, ge=0)  # side of a square that is hidden
+    shift: int = Field(4, ge=0)  # largest random translation, in pixels
+    erase: int = Field(0, ge=0)  # side of a square that is hidden (cutout), in pixels; 0: none
 
 
 class ClassifierConfig(Run):
@@ -355,11 +355,11 @@ class ClassifierConfig(Run):
 
     family: Literal["classifier"] = "classifier"
     data: Data
-    held_out: Data  # images that are not learned from, to measure on
-    label: str | tuple[str, ...]  # the column that holds the class; or several, each a question of its own
+    held_out: Data  # images that are not trained on, to measure accuracy
+    label: str | tuple[str, ...]  # the column that holds the class; or several, each classified by itself
     model: ClassifierModel = ClassifierModel()
     augment: Augment = Augment()
-    smoothing: float = Field(0.1, ge=0, lt=1)  # of the labels: the part of certainty given to all classes alike
+    smoothing: float = Field(0.1, ge=0, lt=1)  # label smoothing: the probability spread over all classes
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """What a running job tells: typed events, which the command line, a server and a notebook each show in their own way.
 
-for event in run(request):
-    match event:
-        case Drawn(path=path): print(path)
-        case Message(level="warning", text=text): print(text)
+    for event in run(request):
+        match event:
+            case Drawn(path=path): print(path)
+            case Message(level="warning", text=text): print(text)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a request would do, as data: models, memory, device, files. Loads and downloads nothing.
 
-found = preflight(request)
-found.models[0]["memory"]["needed"], found.output["files"]
+    found = preflight(request)
+    found.models[0]["memory"]["needed"], found.output["files"]
 """
 
 from __future__ import annotations

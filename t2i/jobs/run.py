@@ -1,7 +1,7 @@
 """Run a request: draw its images and save them, telling what happens as events.
 
-for event in run(request): ...          # from Python, a notebook or a server
-execute(request, show)                  # the same work in this thread, each event handed to a function
+    for event in run(request): ...          # from Python, a notebook or a server
+    execute(request, show)                  # the same work in this thread, each event handed to a function
 """
 
 from __future__ import annotations
