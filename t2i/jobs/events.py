@@ -1,5 +1,7 @@
 """What a running job tells: typed events, which the command line, a server and a notebook each show in their own way.
 
+A notebook, for example:
+
     for event in run(request):
         match event:
             case Drawn(path=path): print(path)

@@ -1,5 +1,7 @@
 """What a request would do, as data: models, memory, device, files. Loads and downloads nothing.
 
+For example:
+
     found = preflight(request)
     found.models[0]["memory"]["needed"], found.output["files"]
 """

@@ -1,5 +1,7 @@
 """Run a request: draw its images and save them, telling what happens as events.
 
+In two ways:
+
     for event in run(request): ...          # from Python, a notebook or a server
     execute(request, show)                  # the same work in this thread, each event handed to a function
 """
