@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from t2i.cli.evaluate_compare import compare
-from t2i.cli.progress_bar import progress, prompts_of
+from t2i.cli.progress_bar import progress, read_prompt_texts
 
 EXAMPLES = """\b
 Examples:
@@ -103,7 +103,7 @@ def _reference(
 @click.option("--n", type=click.IntRange(1), help="How many pictures.  [all; 10000 of a model]")
 @click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
 @click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
-@click.option("--prompts", metavar="FILE", help="Of a text-to-image model: one per line, drawn in turn.")
+@click.option("--prompts", "prompt_file", metavar="FILE", help="Of a text-to-image model: one per line, drawn in turn.")
 @click.option("--sampler", metavar="NAME", help="Of a diffusion model, as of `t2i sample` or `t2i generate`.")
 @click.option("--steps", type=int, help="Of a diffusion model.")
 @click.option("--guidance", type=float, help="Of a diffusion model.")
@@ -147,7 +147,7 @@ def _score(
     seed: int,
     label: str | None,
     data: str | None,
-    prompts: str | None,
+    prompt_file: str | None,
     cas: tuple[str, str] | None,
     output: Path | None,
     device: str | None,
@@ -167,7 +167,13 @@ def _score(
     prepare_libraries()
     found = load_reference(ref)
     extractor = load_extractor(features or extractor_spec(found), device, offline)
-    given = {"label": label, "device": device, "offline": offline, "prompts": prompts_of(prompts), **settings}
+    given = {
+        "label": label,
+        "device": device,
+        "offline": offline,
+        "prompts": read_prompt_texts(prompt_file),
+        **settings,
+    }
     pictures = open_pictures(what, found.facts.size, count=n or 10_000, seed=seed, **given)
     with progress("judging", quiet) as seen:
         result = score(pictures, found, extractor, n, seed, seen)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from t2i.cli.progress_bar import progress, prompts_of
+from t2i.cli.progress_bar import progress, read_prompt_texts
 
 
 @click.command()
@@ -19,7 +19,7 @@ from t2i.cli.progress_bar import progress, prompts_of
 @click.option("--n", type=click.IntRange(1), default=10_000, help="How many pictures of each.  [10000]")
 @click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
 @click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
-@click.option("--prompts", metavar="FILE", help="Of text-to-image models: one per line, drawn in turn.")
+@click.option("--prompts", "prompt_file", metavar="FILE", help="Of text-to-image models: one per line, drawn in turn.")
 @click.option("--curves", is_flag=True, help="Also quality against steps and guidance, of diffusion models.")
 @click.option("--steps", metavar="LIST", help="Points of that curve.  [2,4,8,16,32,64,250,1000]")
 @click.option("--guidance", metavar="LIST", help="Points of that curve.  [1,1.5,2,3,5]")
@@ -60,7 +60,7 @@ def _compare(
     n: int,
     seed: int,
     data: str | None,
-    prompts: str | None,
+    prompt_file: str | None,
     curves: bool,
     steps: str | None,
     guidance: str | None,
@@ -82,7 +82,7 @@ def _compare(
         _numbers("steps", steps, int) or (STEPS if curves else ()),
         _numbers("guidance", guidance, float) or (GUIDANCE if curves else ()),
         curve_n,
-        prompts_of(prompts),
+        read_prompt_texts(prompt_file),
     )
     with progress("judging", quiet) as seen:
         return compare(what, found, extractor, plan, output, data=data, seen=seen)

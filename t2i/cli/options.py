@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def _type(known: Known) -> Any:
 def spelled(text: str, command: click.Command) -> str:
     """Return a message of the library with options as they are written on the command line.
 
-    The library names options by their fields, in backticks: `steps`, or `dtype=float32` with a value.
+    The library names options by their fields, in backticks: `steps`, or `dtype=float32` with a value. A value with
+    spaces, such as a path, is quoted, so that the option can be pasted.
     command: whose options they are, its subcommands' included; other words in backticks stay as they are.
     """
     flags = _flags(command)
@@ -101,7 +103,9 @@ def spelled(text: str, command: click.Command) -> str:
         on, off = flags[name]
         if value in ("True", "False") and (value == "True" or off):
             return on if value == "True" else off
-        return f"{on} {value}" if value else on
+        if not value:
+            return on
+        return f"{on} {shlex.quote(value)}" if any(map(str.isspace, value)) else f"{on} {value}"
 
     return re.sub(r"`(\w+)(?:=([^`]+))?`", flag, text)
 

@@ -16,8 +16,8 @@ from t2i.jobs.events import Counted, Drawn, Event, Failed, Message, ShardPacked,
 LINE_SECONDS = 60.0
 
 
-def prompts_of(file: str | None) -> tuple[str, ...]:
-    """The prompts of a file; none without one.  Raises UsageError."""
+def read_prompt_texts(file: str | None) -> tuple[str, ...]:
+    """Return the prompts of a file; none without one.  Raises UsageError."""
     from t2i.jobs.spec.prompt_files import read_prompts
 
     return () if file is None else tuple(one.text for one in read_prompts((), (), file, sys.stdin.buffer))

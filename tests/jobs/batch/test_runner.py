@@ -154,7 +154,7 @@ def test_patterns_with_a_job_are_batches_and_those_without_are_as_ever(t2i: Run,
         "x/a-horse-1.png",
         "x/a-cat-2.png",
     ]
-    assert "{job} names images of a batch alone" in t2i("a horse", "-o", "out/{job}.png").err
+    assert "--output: {job} is for batches only" in t2i("a horse", "-o", "out/{job}.png").err
     assert "{date}" in t2i("--prompts", "list.txt", "-o", "out/{date}/{job}").err
 
 
@@ -219,7 +219,7 @@ def test_a_file_that_another_picture_has_is_never_overwritten(t2i: Run, here: Pa
 def test_several_processes_share_only_what_can_be_shared(t2i: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = t2i("a horse", "-o", "out/")
-    assert (ran.code, "--prompts FILE -o FOLDER/" in ran.err) == (2, True)
+    assert (ran.code, "--prompts FILE --output FOLDER/" in ran.err) == (2, True)
 
 
 def test_what_the_model_cannot_take_is_said_before_anything_is_drawn(t2i: Run, here: Path) -> None:
