@@ -24,7 +24,7 @@ COMPLETION = {
 
 
 class SectionOption(click.Option):
-    """An option that stands under a heading of its own."""
+    """An option that is listed under a heading of the help page."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,7 +34,7 @@ class SectionOption(click.Option):
 class SectionedCommand(click.Command):
     """A command whose help page lists its options under headings, in the order in which they first come.
 
-    Options without a heading are the last; the argument is told of in words.
+    Options without a heading come last; the argument is described in the text.
     """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -152,7 +152,7 @@ def test_all_controls_are_found_before_the_first_picture(kit: dict[str, str], t2
         "hint: put its folder here, or give its place: --control FOLDER:IMAGE\n"
     )
     ran = t2i("-m", kit["model"], "--from", "two.png", "--control", "elsewhere:pic.png", "-o", "again/", steps="")
-    assert "drawn anew, with another picture, strength or ControlNet to start from" in ran.err
+    assert "drawn anew, with another input image, strength or ControlNet" in ran.err
     assert (pixels(ran.lines[0]) == pixels("two.png")).all()
 
 

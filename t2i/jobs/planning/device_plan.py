@@ -62,9 +62,9 @@ def device_options(key: ModelKey, options: GenerateOptions) -> DeviceOptions:
 def say_safety(files: ModelFiles, key: ModelKey, say: Callable[[str], None]) -> None:
     """Say where a model's safety checker is missing or turned off, so that its images are not checked."""
     if files.safety == "missing":
-        say(f"note: {files.model.name} names a safety checker and comes without it: pictures are not checked")
+        say(f"note: {files.model.name} names a safety checker and comes without it: images are not checked")
     elif files.safety == "there" and key.no_safety:
-        say("note: `no_safety`: pictures are not checked")
+        say("note: `no_safety`: images are not checked")
 
 
 def _device_here(device: str | None) -> str | None:

@@ -51,9 +51,9 @@ def first_size(record: Mapping[str, Any], otherwise: tuple[int, int]) -> tuple[i
 def edit_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a recipe's `edit` as rows for a human."""
     controls = record.get("controls")
-    pictures = [("from", record.get("image")), ("mask", record.get("mask"))]
-    pictures += [("guided by", one) for one in (controls if isinstance(controls, list) else [])]
-    rows = [(title, _describe(about)) for title, about in pictures if isinstance(about, Mapping)]
+    inputs = [("from", record.get("image")), ("mask", record.get("mask"))]
+    inputs += [("guided by", one) for one in (controls if isinstance(controls, list) else [])]
+    rows = [(title, _describe(about)) for title, about in inputs if isinstance(about, Mapping)]
     if "strength" in record:
         rows.append(("strength", str(record["strength"])))
     if isinstance(second := record.get("upscale"), Mapping):

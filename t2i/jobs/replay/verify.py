@@ -28,7 +28,7 @@ ASKED = {
     "scheduler": "scheduler",
     "dtype": "dtype",
     "adapters": "set of adapters",
-    "edit": "picture, strength or ControlNet to start from",
+    "edit": "input image, strength or ControlNet",
 }
 
 

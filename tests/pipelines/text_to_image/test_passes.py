@@ -313,7 +313,7 @@ def test_it_is_drawn_again_from_the_picture_beside_it_or_the_one_given(t2i: Run,
     ran = t2i("--from", "set/a.png", "-i", "moved.png", "-o", "d.png", steps="")
     assert (ran.code, "set/a.png: identical" in ran.err) == (0, True), ran.err
     ran = t2i("--from", "set/a.png", "-i", "start.png", "-o", "e.png", steps="")
-    assert (ran.code, "drawn anew, with another picture, strength or ControlNet to start from" in ran.err) == (0, True)
+    assert (ran.code, "drawn anew, with another input image, strength or ControlNet" in ran.err) == (0, True)
     ran = t2i("--from", "set/a.png", "-i", "moved.png", "--strength", "0.9", "-o", "f.png", steps="")
     assert record("f.png").edit["strength"] == 0.9
 
