@@ -271,12 +271,11 @@ def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
 
 DRY = """
 import resource, sys
-from pathlib import Path
 from t2i.jobs.batch.job_list import make_job_list
-from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.from_options import make_request
 
-request = GenerateRequest(prompts=(), seeds=(5,), output="big/", shards="parquet")
-job_list = make_job_list(Path(sys.argv[1]), request, True)
+request = make_request({"prompt_file": sys.argv[1], "seed": 5, "output": "big/", "shards": "parquet"})
+job_list = make_job_list(request)
 count = 0
 for share in job_list.shares(lambda item: 8):
     for group in share:
