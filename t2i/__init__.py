@@ -2,8 +2,8 @@
 
     from t2i import load
 
-    draw = load("mini")  # the embedded model
-    draw("a horse in Van Gogh style", seed=7, num_images=4)[0].save("horse.png")
+    model = load("mini")  # the embedded model
+    model("a horse in Van Gogh style", seed=7, num_images=4)[0].save("horse.png")
 
 Names are resolved when they are first used (PEP 562), so that importing t2i imports nothing heavy.
 """

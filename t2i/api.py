@@ -36,13 +36,13 @@ from t2i.pipelines.text_to_image.pipeline import TextToImage
 
 
 def _loads(known: Known) -> bool:
-    """Whether an option belongs to a loaded model rather than to one call."""
+    """Return whether an option belongs to a loaded model rather than to one call."""
     option = known.option
     return option.target == "model" or option.scope == "machine" or known.name in ("config", "offline", "scheduler")
 
 
 def _draws(known: Known) -> bool:
-    """Whether an option belongs to a call: how images are drawn, not where files go."""
+    """Return whether an option belongs to a call: how images are drawn, not where files go."""
     option = known.option
     adapters = ("lora", "embedding", "ip_adapter", "lora_folder")
     if known.name in adapters or known.name in ("seed", "size", "batch_size", "wildcards"):
@@ -58,7 +58,7 @@ def load(model: str | Path = "mini", **options: Any) -> Model:
     """Load a text-to-image model: a name of the registry, a pipeline or run folder, a Hub id, a .safetensors file.
 
     options: those of the model, its adapters and the device: see `help(t2i.load)` for their names.
-    safety=False is no_safety=True.  Adapters that match nothing in the model are a warning.
+    safety=False is no_safety=True.  Adapters that match nothing in the model cause a warning.
 
     Raises UsageError, ModelUnavailable, ModelError, OutOfMemory (all of them `t2i.errors.T2IError`).
     """
@@ -86,20 +86,20 @@ def load(model: str | Path = "mini", **options: Any) -> Model:
 
 
 class Model:
-    """A loaded model, to be called with a prompt.  It keeps nothing from one call to the next.
+    """A loaded model, to be called with a prompt.  Calls are independent of each other.
 
     Calls from several threads are taken one at a time, in order.
     model: the `TextToImage` underneath; `model.pipe` is the diffusers pipeline.
     """
 
     def __init__(self, slot: ModelSlot, options: Mapping[str, Any]) -> None:
-        """Use `load`."""
+        """Wrap a loaded model; use `load` instead."""
         self._slot = slot
         self._options = dict(options)
 
     @property
     def model(self) -> TextToImage:
-        """What draws underneath: it takes seeds one by one and yields images as they are drawn."""
+        """Return the underlying `TextToImage`, which yields images as they are drawn."""
         assert self._slot.model is not None, "a call that failed to load has emptied the slot"
         return self._slot.model
 
@@ -109,7 +109,7 @@ class Model:
         """Draw images of the prompt, or of each of several; image k of a prompt has seed + k.
 
         seed: default: a random one, which the records hold.  num_images: of each prompt.
-        Options that are None, or not given, are as the model draws best.
+        Options that are None, or not given, take the model's defaults.
         image, mask: a path, or an image in memory.  raw: take prompts literally.
         progress: a bar on stderr; or a function that takes each event.
 
@@ -119,16 +119,19 @@ class Model:
         values = {**self._options, **given}
         request = make_request(values, [prompt] if isinstance(prompt, str) else list(prompt))
         drawn: list[Picture] = []
+        said: list[str] = []
         with _shown(progress) as show:
 
             def emit(event: Event) -> None:
                 if isinstance(event, Drawn | Blanked):
                     drawn.append(Picture.of(event.image, event.recipe, isinstance(event, Blanked)))
                 elif isinstance(event, Message) and event.level == "warning":
-                    warnings.warn(event.text, stacklevel=4)
+                    said.append(event.text)
                 show(event)
 
             execute(request, emit, self._slot, save=False)
+        for text in said:  # here, so that Python shows the caller's line beside them
+            warnings.warn(text, stacklevel=2)
         return Pictures(drawn)
 
     def __repr__(self) -> str:

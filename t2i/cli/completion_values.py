@@ -1,4 +1,4 @@
-"""What a shell offers for the values of options: asked at every press of Tab, so nothing heavy is imported."""
+"""Completion of option values in a shell. It runs at every press of Tab, so nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _PATHS = CompletionItem("", type="file")  # the shell itself completes paths
 
 
 def models(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the zoo and ids in the Hub's cache; paths otherwise."""
+    """Complete names of the registry and ids in the Hub's cache; paths otherwise."""
     return _starting(typed, _known_models()) or [_PATHS]
 
 
 def model_names(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the zoo and ids in the Hub's cache."""
+    """Complete names of the registry and ids in the Hub's cache."""
     return _starting(typed, _known_models())
 
 
 def schedulers(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Our names of the schedulers."""
+    """Complete names of schedulers."""
     from t2i.pipelines.settings.schedulers import SCHEDULERS
 
     return _starting(typed, SCHEDULERS)
 
 
 def caches(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the ways of step caching."""
+    """Complete names of step caching methods."""
     from t2i.pipelines.text_to_image.step_cache import CACHES
 
     return _starting(typed, [*CACHES, "none"])
 
 
 def devices(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Kinds of devices: which of them are here, only torch knows, which takes seconds to ask."""
+    """Complete kinds of devices, present or not: asking torch which of them are would take seconds."""
     return _starting(typed, DEVICES)
 
 
 def dtypes(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the dtypes."""
+    """Complete names of dtypes."""
     return _starting(typed, DTYPES)
 
 
@@ -59,7 +59,7 @@ def _known_models() -> list[str]:
 
 
 def _cached_ids() -> list[str]:
-    """Hub ids by the names of the cache's folders; the Hub's own library would take a second to look."""
+    """Return Hub ids, read from the names of the cache's folders: importing the Hub's library would take a second."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
     try:

@@ -22,10 +22,10 @@ Examples:
 
 @click.group(epilog=EXAMPLES)
 def config() -> None:
-    """Your own defaults for the options of every command.
+    """Show and change your defaults for the options of every command.
 
-    They are kept in one YAML file with a section per command. What wins: an option that is given, then an environment
-    variable, then this file, then the model's own default.
+    They are kept in one YAML file with a section per command. Precedence: an option on the command line, then an
+    environment variable, then this file, then the model's own default.
     """
 
 
@@ -74,7 +74,7 @@ def set_default(ctx: click.Context, key: str, words: tuple[str, ...]) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise UsageError(f"{parent!r} is a value in {user_config.config_path()}, not a section", "mend the file")
+            raise UsageError(f"{parent!r} is a value in {user_config.config_path()}, not a section", "fix the file")
 
     def same(name: str) -> bool:
         return name.replace("_", "-") in user_config.spellings(option)
@@ -100,7 +100,7 @@ def unset(key: str) -> None:
 
 
 def _root(ctx: click.Context) -> click.Context:
-    """A context of the root command in which nothing is parsed."""
+    """Return a context of the root command in which nothing is parsed."""
     return click.Context(ctx.find_root().command, info_name="t2i", resilient_parsing=True)
 
 
@@ -113,8 +113,9 @@ def _same(one: Any, other: str) -> bool:
 
 
 def _remove(values: dict[Any, Any], keys: list[str]) -> list[str]:
-    """Remove what the keys name, and sections that are empty then.  Returns the keys of the topmost thing removed, as
-    they are spelled in the file; none: there is no such key.
+    """Remove the value or section that the keys name, and sections that are empty then.
+
+    Returns the keys of the topmost thing removed, as they are spelled in the file; none: there is no such key.
     """
     name = next((name for name in values if _same(name, keys[0])), None)
     if name is None:
@@ -128,7 +129,7 @@ def _remove(values: dict[Any, Any], keys: list[str]) -> list[str]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of every leaf."""
+    """Return (dotted key, value) of every leaf."""
     rows: list[tuple[str, Any]] = []
     for key, value in values.items():
         rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
@@ -136,7 +137,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """As one would type it."""
+    """Return a value as it would be typed."""
     if isinstance(value, list):
         return " ".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

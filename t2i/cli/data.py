@@ -1,4 +1,4 @@
-"""`t2i data info` and `t2i data prepare`: what is in a data set, and one that trainers read made of it."""
+"""`t2i data info` and `t2i data prepare`: inspect a data set, and build a parquet data set for training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Examples:
 
 @click.group()
 def data() -> None:
-    """Look at a data set before you train on it, or make one."""
+    """Inspect a data set, or build one for training."""
 
 
 @data.command()
@@ -36,7 +36,7 @@ def data() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def info(path: str, split: str, image: str, output: Path | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    """Count what is in a data set: images, sizes, classes, broken files, duplicates.
+    """Count the images, sizes, classes, broken files and duplicates of a data set.
 
     PATH is an image folder, a parquet file or a glob of them in quotes, or hub:owner/name. Every image is decoded once;
     memory does not grow with the set.
@@ -69,15 +69,15 @@ def info(path: str, split: str, image: str, output: Path | None, overwrite: bool
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What to do with pictures that cannot be read.",
+    help="What to do with images that cannot be read.",
 )
-@click.option("--drop-duplicates", is_flag=True, help="Of pictures with the same pixels keep the first.")
+@click.option("--drop-duplicates", is_flag=True, help="Of images with the same pixels keep the first.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Read N rows, evenly spaced over the source.")
 @click.option(
     "--test-fraction",
     metavar="F",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Two files, NAME-train and NAME-test; a picture's pixels decide its side.",
+    help="Two files, NAME-train and NAME-test; an image's pixels decide its split.",
 )
 @click.option("--split", default="train", show_default=True, help="Of a Hub data set.")
 @click.option("--image", metavar="COLUMN", help="The column that holds the images.  [the only one]")
@@ -95,13 +95,13 @@ def prepare(
     drop_duplicates: bool,
     **how: Any,
 ) -> None:
-    """Make one parquet data set, ready to train on, of pictures anywhere.
+    """Build one parquet data set, ready for training, from images anywhere.
 
     SOURCE is an image folder, a parquet file or a glob of them in quotes, or hub:owner/name. A folder's sub-folders
-    become classes (column label); image.txt beside image.png becomes its caption (column text); metadata.jsonl and
-    metadata.csv may say more. Every picture is decoded and checked. The same source and options give the same bytes;
-    `datasets.load_dataset` reads them too. Whether a picture is in the test part its pixels alone decide, whatever else
-    is in the source, so equal ones are never on both sides.
+    become classes (column label); image.txt next to image.png becomes its caption (column text); metadata.jsonl and
+    metadata.csv may add columns. Every image is decoded and checked. The same source and options give the same bytes;
+    `datasets.load_dataset` reads them too. An image's pixels alone decide whether it is in the test split, so equal
+    images are never in both.
     """
     from t2i.config import Source
     from t2i.data.prepare import Options
@@ -112,12 +112,12 @@ def prepare(
     if how["quality"] is None:
         del how["quality"]
     elif how["format"] != "jpg":
-        raise UsageError("--quality is of JPEG alone", "add --format jpg")
+        raise UsageError("--quality is for JPEG only", "add --format jpg")
     options = Options(bad=how.pop("bad_images"), unique=drop_duplicates, **how)
     done = write(Source(path=source, split=split, image=image), output, options, overwrite, not quiet)
     if as_json:
         click.echo(json.dumps(done.facts()))
         return
-    for part in done.parts:
-        click.echo(part.path)
+    for split_file in done.parts:
+        click.echo(split_file.path)
     click.echo(aligned(source, done.lines()), err=True)

@@ -1,4 +1,4 @@
-"""`t2i doctor`: what this installation is, and what is broken in it."""
+"""`t2i doctor`: report on this installation and its problems."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from t2i.errors import ConfigError, T2IError
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: facts by name, and the problems.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Find what is wrong with this installation, and how to mend it.
+    """Find problems with this installation, and how to fix them.
 
     Versions, device and precision, free memory and disk, cache and network, extras, your config file, and whether the
-    models in the package are intact. Uses no network and changes nothing. Exit code 1: something is broken.
+    models in the package are intact. Uses no network and changes nothing. Exit code 1 means that something is broken.
     """
     from t2i.diagnostics.doctor import Finding, examine
 

@@ -1,4 +1,4 @@
-"""What `--dry-run` found, as two columns for a reader."""
+"""The two-column table that `--dry-run` prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 5  # files that are named
 
 
 def model_rows(facts: Facts) -> list[tuple[str, str]]:
-    """What is known of a model and of the machine it would draw on."""
+    """Return rows about a model and the device that it would run on."""
     size = "not known offline" if facts["download"] is None else in_units(facts["download"])
     where = facts["path"] or f"not here; to be downloaded: {size}"
     gated = {True: "yes: its licence must be accepted on the Hub's page", False: "no", None: "not known here"}
@@ -40,7 +40,7 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
         ("device", facts["device"]),
         ("dtype", facts["dtype"] + (f" ({dtype})" if dtype else "")),
         ("memory", f"{sums} = about {in_units(memory['needed'])} of {in_units(memory['free'])}{fits}"),
-        ("besides", "; ".join(f"{what} ({why})" for what, why in reasons.items()) or "nothing"),
+        ("adjustments", "; ".join(f"{what} ({why})" for what, why in reasons.items()) or "none"),
         ("safety", {"there": "checked by its own checker", "none": "it has no checker"}.get(facts["safety"], "off")),
         ("images", f"{facts['images']} of {each} steps ({facts['steps']} in all), {facts['at_once']} at once"),
         ("size", facts["size"] + " at most" * (facts["images"] > 1)),
@@ -52,7 +52,7 @@ def _weight(size: int | None) -> str:
 
 
 def output_rows(total: Facts) -> list[tuple[str, str]]:
-    """How many images, into which files, and what of it is missing."""
+    """Return rows about the number of images, their files, and how many are missing."""
     return list(_output(total))
 
 

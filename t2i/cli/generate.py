@@ -34,10 +34,10 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     """Draw an image of each PROMPT and print where it is saved.
 
     Each argument is one prompt: put quotes around it. "-" reads prompts from stdin, one per line. Image k of a prompt
-    has seed SEED + k and is the same picture whether it is drawn alone or among others.
+    has seed SEED + k and is the same image whether it is drawn alone or in a batch.
 
-    With --prompts and a folder, images are named by position and content, and listed in manifest.jsonl there. The same
-    command again makes only what is missing, and under `accelerate launch` all processes share the work.
+    With --prompts and a folder, images are named by position and content, and listed in manifest.jsonl there. Running
+    the same command again draws only missing images, and under `accelerate launch` all processes share the work.
     """
     from t2i.cli.progress_bar import show_events
     from t2i.jobs.from_options import make_request
@@ -58,16 +58,16 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     if given["dry_run"]:
         from t2i.cli.dry_run import dry_run
 
-        dry_run(request, say, as_json)
+        dry_run(request, say, as_json, spell)
         return
     with show_events(quiet, as_json, spell) as show:
         execute(request, show)
 
 
 def _forget_idle_defaults(given: dict[str, Any]) -> None:
-    """Drop what only the user's own defaults say, where it cannot be meant.
+    """Drop defaults from the user's config file where they do not apply.
 
-    They add no image to a record that is replayed, and a default strength waits for an image.
+    They add no input image to a replayed record, and a default strength needs an image to act on.
     """
     source = click.get_current_context().get_parameter_source
     for name in ("image", "mask", "strength", "control", "upscale"):

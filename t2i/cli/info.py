@@ -1,4 +1,4 @@
-"""`t2i info`: how an image was made, or what a run or model folder holds; without torch and without diffusers."""
+"""`t2i info`: how an image was made, or what a run or model folder holds. Imports neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
     """Show how an image was made, or what a run or model folder holds.
 
     Reads what t2i and A1111-like tools write into PNG, JPEG and WebP files; run folders, finished or still training;
-    and pipeline folders (mini: the embedded one). Of two images it shows what differs between their records.
-    Exit code 1: there is no such record.
+    and pipeline folders (mini: the embedded one). For two images it shows how their records differ.
+    Exit code 1 means that there is no such record.
     """
     if (pair := _two_images(paths)) is not None:
         click.echo(json.dumps(_compare(*pair)) if as_json else _comparison(*pair))
@@ -50,7 +50,7 @@ def info(paths: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _two_images(paths: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The facts of two images that both say how they were made; None for anything else, which is told one by one."""
+    """Return the facts of two images that both have a record; None for anything else, which is described one by one."""
     if len(paths) != 2:
         return None
     try:
@@ -69,11 +69,11 @@ def _compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def _comparison(a: dict[str, Any], b: dict[str, Any]) -> str:
     head = f"{a['path']}\n{b['path']}"
     rows = difference_table(a, b)
-    return aligned(head, rows) if rows else f"{printable(head)}\n  the two records say the same"
+    return aligned(head, rows) if rows else f"{printable(head)}\n  the two records are equal"
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The facts as lines for a human, safe to print on a terminal."""
+    """Return the facts as lines for a human, safe to print on a terminal."""
     rows = {"image": _image_rows, "model": _model_rows, "run": _run_rows}
     return aligned(facts["path"], rows[facts["kind"]](facts))
 
@@ -132,8 +132,8 @@ def _run_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     version = f" (diffusers {facts['diffusers']})" if facts["diffusers"] else ""
-    parts = [(name, f"{part['class']}, {_megabytes(part['bytes'])}") for name, part in facts["components"].items()]
-    return [("pipeline", facts["pipeline"] + version), *parts, ("in all", _megabytes(facts["bytes"]))]
+    components = [(name, f"{one['class']}, {_megabytes(one['bytes'])}") for name, one in facts["components"].items()]
+    return [("pipeline", facts["pipeline"] + version), *components, ("in all", _megabytes(facts["bytes"]))]
 
 
 def _megabytes(size: int) -> str:

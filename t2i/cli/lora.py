@@ -13,7 +13,7 @@ from t2i.cli.tables import aligned
 
 @click.group()
 def lora() -> None:
-    """Look at LoRAs, and merge them into a model."""
+    """Inspect LoRAs, or merge them into a model."""
 
 
 @lora.command()
@@ -21,7 +21,7 @@ def lora() -> None:
 @click.option("--offline", is_flag=True, help="Do not use the network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(location: str, offline: bool, as_json: bool) -> None:
-    """Say what a LoRA is for, how large it is, and what its trainer wrote into it.
+    """Show a LoRA's model family, rank, size, and the metadata that its trainer wrote.
 
     FILE is a .safetensors file, a folder that holds one, or a Hub id owner/name[/file]. No tensor is loaded.
     """
@@ -38,7 +38,7 @@ def info(location: str, offline: bool, as_json: bool) -> None:
         ("format", known.format),
         ("tensors", f"{known.tensors} ({known.parameters:,} parameters, {known.bytes:,} bytes)"),
         ("rank", ", ".join(f"{rank} ({count} layers)" for rank, count in known.ranks.items()) or "not known"),
-        ("alpha", ", ".join(f"{alpha:g}" for alpha in known.alphas) or "not said (the rank)"),
+        ("alpha", ", ".join(f"{alpha:g}" for alpha in known.alphas) or "not given (the rank)"),
         ("layers", ", ".join(f"{count} in {name}" for name, count in known.blocks.items()) or "none"),
         ("dtype", ", ".join(known.dtypes)),
         ("sha256", file.sha256),
@@ -60,11 +60,11 @@ def info(location: str, offline: bool, as_json: bool) -> None:
 @click.option("-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--offline", is_flag=True, help="Do not use the network.")
-@click.option("--quiet", is_flag=True, help="Say nothing but the folder.")
+@click.option("--quiet", is_flag=True, help="Print only the folder.")
 def merge(model: str, loras: tuple[str, ...], output: Path, revision: str | None, offline: bool, quiet: bool) -> None:
-    """Write MODEL with LoRAs baked in as a new pipeline folder, which draws without them.
+    """Write MODEL with LoRAs merged into its weights as a new pipeline folder.
 
-    It draws what MODEL draws with --lora, to rounding. FOLDER must not exist.
+    Its images are those of MODEL with --lora, up to rounding. FOLDER must not exist.
     """
     from t2i.model_files.locate import locate
     from t2i.pipelines.adapters.specs import Adapters

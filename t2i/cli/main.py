@@ -21,26 +21,26 @@ from t2i.errors import ConfigError, OutOfMemory, T2IError, UsageError, one_line
 # name: ("module:attribute", one line of help), in the order of a user's first day
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("t2i.cli.generate:generate", "Draw images from text prompts."),
-    "train": ("t2i.cli.train:train", "Train a model from scratch; the same command again resumes."),
+    "train": ("t2i.cli.train:train", "Train a model from scratch, or resume an interrupted run."),
     "sample": ("t2i.cli.sample:sample", "Draw images with a trained run."),
-    "eval": ("t2i.cli.evaluate:evaluate", "Judge pictures of any family by one judge, beside real ones."),
+    "eval": ("t2i.cli.evaluate:evaluate", "Evaluate generated images against real ones."),
     "report": ("t2i.cli.report:report", "Show runs on one page: curves, samples, metrics, config."),
-    "data": ("t2i.cli.data:data", "Look at a data set before you train on it, or make one."),
-    "info": ("t2i.cli.info:info", "Show how an image was made, or what a run or a model is."),
-    "models": ("t2i.cli.models:models", "List, describe, get and delete models."),
-    "lora": ("t2i.cli.lora:lora", "Look at LoRAs, and merge them into a model."),
-    "config": ("t2i.cli.config:config", "Your own defaults for the options of every command."),
-    "doctor": ("t2i.cli.doctor:doctor", "Find what is wrong with this installation, and how to mend it."),
-    "completion": ("t2i.cli.completion:completion", "Print the script that completes t2i's words in your shell."),
+    "data": ("t2i.cli.data:data", "Inspect a data set, or build one for training."),
+    "info": ("t2i.cli.info:info", "Show how an image was made, or describe a run or a model."),
+    "models": ("t2i.cli.models:models", "List, describe, download and delete models."),
+    "lora": ("t2i.cli.lora:lora", "Inspect LoRAs, or merge them into a model."),
+    "config": ("t2i.cli.config:config", "Show and change your defaults for the options of every command."),
+    "doctor": ("t2i.cli.doctor:doctor", "Find problems with this installation, and how to fix them."),
+    "completion": ("t2i.cli.completion:completion", "Print the completion script for your shell."),
 }
 
 
 @dataclass
 class Session:
-    """What one call of `t2i` knows beyond its parameters; Click's `ctx.obj`."""
+    """State of one call of `t2i` beyond its parameters; Click's `ctx.obj`."""
 
     debug: bool = False
-    defaults: bool = False  # whether the user's config file says something about this command
+    defaults: bool = False  # whether the user's config file sets options of this command
     command: click.Command | None = None  # the one that runs
 
     def spelled(self, text: str) -> str:
@@ -140,7 +140,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @_debug_option
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Text-to-image and diffusion models, from theory to picture.
+    """Run, train and evaluate text-to-image and diffusion models.
 
     \b
     Draw:   t2i generate "a horse in Van Gogh style"
@@ -180,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _explain(e: Exception, session: Session) -> int:
-    """Say on stderr what went wrong and the way out; return the exit code."""
+    """Print an error and its hint on stderr; return the exit code."""
     if isinstance(e, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since Click 8.2: a group called alone
         click.echo(str(e))
         return 0
@@ -201,7 +201,7 @@ def _explain(e: Exception, session: Session) -> int:
 
 
 def _usage(e: click.ClickException) -> tuple[str, str | None]:
-    """Click's own errors in our words: the message, and which help page explains it."""
+    """Return the message of one of Click's own errors in our style, and the help page that explains it."""
     ctx = getattr(e, "ctx", None)
     message = e.format_message()
     message = message[:1].lower() + message[1:]
@@ -220,7 +220,7 @@ def _say(message: str, hint: str | None, code: int) -> int:
 
 
 def _redact(text: str) -> str:
-    """A library's message may quote the request that failed; the user's token must not leave with it."""
+    """Replace the user's token in a message: a library may quote the request that failed, with its headers."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         token = os.environ.get(name, "")
         if len(token) >= 8:
@@ -229,7 +229,7 @@ def _redact(text: str) -> str:
 
 
 def _close_stdout() -> int:
-    """The reader has left (`| head`): say nothing, and let the interpreter flush into the void at exit."""
+    """Redirect stdout to nowhere after its reader has closed (`| head`), so that flushing at exit cannot fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -237,7 +237,10 @@ def _close_stdout() -> int:
 
 @contextmanager
 def _terminate_cleanly() -> Iterator[None]:
-    """SIGTERM unwinds the stack, so that temporary files go, and exits with 143. Training installs its own handler."""
+    """Let SIGTERM unwind the stack, so that temporary files are removed, and exit with 143.
+
+    Training installs its own handler.
+    """
 
     def leave(*_: object) -> NoReturn:
         raise SystemExit(143)

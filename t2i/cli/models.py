@@ -1,4 +1,4 @@
-"""`t2i models`: which models there are, what of them is on this machine, getting and deleting them."""
+"""`t2i models`: list, describe, download and delete models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _name = click.argument("name", shell_complete=model_names)
 
 @click.group()
 def models() -> None:
-    """List, describe, get and delete models.
+    """List, describe, download and delete models.
 
     Models from the Hugging Face Hub lie in its own cache (HF_HUB_CACHE, HF_HOME), which other programs share.
     """
@@ -33,7 +33,7 @@ def models() -> None:
 @models.command("list")
 @_json
 def list_models(as_json: bool) -> None:
-    """List the models known by name, and what else lies in the Hub's cache.
+    """List the models known by name, and others in the Hub's cache.
 
     Uses no network. A licence that is not shown is not known here: `t2i models info NAME --online` asks the Hub.
     """
@@ -83,7 +83,8 @@ def info(name: str, online: bool, as_json: bool) -> None:
 def pull(name: str, revision: str | None, quiet: bool, as_json: bool) -> None:
     """Download a model from the Hub, and print where it is.
 
-    Only safetensors weights, configs and tokenizers: what `t2i generate` would fetch. What broke off goes on.
+    Downloads only safetensors weights, configs and tokenizers, as `t2i generate` would. An interrupted download is
+    resumed.
     """
     from t2i.model_files.locate import locate
 
@@ -134,7 +135,7 @@ def rm(name: str, revision: str | None, yes: bool, as_json: bool) -> None:
 
 
 def in_units(size: int) -> str:
-    """A number of bytes for a human: 512 B, 1.5 kB, 5.2 GB (powers of 1000, as disks are sold)."""
+    """Return a number of bytes for a human: 512 B, 1.5 kB, 5.2 GB (powers of 1000, as disks are sold)."""
     value, unit = float(size), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
@@ -144,7 +145,7 @@ def in_units(size: int) -> str:
 
 
 def _find(name: str, cached: dict[str, CachedModel]) -> ResolvedModel:
-    """What a name means here: what is cached wins over a folder of that name, and may be called as no pipeline is."""
+    """Return the model of a name.  A cached one wins over a folder of that name, and need not be a pipeline."""
     return hub_model(name) if name in cached else resolve(name)
 
 
@@ -162,7 +163,7 @@ def _id(model: ResolvedModel) -> str | None:
 
 
 def _facts(model: ResolvedModel, cached: dict[str, CachedModel]) -> dict[str, Any]:
-    """What is known about a model without a network, as plain JSON data; None: not known."""
+    """Return what is known about a model without a network, as plain JSON data; None: not known."""
     found = cached.get(model.location) if model.kind == "hub" else None
     facts: dict[str, Any] = {
         "name": model.name,
@@ -192,7 +193,7 @@ def _facts(model: ResolvedModel, cached: dict[str, CachedModel]) -> dict[str, An
 
 
 def _files(place: Path) -> dict[str, int]:
-    """{path below it: bytes} of a folder, or of one file."""
+    """Return {path below it: bytes} of a folder, or of one file."""
     if place.is_file():
         return {place.name: place.stat().st_size}
     paths = sorted(path for path in place.rglob("*") if path.is_file())
@@ -200,10 +201,10 @@ def _files(place: Path) -> dict[str, int]:
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    """A model in one line."""
+    """Return a model's state, size and licence on one line."""
     size = f" {in_units(facts['bytes'])}" if facts["bytes"] else ""
-    parts = [facts["state"] + size, facts["license"], "gated" if facts["gated"] else None]
-    return " · ".join(part for part in parts if part)
+    words = [facts["state"] + size, facts["license"], "gated" if facts["gated"] else None]
+    return " · ".join(filter(None, words))
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ COMPLETION = {
 
 
 class SectionOption(click.Option):
-    """An option that stands under a heading of its own."""
+    """An option that is listed under a heading of the help page."""
 
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,7 +34,7 @@ class SectionOption(click.Option):
 class SectionedCommand(click.Command):
     """A command whose help page lists its options under headings, in the order in which they first come.
 
-    Options without a heading are the last; the argument is told of in words.
+    Options without a heading come last; the argument is described in the text.
     """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,7 +90,8 @@ def _type(known: Known) -> Any:
 def spelled(text: str, command: click.Command) -> str:
     """Return a message of the library with options as they are written on the command line.
 
-    The library names options by their fields, in backticks: `steps`, or `dtype=float32` with a value.
+    The library names options by their fields, in backticks: `steps`, or `dtype=float32` with a value. A value with
+    spaces, such as a path, is quoted, so that the option can be pasted.
     command: whose options they are, its subcommands' included; other words in backticks stay as they are.
     """
     flags = _flags(command)
@@ -101,7 +103,9 @@ def spelled(text: str, command: click.Command) -> str:
         on, off = flags[name]
         if value in ("True", "False") and (value == "True" or off):
             return on if value == "True" else off
-        return f"{on} {value}" if value else on
+        if not value:
+            return on
+        return f"{on} {shlex.quote(value)}" if any(map(str.isspace, value)) else f"{on} {value}"
 
     return re.sub(r"`(\w+)(?:=([^`]+))?`", flag, text)
 

@@ -16,8 +16,8 @@ from t2i.jobs.events import Counted, Drawn, Event, Failed, Message, ShardPacked,
 LINE_SECONDS = 60.0
 
 
-def prompts_of(file: str | None) -> tuple[str, ...]:
-    """The prompts of a file; none without one.  Raises UsageError."""
+def read_prompt_texts(file: str | None) -> tuple[str, ...]:
+    """Return the prompts of a file; none without one.  Raises UsageError."""
     from t2i.jobs.spec.prompt_files import read_prompts
 
     return () if file is None else tuple(one.text for one in read_prompts((), (), file, sys.stdin.buffer))
@@ -25,7 +25,7 @@ def prompts_of(file: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], object]]:
-    """A progress bar on stderr that takes (how many more, of how many)."""
+    """Show a progress bar on stderr; yield a function that takes (how many more, of how many)."""
     from tqdm import tqdm
 
     from t2i.distributed import is_main
@@ -42,9 +42,9 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], object]]:
 
 @contextmanager
 def show_events(quiet: bool, as_json: bool, spell: Callable[[str], str] = str) -> Iterator[Callable[[Event], None]]:
-    """Show a job's events: results on stdout, words and a progress bar on stderr.
+    """Show a job's events: results on stdout, messages and a progress bar on stderr.
 
-    In a pipe or a log there is no bar: each path is a sign of life, and a batch says now and then how far it is.
+    In a pipe or a log there is no bar: each path is printed, and a batch reports its progress now and then.
     as_json: print the path and the whole record of each image as one line of JSON.
     spell: writes a message with options as the command line has them.
     """
@@ -84,7 +84,7 @@ class _Shown:
                 self._print({"path": str(path), "grid": True})
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 
@@ -98,7 +98,7 @@ class _Shown:
             click.echo(self.spell(line), err=True)
 
     def _clear(self) -> None:
-        """Take the bar from the screen until it moves again: something else is to be printed there."""
+        """Clear the bar from the screen until it moves again, so that a line can be printed in its place."""
         if self.bar is not None:
             self.bar.clear()
 

@@ -1,4 +1,4 @@
-"""`t2i report RUN...`: what training runs did, on one page, and as plots."""
+"""`t2i report RUN...`: training runs on one page, and as plots."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are not an earlier report on these runs.")
 def report(runs: tuple[Path, ...], output: Path | None, plots: Path | None, overwrite: bool) -> None:
-    """Show training runs on one page: error functions, samples along training, scores, metrics, config, environment.
+    """Show training runs on one page: loss curves, samples during training, scores, metrics, config, environment.
 
-    RUN is a run folder, finished or still training. Several are laid side by side. The page is one file that needs no
+    RUN is a run folder, finished or still training. Several are shown side by side. The page is one file that needs no
     network. With --plots and without --output only the plots are written.
 
-    Scores are those that `evaluate` in the config made along training, beside what real pictures get, and those that
-    `t2i eval score` wrote to RUN/score.json or RUN/scores/NAME/score.json.
+    Scores are those that `evaluate` in the config computed during training, next to those of real images, and those
+    that `t2i eval score` wrote to RUN/score.json or RUN/scores/NAME/score.json.
 
-    The same command again replaces its page and its plots, since it loses nothing: they are made of the run folders.
+    Running the same command again replaces its page and plots: they are made from the run folders alone.
     """
     from t2i.report.writers import save_page, save_plots
 

@@ -30,9 +30,9 @@ Examples:
 def sample(run: str, **given: Any) -> None:
     """Draw images with RUN: a run of `ddpm`, `dcgan` or `vae`, a folder in diffusers' format, or a Hub id.
 
-    Image k has seed SEED + k, and its class in turn. The same command again makes only what is missing; under
+    Image k has seed SEED + k, and the classes in turn. Running the same command again draws only missing images; under
     `accelerate launch` all processes share the work, and the images are the same. Sampler, spacing, steps and guidance
-    are those of diffusion: the others draw in one step.
+    apply to diffusion models: the others draw in one step.
     """
     options = SampleOptions.read({name: value for name, value in given.items() if value not in (None, ())})
     for path in _sample(run, options):
@@ -78,7 +78,7 @@ def _sample(run: str, options: SampleOptions) -> Iterator[Path]:
 
 
 def _ends(text: str) -> tuple[int, int]:
-    """Two seeds.  Raises UsageError."""
+    """Return two seeds written as A:B.  Raises UsageError."""
     from t2i.errors import UsageError
     from t2i.pipelines.settings.limits import check_ends
 
@@ -105,15 +105,15 @@ def _trajectory(
     label = wanted.labels[0] if wanted.labels else (0 if model.classes else None)
     numbers = model.label_numbers(1, label)
     class_name = None if numbers is None else model.classes[int(numbers[0])]
-    picture = decode(photo) if photo else _training_image(Path(run), class_name)
-    if picture is None:
+    image = decode(photo) if photo else _training_image(Path(run), class_name)
+    if image is None:
         click.echo("the training images are not here: the sample itself dissolves; or give a --photo", err=True)
-    made = trajectory(model, wanted.seed, label, picture, settings.get("steps", 100))
+    made = trajectory(model, wanted.seed, label, image, settings.get("steps", 100))
     return save_trajectory(*made, folder, animation)
 
 
 def _training_image(run: Path, class_name: str | None) -> Any:
-    """The first image that a run of ddpm learned from, of this class; None where run or data are not here."""
+    """Return the first training image of a ddpm run of this class; None where run or data are not here."""
     from contextlib import suppress
 
     from t2i.config import DDPMConfig, load_config

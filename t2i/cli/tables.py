@@ -10,7 +10,7 @@ _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 
 def aligned(head: str, rows: list[tuple[str, str]]) -> str:
-    """Names and values in two columns below a line."""
+    """Return names and values in two columns below a heading."""
     width = max(len(name) for name, _ in rows) + 2
     lines = [printable(head)]
     for name, value in rows:
@@ -23,6 +23,6 @@ def aligned(head: str, rows: list[tuple[str, str]]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey, cut where it is too long."""
+    """Return the text without control characters, cut where it is too long."""
     text = _CONTROL.sub("\ufffd", text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters; --json shows all)"

@@ -1,4 +1,4 @@
-"""`t2i train FAMILY [CONFIG]`: parse, call the family's loop, print where the result is."""
+"""`t2i train FAMILY [CONFIG]`: parse options, run the family's training loop, print the path of the result."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 FAMILIES = {
-    "autoencoder": "Train the KL autoencoder that latent diffusion works in.",
+    "autoencoder": "Train the KL autoencoder of latent diffusion.",
     "text2image": "Train text-conditioned latent diffusion from scratch.",
-    "ddpm": "Train diffusion in pixels from scratch.",
-    "dcgan": "Train a generator against a discriminator.",
+    "ddpm": "Train pixel-space diffusion (DDPM) from scratch.",
+    "dcgan": "Train a GAN (DCGAN): a generator against a discriminator.",
     "vae": "Train a variational autoencoder.",
-    "classifier": "Train a network that tells classes apart.",
+    "classifier": "Train an image classifier (ResNet).",
 }
 # the config of a family that is used without CONFIG
 DEFAULTS = {
@@ -29,15 +29,15 @@ DEFAULTS = {
 
 @click.group()
 def train() -> None:
-    """Train a model from scratch. The same command again resumes.
+    """Train a model from scratch, or resume an interrupted run.
 
-    A run is a function of its config, its seed and the images seen: stop it when you like (Ctrl-C saves first), and
-    start it again with the same command. Under `accelerate launch` the same command runs on all devices.
+    A run is a function of its config, its seed and the images seen: stop it at any time (Ctrl-C saves first), and
+    resume it with the same command. Under `accelerate launch` the same command runs on all devices.
     """
 
 
 def _family(name: str, summary: str) -> click.Command:
-    """The command of one family; all families take the same options."""
+    """Return the command of one family; all families take the same options."""
 
     def body(**options: Any) -> None:
         from t2i.distributed import is_main
@@ -50,13 +50,15 @@ def _family(name: str, summary: str) -> click.Command:
         click.argument("config", required=False),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the config."),
         click.option("--run", type=click.Path(file_okay=False, path_type=Path), help="Run folder [runs/CONFIG NAME]."),
-        click.option("--resume", is_flag=True, help="Insist on a checkpoint to go on from."),
+        click.option("--resume", is_flag=True, help="Require a checkpoint to resume from."),
         click.option("--fresh", is_flag=True, help="Move an old run aside and start over."),
-        click.option("--force", is_flag=True, help="Go on although config or data have changed."),
-        click.option("--dry-run", is_flag=True, help="Say what would be trained, for how long, and stop."),
-        click.option("--verify-resume", is_flag=True, help="Show that a resumed run equals an uninterrupted one."),
+        click.option("--force", is_flag=True, help="Resume although config or data have changed."),
+        click.option(
+            "--dry-run", is_flag=True, help="Print what would be trained, and for how long, without training."
+        ),
+        click.option("--verify-resume", is_flag=True, help="Verify that a resumed run equals an uninterrupted one."),
         click.option("--compile", is_flag=True, help="Compile the network first (torch.compile)."),
-        click.option("--deterministic", is_flag=True, help="Bit-exact on a GPU too, and slower."),
+        click.option("--deterministic", is_flag=True, help="Bit-exact on a GPU too; slower."),
         click.option("--quiet", is_flag=True, help="No progress bars."),
     ]
     for parameter in reversed(parameters):
@@ -79,7 +81,7 @@ def _train(
     deterministic: bool,
     quiet: bool,
 ) -> str:
-    """Run one family; returns what goes to stdout: the exported folder, the plan, or what was verified."""
+    """Train one family; return the line for stdout: the exported folder, the plan, or the verification."""
     if resume and fresh:
         raise click.UsageError("--resume and --fresh exclude each other")
     from t2i.config import find_config, load_config

@@ -7,7 +7,7 @@
       score:
         n: 10000
 
-Flag > environment > this file > the model's default. A value is read as if it had been typed after its option.
+Flag > environment > this file > the model's default. A value is parsed as if it had been typed after its option.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import click
 from t2i.errors import ConfigError
 
 Values = dict[str, Any]  # nested as the commands are; at the leaves what YAML holds: text, numbers, booleans, lists
-UNTOUCHED = ("config", "doctor", "completion")  # these must work whatever the file says
+UNTOUCHED = ("config", "doctor", "completion")  # these must work even where the file is invalid
 
 
 def config_path() -> Path:
-    """Where the file is, or would be: XDG_CONFIG_HOME/t2i/config.yaml, else ~/.config/t2i/config.yaml."""
+    """Return the path of the file, existing or not: XDG_CONFIG_HOME/t2i/config.yaml, else ~/.config/t2i/config.yaml."""
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(home).expanduser() / "t2i" / "config.yaml"
 
 
 def read() -> Values:
-    """What the file says, unchecked; nothing where there is none.  Raises ConfigError."""
+    """Return the values in the file, unchecked; none where there is no file.  Raises ConfigError."""
     from t2i.config import parse_yaml
 
     path = config_path()
@@ -46,7 +46,7 @@ def read() -> Values:
 
 
 def read_text() -> str:
-    """The file as it is, comments and line ends included; empty where there is none.  Raises ConfigError."""
+    """Return the text of the file, comments and line ends included; empty where there is none.  Raises ConfigError."""
     path = config_path()
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -54,13 +54,13 @@ def read_text() -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"cannot read {path}: {e}", "mend or remove the file") from None
+        raise ConfigError(f"cannot read {path}: {e}", "fix or remove the file") from None
 
 
 def write(text: str, values: Values) -> None:
-    """Make this the text of the file, or remove it where nothing is left.
+    """Replace the text of the file, or remove the file where nothing is left.
 
-    values: what the text should say.  Raises ConfigError: it says something else, or has lost a comment of the file.
+    values: that the text should parse to.  Raises ConfigError: it does not, or has lost a comment of the file.
     """
     from t2i import atomic
     from t2i.config import yaml_edit
@@ -79,7 +79,7 @@ def write(text: str, values: Values) -> None:
 
 
 def default_map(ctx: click.Context, name: str | None = None) -> Values:
-    """Click's default_map, of the whole root command or of its command `name` alone: the others are not imported.
+    """Return Click's default_map, of the whole root command or of its command `name` alone, importing no others.
 
     Raises ConfigError: an unknown command, option or value, with the file, its key and its nearest neighbour.
     """
@@ -91,11 +91,11 @@ def default_map(ctx: click.Context, name: str | None = None) -> Values:
                 raise _unknown(str(key), "command", group.list_commands(ctx))
         return _by_parameter(ctx, {key: value for key, value in values.items() if name in (None, key)})
     except ConfigError as e:
-        raise ConfigError(f"{config_path()}: {e.message}", "mend it there, or `t2i config unset KEY`") from None
+        raise ConfigError(f"{config_path()}: {e.message}", "fix it there, or `t2i config unset KEY`") from None
 
 
 def _by_parameter(ctx: click.Context, values: Values, prefix: str = "") -> Values:
-    """The values by the names of Click's parameters, text as if typed; `ctx` is of the command they belong to."""
+    """Return the values by the names of Click's parameters, as text like typed ones.  ctx: of their command."""
     command = ctx.command
     found: Values = {}
     for key, value in values.items():
@@ -121,7 +121,7 @@ def _by_parameter(ctx: click.Context, values: Values, prefix: str = "") -> Value
 
 
 def convert(ctx: click.Context, option: click.Option, keys: list[str], words: list[str]) -> Any:
-    """What `t2i config set` writes for an option (`keys` from the root on): numbers as numbers, text as text.
+    """Return the value that `t2i config set` writes for an option (`keys` from the root on), numbers as numbers.
 
     Raises ConfigError.
     """
@@ -134,12 +134,12 @@ def convert(ctx: click.Context, option: click.Option, keys: list[str], words: li
 
 
 def spellings(option: click.Option) -> set[str]:
-    """The keys that mean this option, with hyphens."""
+    """Return the keys that name this option, with hyphens."""
     return {_plain(name) for name in option.opts}
 
 
 def find_option(ctx: click.Context, keys: list[str]) -> click.Option:
-    """The option that the keys name, command by command from the root on.  Raises ConfigError."""
+    """Return the option that the keys name, command by command from the root on.  Raises ConfigError."""
     command: click.Command = ctx.command
     for depth, key in enumerate(keys):
         path = ".".join(keys[: depth + 1])
@@ -159,7 +159,7 @@ def find_option(ctx: click.Context, keys: list[str]) -> click.Option:
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
-    """{name without dashes in front: option}: every spelling of every option."""
+    """Return {name without leading dashes: option} for every spelling of every option."""
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option) and parameter.name]
     return {_plain(name): option for option in options for name in option.opts}
 
@@ -169,7 +169,7 @@ def _plain(name: str) -> str:
 
 
 def _typed(ctx: click.Context, option: click.Option, value: Any, path: str) -> Any:
-    """The value as if it had been typed, once Click has agreed to it."""
+    """Return the value as if it had been typed, after Click has validated it."""
     values = _as_list(value)
     if len(values) != 1 and not option.multiple:
         raise _wrong(path, f"expected one value, got {value!r:.60}")

@@ -1,4 +1,4 @@
-"""One option of a command, and a record of options: what every way of setting them is derived from.
+"""One option of a command, and a record of options, from which command line, rows and the Python API are derived.
 
     class SampleOptions(Options):
         steps: Annotated[int | None, Field(ge=1, le=1000), Option(("--steps",), "Sampling steps.", HOW)] = None
@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict
 
 from t2i.errors import UsageError
 
-# What an option belongs to. source: it names prompts. row: each image may have its own. run: all images of a run have
-# the same. machine: like run; how images are computed, not which. output: what is printed.
+# What an option applies to. source: it names prompts. row: each image may have its own. run: all images of a run
+# share it. machine: like run; how images are computed, not which. output: what is printed.
 Scope = Literal["source", "row", "run", "machine", "output"]
 # What it is passed on to. settings: of one image (`TextToImage.settings`). inputs: images that drawing starts from.
 # model: which pipeline draws, in what. Nothing: the job that runs reads it itself.
@@ -34,17 +34,17 @@ Target = Literal["settings", "inputs", "model", ""]
 
 @dataclass(frozen=True)
 class Option:
-    """What is to be known of an option beside its type, default and range.
+    """Metadata of an option, in addition to its type, default and range.
 
     flags: on the command line; "--a/--no-a" is a switch with three states.
     help: for the command line's help page.  metavar: for its value.
-    heading: the heading that it stands under there.
+    heading: its section there.
     row: its name in a row of a prompt file, where that is not the field's.  aliases: other names there and in Python.
-    many: the command line takes it several times.
-    identity: whether another value makes another batch; "set": only where it is not the default.
-    recorded: whether an image's record keeps it under its own name, and replay restores it from there.
-    a1111: its key in A1111's text, where it is written and read.  a1111_unset: the value there that says nothing.
-    environment: the variable that gives its default.
+    many: it may be repeated on the command line.
+    identity: whether it is part of a batch's identity: another value, another batch; "set": only if not the default.
+    recorded: whether an image's record keeps it under its own name, from which replay restores it.
+    a1111: its key in A1111's text, for writing and reading.  a1111_unset: the value there that means "not set".
+    environment: the environment variable that sets its default.
     """
 
     flags: tuple[str, ...]
@@ -65,7 +65,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Known:
-    """One option: its name, what its field says, and how values of its type are read."""
+    """One option: its name, the contents of its field, and how values of its type are read."""
 
     name: str
     option: Option
@@ -77,18 +77,18 @@ class Known:
 
     @property
     def row_name(self) -> str:
-        """Its name in a row of a prompt file."""
+        """Return its name in a row of a prompt file."""
         return self.option.row or self.name
 
     @property
     def words(self) -> str:
-        """Its name in a message."""
+        """Return its name in a message."""
         return self.row_name.replace("_", " ") if self.name in ("negative_prompt", "batch_size") else self.row_name
 
     def convert(self, value: Any) -> Any:
-        """Read one value, or several of an option that may be repeated, as Python holds it.
+        """Convert one value, or several of an option that may be repeated, to its Python type.
 
-        Text is read as the type wants it, since a table holds nothing else.
+        Text is parsed, since the cells of a table are text.
         Raises UsageError: another type, out of range, none of the choices.
         """
         if not self.option.many:
@@ -153,7 +153,7 @@ class Options(BaseModel):
     def read(cls, values: Mapping[str, Any]) -> Self:
         """Build the record from values by name or alias; a `size` becomes width and height.
 
-        Raises UsageError: an unknown option (with the nearest that there is), a value of another type, or out of range.
+        Raises UsageError: an unknown option (suggesting the nearest name), a value of another type, or out of range.
         """
         table = cls.table()
         read: dict[str, Any] = {}
@@ -171,7 +171,7 @@ class Options(BaseModel):
         return cast(Self, cls.model_construct(**said))
 
     def override(self, values: Mapping[str, Any]) -> Self:
-        """Return these options with others in place of some; the values are taken as they are."""
+        """Return these options with some replaced; the values are not checked."""
         return self.model_copy(update=dict(values))
 
     def changed(self, name: str) -> bool:
@@ -226,7 +226,7 @@ def _describe(record: type[Options], name: str) -> Known:
 
 
 def unknown_option(given: str, names: tuple[str, ...]) -> UsageError:
-    """Return an error that names the nearest option to one that is unknown."""
+    """Return an error that suggests the nearest name for an unknown option."""
     near = difflib.get_close_matches(given, names, n=1)
     guess = f", did you mean {near[0]!r}?" if near else ""
     return UsageError(f"unknown option {given[:40]!r}{guess}", f"options: {', '.join(names)}")

@@ -1,9 +1,8 @@
-"""The options of `t2i generate`: one typed record from which every way in is derived.
+"""The options of `t2i generate`: one typed record from which every interface is derived.
 
-Each field says everything that is known of one option: its type, default and range, its flags and help, whether a row
-of a prompt file may set it, what it is passed on to, whether it changes which images a batch holds, and what A1111
-calls it. Click's options, rows of prompt files, `t2i.load(...)` and its call, names of jobs, records and replay all
-read it here.
+Each field defines one option completely: its type, default and range, its flags and help, whether a row of a prompt
+file may set it, what it is passed to, whether it is part of a batch's identity, and its name in A1111's text.
+Click's options, rows of prompt files, `t2i.load(...)` and its call, job ids, records and replay all read it here.
 To add an option, add a field, and use it where it acts.
 """
 
@@ -22,7 +21,7 @@ MAX_GUIDANCE = 100.0
 MAX_SIDE = 8192
 MAX_IMAGES = 1_000_000
 MAX_AT_ONCE = 1024
-MAX_CLIP_SKIP = 32  # layers of SD XL's second text encoder; a smaller one says so itself
+MAX_CLIP_SKIP = 32  # layers of SD XL's second text encoder; a smaller encoder checks its own limit
 
 SCHEDULER_NAMES = "ddim, dpm++2m, dpm++2m-karras, euler, euler-a, unipc, heun, pndm, lcm, ..."
 
@@ -94,7 +93,7 @@ class GenerateOptions(Options):
         bool | None,
         Option(
             ("--chunks/--no-chunks",),
-            "Read a prompt that is too long for a CLIP encoder in chunks, or truncate it.  [SD 1, 2 and XL: chunks]",
+            "Encode a prompt that is too long for a CLIP encoder in chunks, or truncate it.  [SD 1, 2 and XL: chunks]",
             WHAT,
             "row",
             "settings",
@@ -109,7 +108,7 @@ class GenerateOptions(Options):
         tuple[Path, ...],
         Option(
             ("--from",),
-            "Reproduce an image from its own metadata exactly, overriding any option that is given. May be repeated.",
+            "Reproduce an image exactly from its metadata; given options override it. May be repeated.",
             WHAT,
             "source",
             metavar="IMAGE",
@@ -166,7 +165,7 @@ class GenerateOptions(Options):
         tuple[int, ...],
         Option(
             ("-s", "--seed"),
-            "Seed of a prompt's first image, 0 to 2^64-1; the next ones count up. May be repeated."
+            "Seed of a prompt's first image, 0 to 2^64-1; the next images count up. May be repeated."
             " Default: -1, a random one, which is shown and recorded.",
             HOW,
             "row",
@@ -247,7 +246,7 @@ class GenerateOptions(Options):
         Any,
         Option(
             ("--mask",),
-            "White is repainted, black stays exactly as it is in --image (inpainting).",
+            "Inpaint --image: white is repainted, black stays exactly as it is.",
             START,
             "row",
             "inputs",
@@ -258,7 +257,7 @@ class GenerateOptions(Options):
         float | None,
         Option(
             ("--strength",),
-            "Amount of noise, above 0 to 1; 1 = ignore the image. Of --steps 20, 0.6 runs the last 12."
+            "Amount of noise, above 0 and up to 1, which ignores the image. With --steps 20, 0.6 runs the last 12."
             " Default: 0.6; 1 with --mask.",
             START,
             "row",
@@ -269,8 +268,8 @@ class GenerateOptions(Options):
         tuple[Any, ...],
         Option(
             ("--control",),
-            "Let a ControlNet guide the drawing. TYPE is canny, depth, pose, scribble, tile, ... as available for the"
-            " model, or a folder or Hub id. IMAGE is taken as the map itself: edges for canny, not a photo. May be"
+            "Guide the image with a ControlNet. TYPE is canny, depth, pose, scribble, tile, ... as available for the"
+            " model, or a folder or Hub id. IMAGE is the control map itself: edges for canny, not a photo. May be"
             " repeated.",
             START,
             "row",
@@ -283,7 +282,7 @@ class GenerateOptions(Options):
         Any,
         Option(
             ("--upscale",),
-            "Then draw it again, FACTOR times as large, from the enlarged image.  [strength: 0.4]",
+            "Then refine the image at FACTOR times its size, starting from the enlarged image.  [strength: 0.4]",
             START,
             "row",
             "inputs",
@@ -321,7 +320,7 @@ class GenerateOptions(Options):
         Option(
             ("--lora",),
             "A LoRA: a .safetensors file, a folder, or a Hub id owner/name[/file]. SCALE is its strength, 1 by default;"
-            " it may be negative. May be repeated: several work together.",
+            " it may be negative. May be repeated; several are combined.",
             ADAPTERS,
             "row",
             "model",
@@ -334,7 +333,7 @@ class GenerateOptions(Options):
         Path,
         Option(
             ("--lora-folder",),
-            "Where <lora:NAME:0.8> in a prompt finds NAME.safetensors; then the working folder.  [loras]",
+            "Folder in which <lora:NAME:0.8> in a prompt finds NAME.safetensors, before the working folder.  [loras]",
             ADAPTERS,
             metavar="FOLDER",
         ),
@@ -356,7 +355,7 @@ class GenerateOptions(Options):
         tuple[str, ...],
         Option(
             ("--ip-adapter",),
-            "Draw after an image too: an IP-Adapter, with its image_encoder/ beside it, and the image. May be"
+            "An IP-Adapter, with its image_encoder/ next to it, and an image prompt. May be"
             " repeated. For Stable Diffusion 1, XL and FLUX.1.",
             ADAPTERS,
             "row",
@@ -405,8 +404,8 @@ class GenerateOptions(Options):
         Literal["auto", "none", "model", "group"],
         Option(
             ("--offload",),
-            "What waits in main memory until a GPU needs it: whole networks (model), or layers (group: the least"
-            " memory, slow). Default: what fits the free memory.",
+            "Keep in main memory what a GPU does not need at the moment: whole networks (model), or layers (group:"
+            " least memory, slow). Default: what fits the free memory.",
             MACHINE,
             "machine",
         ),
@@ -438,20 +437,25 @@ class GenerateOptions(Options):
         bool,
         Option(
             ("--compile",),
-            "Compile the network: minutes for the first image, then faster. Not with --cache.",
+            "Compile the network: the first image takes minutes, the next ones are faster. Not with --cache.",
             MACHINE,
             "machine",
         ),
     ] = False
     auto_retry: Annotated[
         bool,
-        Option(("--auto-retry",), "Where memory runs out, retry with what needs less, and say so.", MACHINE, "machine"),
+        Option(
+            ("--auto-retry",),
+            "When memory runs out, retry with settings that need less, and report them.",
+            MACHINE,
+            "machine",
+        ),
     ] = False
     deterministic: Annotated[
         bool,
         Option(
             ("--deterministic",),
-            "The same bits at every run on this machine; slower on a GPU.",
+            "Bit-identical images in every run on this machine; slower on a GPU.",
             MACHINE,
             "row",
             "model",
@@ -473,7 +477,7 @@ class GenerateOptions(Options):
         bool,
         Option(
             ("--dry-run",),
-            "Show what would be done, with which files and how much memory; loads and downloads nothing.",
+            "Show models, files and memory that a run would need; loads and downloads nothing.",
             MACHINE,
             "output",
         ),
@@ -483,9 +487,9 @@ class GenerateOptions(Options):
         str | None,
         Option(
             ("--cache",),
-            "Reuse part of earlier steps: faster, and not quite the same image. reuse[:N] and"
-            " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a quarter less time, and 2"
-            " of 255 off on average; taylor is closer, but for its worst); first-block[:CHANGE]"
+            "Step caching: reuse part of earlier steps; faster, with a slightly different image. reuse[:N] and"
+            " taylor[:N] compute every Nth step in full, default 2 (reuse on mini, 20 steps: a quarter less time, mean"
+            " error 2 of 255; taylor is closer on most images, further off on its worst); first-block[:CHANGE]"
             " skips steps that change less than that, default 0.1, on Flux, PixArt and Qwen-Image, one image at a"
             " time.",
             SPEED,
@@ -500,8 +504,8 @@ class GenerateOptions(Options):
         Field(ge=1, le=MAX_STEPS),
         Option(
             ("--preview",),
-            "Every N steps show a preview, in a file beside the output that is removed at the end. Not for"
-            " --prompts FILE -o FOLDER/, which shows whole images.",
+            "Every N steps write a preview to a file next to the output, which is removed at the end. Not for"
+            " --prompts FILE -o FOLDER/, which saves finished images.",
             SPEED,
             "run",
             metavar="N",
@@ -513,7 +517,7 @@ class GenerateOptions(Options):
         Option(
             ("-o", "--output"),
             "A file, a folder/, or a pattern with {date} {index} {seed} {model} {prompt} {job}. Default:"
-            " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. Nothing is"
+            " outputs/{date}/{index}-{seed}.png, with --prompts a folder with {index}-{job}.png. No file is"
             " overwritten.",
             OUTPUT,
             "row",
@@ -535,7 +539,7 @@ class GenerateOptions(Options):
         Literal["parquet", "webdataset"] | None,
         Option(
             ("--shards",),
-            "With --prompts FILE -o FOLDER/: pack the images, with captions and records, into files to train on.",
+            "With --prompts FILE -o FOLDER/: pack the images, with captions and records, into files for training.",
             OUTPUT,
             identity="always",
         ),
@@ -551,7 +555,7 @@ class GenerateOptions(Options):
     ] = False
     quiet: Annotated[
         bool,
-        Option(("--quiet",), "No messages and no progress bar on stderr, except errors.", OUTPUT, "output"),
+        Option(("--quiet",), "Print only errors on stderr: no messages, no progress bar.", OUTPUT, "output"),
     ] = False
 
 

@@ -68,13 +68,16 @@ class SampleOptions(Options):
         Option(("--guidance",), "How closely to follow the class; 1 or less is off.  [1]", HOW, target="settings"),
     ] = None
     trajectory: Annotated[
-        bool, Option(("--trajectory",), "Instead, show both processes: noise added, noise removed.", FIGURE)
+        bool,
+        Option(
+            ("--trajectory",), "Instead, show the forward and the reverse process: noise added, noise removed.", FIGURE
+        ),
     ] = False
     photo: Annotated[
         Path | None,
         Option(
             ("--photo",),
-            "The image that --trajectory dissolves.  [a training image, where they are available]",
+            "The image that --trajectory adds noise to.  [a training image, if available]",
             FIGURE,
             metavar="IMAGE",
         ),

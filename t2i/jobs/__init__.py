@@ -1,1 +1,1 @@
-"""The service layer: from options to a request, to a plan, to pictures; batches and replay. No Click, no HTTP."""
+"""The service layer: from options to a request, to a plan, to images; batches and replay. No Click, no HTTP."""

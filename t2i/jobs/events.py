@@ -1,4 +1,4 @@
-"""What a running job tells: typed events, which the command line, a server and a notebook each show in their own way.
+"""Typed events of a running job, which the command line, a server and a notebook each show in their own way.
 
 A notebook, for example:
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2i.config.options import GenerateOptions
-from t2i.jobs.spec.prompt_files import hints, read_prompts
+from t2i.jobs.spec.prompt_files import read_prompts, usage_hints
 from t2i.jobs.spec.request import GenerateRequest, parse
 from t2i.jobs.spec.shard_options import check_shards, is_batch
 from t2i.jobs.spec.tasks import Prompt, choose_seeds
@@ -24,7 +24,7 @@ def make_request(
     """Read options by name or alias into a request.
 
     prompts: each is one prompt; "-" is a list of them on stdin.
-    chosen: the options that the user gave for this run, which win over what a replayed image says; None: all of them.
+    chosen: the options that the user gave for this run, which override those of a replayed image; None: all of them.
     stdin: where "-" reads from; None: nowhere.  say: takes hints and what could not be restored, a line each.
     Raises UsageError, ImageError, ModelUnavailable.
     """
@@ -41,7 +41,7 @@ def make_request(
         named = bool(options.seed) and -1 not in options.seed
         return GenerateRequest(options, (), seeds, batch=Path(file), seeds_given=named)
     read = read_prompts(prompts, options.prompt, file, stdin, needed=not options.replay)
-    for hint in hints(prompts, options.negative_prompt):
+    for hint in usage_hints(prompts, options.negative_prompt):
         say(f"hint: {hint}")
     return GenerateRequest(options, _replayed(options, read, chosen, say), seeds)
 

@@ -1,4 +1,4 @@
-"""What a request would do, as data: models, memory, device, files. Loads and downloads nothing.
+"""Facts about a request before it runs: models, memory, device, files. Loads and downloads nothing.
 
 For example:
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
-from t2i.jobs.planning.assets import find_adapters, look
+from t2i.jobs.planning.assets import describe_assets, find_adapters
 from t2i.jobs.planning.device_plan import machine_plan, say_safety
 from t2i.jobs.planning.plan import places_of
 from t2i.jobs.planning.prompt_checks import warn_of_prompts
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from t2i.pipelines.loading.skeleton import PipelineSkeleton
 
 Facts = dict[str, Any]
-FIRST = 1000  # prompts whose words are looked at, as a batch does
+FIRST = 1000  # prompts that are tokenized to warn about truncation, as many as a batch does
 SHOWN = 5  # files and seeds that are named
 
 
@@ -40,7 +40,7 @@ class Preflight:
     models: of each model what is known of it and of the device that it would draw on, as plain JSON data.
     output: how many images, into which files, how many of them are missing.
     messages: what the run itself would say before it loads: "note: ..." and "warning: ...".
-    problem: why a model or adapter cannot be had; the run would raise it.
+    problem: why a model or adapter is not available; the run would raise it.
     """
 
     models: tuple[Facts, ...]
@@ -51,10 +51,10 @@ class Preflight:
 
 @dataclass
 class Share:
-    """What one model would draw.  Of a long list it holds its kinds and numbers, never the list.
+    """What one model would draw, as counts and distinct settings: memory does not grow with the list.
 
     sizes: {what decides the size: settings}; steps: {value: images} as asked for, None is the model's own.
-    dressed: its adapters are here.  wrong: rows that it cannot draw.
+    has_adapters: their files are here.  wrong: rows that it cannot draw.
     """
 
     key: ModelKey
@@ -71,7 +71,7 @@ class Share:
     skeleton: PipelineSkeleton | None = None
 
     def count(self, task: Task, settings: dict[str, Any]) -> None:
-        """One image more.  settings: as `TextToImage.settings` takes them."""
+        """Count one more image.  settings: as `TextToImage.settings` takes them."""
         self.images += 1
         edit = settings.get("edit", NO_IMAGE_INPUTS)
         size = settings["width"], settings["height"], edit.image and edit.image.size, edit.upscale
@@ -89,7 +89,7 @@ class Share:
 
 
 def preflight(request: GenerateRequest) -> Preflight:
-    """Find out what a request would do.  Raises as the run itself would, before it loads."""
+    """Return what a request would do.  Raises as the run itself would, before it loads."""
     return _preflight_batch(request) if request.batch is not None else _preflight(request)
 
 
@@ -113,7 +113,7 @@ def _preflight(request: GenerateRequest) -> Preflight:
 
 
 def _preflight_batch(request: GenerateRequest) -> Preflight:
-    """Look through the list of a long batch in one pass."""
+    """Read the list of a long batch, never holding it: once for its models, once for the files that are missing."""
     from t2i.jobs.batch.job_list import make_job_list
     from t2i.jobs.batch.ledger import Ledger
 
@@ -122,7 +122,7 @@ def _preflight_batch(request: GenerateRequest) -> Preflight:
     shares: dict[ModelKey, Share] = {}
     _count(shares, request, jobs.tasks())
     if not shares:
-        raise UsageError(f"--prompts {request.batch}: no prompt", "one per line, or rows with options")
+        raise UsageError(f"`prompt_file={request.batch}`: no prompt", "one per line, or rows with options")
     total: Facts = {"images": sum(share.images for share in shares.values()), "folder": str(jobs.folder)}
     if all(share.files is not None and share.has_adapters for share in shares.values()):
         jobs.request = replace(request, seeds=began or request.seeds)
@@ -190,7 +190,7 @@ def _report(shares: list[Share], request: GenerateRequest, total: Facts, steady:
 
 
 def _facts(share: Share, request: GenerateRequest, say: Callable[[str], None], steady: bool) -> Facts:
-    """What is known of one model's share, as plain JSON data; None: not known."""
+    """Return what is known of one model's share, as plain JSON data; None: not known."""
     model = resolve(share.key.model)
     facts: Facts = {"model": _name(share), "class": None, "path": None, "download": 0, "images": share.images}
     gated = model.gated or (None if model.kind == "hub" else False)
@@ -247,19 +247,19 @@ def _read_prompts(share: Share, say: Callable[[str], None]) -> None:
     from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
     assert share.files is not None
-    reader = PromptChunker.of(share.files.kind, list(load_tokenizers(share.files).values()))
-    warn_of_prompts(share.files.model.name, reader, share.first, say)
+    chunker = PromptChunker.of(share.files.kind, list(load_tokenizers(share.files).values()))
+    warn_of_prompts(share.files.model.name, chunker, share.first, say)
 
 
 def _assets(share: Share, request: GenerateRequest) -> tuple[list[Facts], ModelUnavailable | None]:
     from huggingface_hub.constants import is_offline_mode
 
     edits = [(task, settings.get("edit", NO_IMAGE_INPUTS)) for task, settings in share.first]
-    return look(share.files, share.key, edits, request.options.offline or is_offline_mode())
+    return describe_assets(share.files, share.key, edits, request.options.offline or is_offline_mode())
 
 
 def _starts(share: Share) -> list[str]:
-    """What the first images are drawn from beside words, each way once."""
+    """Return the image inputs of the first images in words, each kind once."""
     defaults = resolve(share.key.model).defaults if share.files is None else share.files.defaults
     edits = [(settings["edit"], settings["steps"]) for _, settings in share.first if "edit" in settings]
     return list(dict.fromkeys(edit.words(steps or defaults.steps) for edit, steps in edits))

@@ -1,4 +1,4 @@
-"""Run a request: draw its images and save them, telling what happens as events.
+"""Run a request: draw its images and save them, reporting progress as events.
 
 In two ways:
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class Cancelled(Exception):
-    """Raised inside of a job whose events nobody reads any more; it ends the job."""
+    """Raised inside a job whose events are no longer read; it ends the job."""
 
 
 def run(request: GenerateRequest, slot: ModelSlot | None = None, *, save: bool = True) -> Iterator[Event]:
     """Run a request in a thread of its own and yield its events as they happen.
 
     Leaving the iterator cancels the job at its next event: what is saved stays.
-    slot: a loaded model to go on with; it holds the last model afterwards.  save: whether images become files.
+    slot: a loaded model to reuse; it holds the last model afterwards.  save: whether images become files.
     Raises as `execute` does, after the events before it.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
@@ -55,7 +55,7 @@ def run(request: GenerateRequest, slot: ModelSlot | None = None, *, save: bool =
         try:
             execute(request, emit, slot, save=save)
             events.put(None)
-        except BaseException as e:  # whatever it is belongs to the caller's thread
+        except BaseException as e:  # raised again in the caller's thread, Ctrl-C included
             events.put(e)
 
     worker = threading.Thread(target=work, name="t2i job", daemon=True)
@@ -83,7 +83,8 @@ def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None,
         return
     if not is_alone():
         raise UsageError(
-            "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
+            "several processes can share only a batch: a prompt file and a folder",
+            "`prompt_file=FILE` `output=FOLDER/`",
         )
     _Run(request, emit, slot or ModelSlot(), save).execute()
 
@@ -147,7 +148,7 @@ class _Run:
             self._show(done)
 
     def _keep(self, task: Task, result: Result) -> None:
-        """Save one image and tell of it."""
+        """Save one image and emit its event."""
         self.drawn += 1
         if result.blanked:
             self.blanked.append(result.recipe.seed)
@@ -165,7 +166,7 @@ class _Run:
 
     @contextmanager
     def _previews(self) -> Iterator[Preview | None]:
-        """Previews of what is drawn, in one file of this run that is replaced each time, and removed at the end."""
+        """Yield previews, in one file that is replaced each time and removed at the end; None: not asked for."""
         every = self.options.preview
         if every is None or self.places is None:
             with nullcontext():
@@ -201,7 +202,7 @@ class _Run:
 
 
 def _check_names(groups: Sequence[ModelGroup], places: Mapping[str | None, Outputs], grid: bool) -> None:
-    """Raise UsageError, before anything is drawn, for names that are taken or cannot be."""
+    """Raise UsageError, before anything is drawn, for names that are taken or impossible."""
     named: dict[str | None, list[tuple[str, int, str]]] = {name: [] for name in places}
     for group in groups:
         for task in group.tasks:
@@ -212,7 +213,7 @@ def _check_names(groups: Sequence[ModelGroup], places: Mapping[str | None, Outpu
 
 
 def _verify(task: Task, result: Result) -> str | None:
-    """Say whether a replayed image came out the same."""
+    """Return whether a replayed image is identical to its original, in words; None: it is not expected to be."""
     original = task.prompt.original
     if original is None or task.job.seed not in (None, original.recipe and original.recipe.seed):
         return None

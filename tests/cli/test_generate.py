@@ -158,7 +158,7 @@ def test_single_words_get_a_hint_about_quotes(t2i: Run) -> None:
 def test_a_number_as_negative_prompt_gets_a_hint(t2i: Run) -> None:
     ran = t2i("a horse", "-n", "4")  # elsewhere -n is a count
     assert (ran.code, len(ran.lines)) == (0, 1)
-    assert "4 images are -b 4" in ran.err
+    assert "for 4 images give --batch-count 4" in ran.err
     assert "hint" not in t2i("a horse", "-n", "4 legs").err
 
 

@@ -149,10 +149,10 @@ def test_all_controls_are_found_before_the_first_picture(kit: dict[str, str], t2
     assert (ran.code, ran.out, (here / "again").exists()) == (2, "", False)
     assert ran.err == (
         "error: --from two.png: control 'edges': no folder, and no type known for this model\n"
-        "hint: put its folder here, or say where it is: --control FOLDER:IMAGE\n"
+        "hint: put its folder here, or give its place: --control FOLDER:IMAGE\n"
     )
     ran = t2i("-m", kit["model"], "--from", "two.png", "--control", "elsewhere:pic.png", "-o", "again/", steps="")
-    assert "drawn anew, with another picture, strength or ControlNet to start from" in ran.err
+    assert "drawn anew, with another input image, strength or ControlNet" in ran.err
     assert (pixels(ran.lines[0]) == pixels("two.png")).all()
 
 
@@ -188,7 +188,7 @@ def test_rows_set_speed_and_machine(kit: dict[str, str], t2i: Run, here: Path) -
         ({"quantize": 7}, "quantize: got '7', allowed none, 8, 4"),
         ({"cache": "resue"}, "cache: got 'resue'"),
         ({"quantise": 8}, "unknown option 'quantise', did you mean 'quantize'?"),
-        ({"compile": True}, "compile is an option of the whole run, not of a row\nhint: --compile on the command line"),
+        ({"compile": True}, "compile is an option of the whole run, not of a row\nhint: set --compile for the run"),
         ({"lora": "gone.safetensors"}, "--lora gone.safetensors: no such file"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -150,7 +150,7 @@ def test_two_images_show_what_differs_and_nothing_else(tmp_path: Path) -> None:
 def test_two_images_with_the_same_record_are_said_to_be(tmp_path: Path) -> None:
     first = images.save(PICTURE, tmp_path / "a.png", recipe=MADE)
     second = images.save(PICTURE, tmp_path / "b.webp", recipe=MADE)
-    assert call(first, second).output.splitlines()[2:] == ["  the two records say the same"]
+    assert call(first, second).output.splitlines()[2:] == ["  the two records are equal"]
     assert json.loads(call("--json", first, second).output)["same"] is True
     turned = images.save(PICTURE.rotate(90), tmp_path / "c.png", recipe=MADE)
     assert call(first, turned).output.splitlines()[2:] == [

@@ -53,8 +53,8 @@ def test_a_reader_gets_two_columns(t2i: Run) -> None:
     assert "9 of 2 steps (18 in all), 8 at once" in ran.out
     assert "weights + " in rows["memory"]
     assert "and 4 more" in ran.out
-    assert rows["besides"] == "nothing"
-    assert "besides  tiled decoding (asked for)" in t2i("a horse", "--tiling", "--dry-run").out
+    assert rows["adjustments"] == "none"
+    assert "adjustments  tiled decoding (asked for)" in t2i("a horse", "--tiling", "--dry-run").out
 
 
 def test_words_that_will_be_cut_are_said(t2i: Run) -> None:

@@ -1,4 +1,4 @@
-"""The models of a long batch: all of its settings are judged at the start, and one model is loaded at a time."""
+"""The models of a long batch: all settings are checked at the start, and one model is loaded at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from t2i.pipelines.settings.settings import default_batch_size
 if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-FIRST = 1000  # prompts that are looked at, for words that will be cut off, before anything is drawn
-KINDS = 10_000  # settings that are judged before anything is drawn: more would not be constant memory
+FIRST = 1000  # prompts that are tokenized to warn about truncation, before anything is drawn
+KINDS = 10_000  # distinct settings that are checked before anything is drawn: memory stays constant
 
 
 class BatchModels:
-    """The model that was needed last, and what is known of the others."""
+    """The model that was used last, and the batch sizes of all."""
 
     def __init__(self, jobs: JobList, emit: Emit) -> None:
         self.jobs = jobs
@@ -31,10 +31,10 @@ class BatchModels:
         self._slot = ModelSlot()
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def judge(self) -> int:
-        """Read the whole list, find its models, load the first; return how many images there are.
+    def check(self) -> int:
+        """Read the whole list, find its models, load the first; return the number of images.
 
-        What the first model cannot take is found wherever it stands; what another cannot, when its turn comes.
+        Settings that the first model cannot take are found wherever they stand; those of another, when it is loaded.
         Raises UsageError where a row is wrong, ModelUnavailable and so on.
         """
         request, options = self.jobs.request, self.jobs.request.options
@@ -51,10 +51,10 @@ class BatchModels:
             if len(kinds) < KINDS:
                 kinds.setdefault((key, *settings_of(own).values()), task)
             if self.jobs.shards and "output" in task.prompt.overrides:
-                message = f"{task.prompt.where}: names its own file, and --shards packs images"
+                message = f"{task.prompt.where}: names its own file, but `shards` packs images"
                 raise UsageError(message, "leave `output` out of the rows")
         if not total:
-            raise UsageError(f"--prompts {self.jobs.file}: no prompt", "one per line, or rows with options")
+            raise UsageError(f"`prompt_file={self.jobs.file}`: no prompt", "one per line, or rows with options")
         inputs: dict[ModelKey, list[tuple[Task, ImageInputs]]] = {}
         for (key, *_), task in kinds.items():
             inputs.setdefault(key, []).append((task, image_inputs(request.options_of(task.prompt))))
@@ -63,7 +63,7 @@ class BatchModels:
             find_adapters(key.adapters, task, options.offline or files.offline)
             find_controls(files, inputs.get(key, ()), options.offline or files.offline)
         model = self._load(first)
-        self._judge(model, [task for (key, *_), task in kinds.items() if key == self._key(first[0])])
+        self._check_settings(model, [task for (key, *_), task in kinds.items() if key == self._key(first[0])])
         return total
 
     def get(self, key: ModelKey, tasks: list[Task]) -> TextToImage:
@@ -73,7 +73,7 @@ class BatchModels:
         return self._slot.model
 
     def size(self, item: Item) -> int:
-        """Return how many images are drawn at once: what the user says, or the model's default."""
+        """Return how many images are drawn at once: the option, or the model's default."""
         if self.jobs.request.options.batch_size is not None:
             return self.jobs.request.options.batch_size
         settings = dict(item.settings)
@@ -85,18 +85,18 @@ class BatchModels:
             wanted = {name: settings[name] for name in ("width", "height", "steps")}
             try:
                 chosen = model.settings(**wanted, edit=sized)
-            except UsageError:  # said when it is to be drawn
+            except UsageError:  # reported when it is drawn
                 return 1
             self._sizes[key] = default_batch_size(model.pipe, *chosen.final)
         return self._sizes[key]
 
     def _load(self, tasks: list[Task]) -> TextToImage:
-        """Load the model of the first of these tasks, judging those that follow with the same."""
+        """Load the model of the first of these tasks, checking the prompts of all that share it."""
         key = self._key(tasks[0])
         group = ModelGroup(self.jobs.locate(key), key, [task for task in tasks if self._key(task) == key])
         return self._slot.load(group, self.jobs.request, self.emit, steady=True)[0]
 
-    def _judge(self, model: TextToImage, tasks: list[Task]) -> None:
+    def _check_settings(self, model: TextToImage, tasks: list[Task]) -> None:
         """Raise UsageError where the model cannot take the settings of one of these."""
         for task in tasks:
             try:

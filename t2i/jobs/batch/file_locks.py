@@ -1,7 +1,7 @@
-"""Who works on what, among processes that know nothing of each other: a locked file per piece of work.
+"""Claims on work among independent processes: one locked file per piece of work.
 
-The lock belongs to the process and goes with it, however it ends: what a killed process had claimed is free at once,
-and no claim has to be judged stale by its age.
+The operating system releases a lock when its process ends, however it ends: work claimed by a killed process is free
+at once, and no claim has to be declared stale by its age.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Hold the lock of this file, which is made and taken away again; yields whether it is ours.
+    """Hold the lock of this file, which is created and removed again; yield whether it is ours.
 
     The folder must exist.  False: another process, or another claim of this one, holds it at this moment.
     """
@@ -28,13 +28,13 @@ def claim(path: Path) -> Iterator[bool]:
             yield True
         finally:
             with suppress(OSError):  # Windows keeps a file that is open
-                path.unlink()  # still locked: who has opened it meanwhile sees that it is no longer at its place
+                path.unlink()  # still locked: another process that opened it meanwhile sees that it is gone
     finally:
         os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one of this name: its last owner may have taken it away meanwhile."""
+    """Return whether the open file is still at its path: its last owner may have removed it meanwhile."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

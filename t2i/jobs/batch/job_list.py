@@ -1,7 +1,7 @@
-"""A long batch as a list that is never held: from the lines of a file to images with names, and what is drawn at once.
+"""The jobs of a long batch, streamed: from the lines of a file to named images, in groups that are drawn at once.
 
-Where an image stands in the list decides its group, and nothing else does: neither how many processes there are nor
-what is drawn already. So an image made again is drawn beside the same others, and is the same bit for bit.
+An image's group depends on its place in the list alone, neither on the number of processes nor on what is drawn
+already. So an image that is drawn again shares its batch with the same others, and is identical bit for bit.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from t2i.pipelines.adapters.specs import Adapters, IPAdapter
 from t2i.pipelines.prompts.attention_weights import has_weights
 from t2i.pipelines.settings.image_input import ImageInput
 
-# What batch folders of 0.1 say, in its order and by its names: what is asked for always, and what where it is set.
+# The options in batch folders of 0.1, in its order and by its names: ALWAYS written, and written WHERE_SET.
 ALWAYS: tuple[str, ...] = ("revision", "dtype", "num_images", "negative_prompt", "steps", "guidance", "width", "height")
 ALWAYS += ("scheduler", "batch_size", "format", "raw", "cache", "shards", "shard_size")
-MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # False is as good as not set
+MACHINE = ("quantize", "tiling", "deterministic", "no_safety")  # False means not set
 WHERE_SET = ("lora", "embedding", "ip_adapter", *MACHINE, "chunks")
 LEGACY = {"num_images": "count", "negative_prompt": "negative"}
 LEGACY |= {"lora": "loras", "embedding": "embeddings", "ip_adapter": "ip_adapters"}
@@ -44,14 +44,14 @@ Locate = Callable[[ModelKey], ModelFiles]
 
 @dataclass(frozen=True)
 class Item:
-    """One image of the list.  index: its place, from 0.  job: what is drawn, as 16 hex digits.  path: its file."""
+    """One image of the list.  index: its place, from 0.  job: its id, 16 hex digits.  path: its file."""
 
     index: int
     task: Task
     job: str
     path: Path
     model: ModelKey
-    settings: tuple[tuple[str, Any], ...]  # what is asked for, as `TextToImage.settings` takes it
+    settings: tuple[tuple[str, Any], ...]  # arguments of `TextToImage.settings`
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class JobGroup:
 
     @property
     def name(self) -> str:
-        """Its place in the list, as a piece of a file name."""
+        """Return its place in the list, as a piece of a file name."""
         return f"{self.items[0].index:09d}"
 
 
 class JobList:
     """The images of a prompt file.  Each pass reads the file anew and holds one group of it.
 
-    request: with its seeds fixed and without prompts.  output: a pattern with {job}.  shards: that images end in.
+    request: with fixed seeds and without prompts.  output: a pattern with {job}.  shards: that images are packed into.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class JobList:
         self._outputs = lru_cache(maxsize=64)(self._make_outputs)
 
     def tasks(self) -> Iterator[Task]:
-        """All images, without names.  Raises UsageError for a row that is wrong."""
+        """Yield all images, without names.  Raises UsageError for an invalid row."""
         request, options = self.request, self.request.options
         prompts = map(request.prepare, stream_prompts(self.file))
         return each_task(prompts, request.seeds, options.num_images, options.wildcards, request.negative_template)
 
     def items(self) -> Iterator[Item]:
-        """All images with their names, which are a function of the list and the request alone."""
+        """Yield all images with their names, which are a function of the list and the request alone."""
         last, number = None, 0
         for index, task in enumerate(self.tasks()):
             last, number = task.prompt, number + 1 if task.prompt is last else 1
@@ -113,7 +113,7 @@ class JobList:
             yield Item(index, task, job, path, model, tuple(settings.items()))
 
     def groups(self, size: Callable[[Item], int]) -> Iterator[JobGroup]:
-        """All images in groups of one model, one setting and one shard.
+        """Yield all images in groups of one model, one setting and one shard.
 
         size: how many such images are drawn at once.
         """
@@ -125,7 +125,7 @@ class JobList:
                 yield JobGroup(group)
 
     def shares(self, size: Callable[[Item], int]) -> Iterator[list[JobGroup]]:
-        """The groups that are finished together: those of one shard; without shards each for itself."""
+        """Yield the groups that are finished together: those of one shard; without shards each by itself."""
         groups = self.groups(size)
         if self.shards is None:
             yield from ([group] for group in groups)
@@ -137,7 +137,7 @@ class JobList:
         return self.shards.number(item.index) if self.shards else 0
 
     def _find(self, model: ModelKey) -> dict[str, Any]:
-        """What tells one model from another."""
+        """Return the facts about a model that enter job ids: other facts, other images."""
         files = self.locate(model)
         said = {name: getattr(model, name) for name in MACHINE if getattr(model, name)}
         return said | {
@@ -150,7 +150,7 @@ class JobList:
         }
 
     def _adapters(self, adapters: Adapters) -> list[Any]:
-        """What tells adapters from others, wherever their files lie."""
+        """Return the facts about adapters that enter job ids; the places of their files do not."""
         found = find_all(adapters, self.request.options.offline)
         files = {field.name: getattr(found, field.name) for field in fields(found)}
         return [
@@ -160,18 +160,18 @@ class JobList:
         ]
 
     def _make_outputs(self, name: str | None, count: int) -> Outputs:
-        """name: what a row calls its file, below the folder of all."""
+        """Return the names of images.  name: the file name that a row gives, below the folder of the batch; None."""
         target = self.output if name is None else str(self.folder / name)
         return Outputs(target, format=self.request.options.format, count=count)
 
 
 def _picture(adapter: object) -> str | None:
-    """The hash of the picture that an IP-Adapter sees."""
+    """Return the hash of the image prompt of an IP-Adapter; None for other adapters."""
     return ImageInput.of(adapter.image).hash if isinstance(adapter, IPAdapter) else None
 
 
 def job_id(task: Task, settings: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Return a name for what is drawn, the same wherever and whenever it is asked for.  facts: of the model."""
+    """Return the id of a job: a hash of all that decides the image, equal on every machine.  facts: of the model."""
     usual = {LEGACY.get(name, name): value for name, value in settings.items() if name != "weights"}
     content = {"prompt": task.job.prompt, "seed": task.job.seed, **usual, **facts}
     if task.job.negative_prompt is not None:
@@ -206,21 +206,21 @@ def make_job_list(request: GenerateRequest) -> JobList:
     elif "{job}" not in target:
         target = os.path.join(target, name)
     elif "{date}" in target:
-        raise UsageError("--output: {date} in a batch would make all anew tomorrow", "leave it out")
+        raise UsageError("`output`: {date} would start the batch over every day", "leave it out")
     return JobList(file, request, target, find)
 
 
 def identity_of(request: GenerateRequest) -> dict[str, Any]:
-    """Return what makes one batch another than the next, but for the seeds.
+    """Return what identifies a batch, except for its seeds.
 
-    Names and order are those that 0.1 wrote into batch folders and made their names from; options that are younger
-    follow in the order of the record, where they are set.
+    Names and order are those that 0.1 wrote into batch folders and hashed for their names; newer options follow in
+    the order of the record, where they are set.
     """
     assert request.batch is not None
     options = request.options
     said = {LEGACY.get(name, name): getattr(options, name) for name in ALWAYS}
-    younger = [name for name, one in OPTIONS.items() if one.option.identity == "set" and name not in WHERE_SET]
-    for name in (*WHERE_SET, *younger):
+    newer = [name for name, one in OPTIONS.items() if one.option.identity == "set" and name not in WHERE_SET]
+    for name in (*WHERE_SET, *newer):
         value = getattr(options, name)
         if options.changed(name) and not (name in MACHINE and value is False):
             said[LEGACY.get(name, name)] = value

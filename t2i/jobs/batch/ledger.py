@@ -1,9 +1,9 @@
-"""What a long batch knows of itself, in `.t2i-batch` beside its images, and its manifest.
+"""The state of a long batch, in `.t2i-batch` among its images, and its manifest.
 
-batch.json            what is drawn, and the seed; a folder is of one batch
+batch.json            the options and the seeds; a folder holds one batch
 groups/000000008.jsonl    one line per image of a finished group, written whole when its images are there
 claims/, progress/    who draws which group now, and how many images each process has drawn
-spool/, shards/    where images go into shards: see `shards.py`; the records of groups that a shard holds are taken away
+spool/, shards/    where images go into shards: see `shard_index.py`; records of groups that a shard holds are removed
 
 manifest.jsonl, among the images, is all groups' lines in the order of the list, written at the end.
 """
@@ -29,7 +29,7 @@ from t2i.model_files.registry import read_json
 
 
 class Ledger:
-    """The records of one batch folder.  shards: what its images go into; None: they are files."""
+    """The records of one batch folder.  shards: that its images are packed into; None: they are files."""
 
     def __init__(self, folder: Path, rank: int = 0, shards: Shards | None = None) -> None:
         self.folder = folder
@@ -39,12 +39,12 @@ class Ledger:
         self._begun = 0
 
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that the folder began with; none where it has not begun."""
+        """Return the seeds that the folder began with; none where it has not begun."""
         path = self.state / "batch.json"
         return tuple(read_json(path).get("seeds", ())) if path.exists() else ()
 
     def open(self, options: dict[str, Any], seeds: tuple[int, ...], *, chosen: bool) -> tuple[int, ...]:
-        """Begin a batch or go on with it, as its main process; returns its seeds.
+        """Begin a batch or resume it, as its main process; return its seeds.
 
         chosen: the user named the seeds; else those that the folder began with hold.
         Raises UsageError where the folder holds another batch.
@@ -55,16 +55,16 @@ class Ledger:
             with suppress(UsageError):  # another run on this folder was first: then it is read
                 atomic.write(json.dumps({"seeds": seeds, "options": options}, indent=1).encode(), path)
         found = read_json(path)
-        told, began = found.get("options", {}), self.seeds()
+        recorded, began = found.get("options", {}), self.seeds()
         changes = [
-            f"{name} was {told.get(name)!r}, now {value!r}"
+            f"{name} was {recorded.get(name)!r}, now {value!r}"
             for name, value in options.items()
-            if told.get(name) != value
+            if recorded.get(name) != value
         ]
         if chosen and began != seeds:
             changes.append(f"seed was {_list(began)}, now {_list(seeds)}")
         if changes:
-            raise UsageError(f"{self.folder} holds another batch: {'; '.join(changes)}", "-o another folder/")
+            raise UsageError(f"{self.folder} holds another batch: {'; '.join(changes)}", "choose another `output`")
         for name in ("groups", "claims", "progress", *(["shards", "spool"] if self.shards else [])):
             (self.state / name).mkdir(exist_ok=True)
         for old in (self.state / "progress").iterdir():
@@ -73,22 +73,22 @@ class Ledger:
         return began
 
     def join(self) -> tuple[int, ...]:
-        """See when this run began; returns the seeds of the batch."""
+        """Take over when this run began; return the seeds of the batch."""
         self._begun = (self.state / "begun").stat().st_mtime_ns
         return self.seeds()
 
     def claim(self, group: JobGroup) -> AbstractContextManager[bool]:
-        """Hold a group, so that no other process draws it; yields whether it is ours."""
+        """Hold a group, so that no other process draws it; yield whether it is ours."""
         return claim(self.state / "claims" / group.name)
 
     def claim_shard(self, number: int) -> AbstractContextManager[bool]:
-        """The same of a shard that is to be packed."""
+        """Hold a shard, so that no other process packs it; yield whether it is ours."""
         return claim(self.state / "claims" / f"shard-{number:06d}")
 
-    def look(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
-        """(what is known of its images by index, whether the group's record says just that).
+    def lines_of(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
+        """Return the lines of a group's images by index, and whether the group is settled: its record equals them.
 
-        Images that are not there whole are not in it, nor are those that an earlier run failed to draw.
+        Missing and incomplete images are left out, as are those that an earlier run failed to draw.
         """
         known, fresh = self._read(group)
         lines: dict[int, Line] = {}
@@ -98,23 +98,23 @@ class Ledger:
                 line = None
             if line and line["status"] == "done" and _size(item.path) != line["bytes"] and not self.in_shard(item):
                 line = None
-            line = line or self._seen(item)
+            line = line or self._inspect(item)
             if line:
                 lines[item.index] = line
         return lines, list(lines.values()) == list(known.values()) and len(lines) == len(group.items)
 
     def in_shard(self, item: Item) -> bool:
-        """Whether an image is in its shard, of which nothing is read but the record."""
+        """Return whether an image is in its shard, by the shard's record alone."""
         state = self.shards and self.shards.state(self.shards.number(item.index))
         held = state.line(item.index) if state else None
         return held is not None and held["status"] == "done" and held["job"] == item.job
 
     def is_earlier(self, group: JobGroup) -> bool:
-        """Whether a group was finished before this run began."""
+        """Return whether a group was finished before this run began."""
         return not self._read(group)[1]
 
     def line(self, item: Item, status: str, image_hash: str | None = None, error: str | None = None) -> Line:
-        """What the manifest says of one image."""
+        """Return the manifest's line of one image."""
         shards = self.shards
         file = shards.path(shards.number(item.index)) if shards else item.path
         line = {
@@ -131,26 +131,28 @@ class Ledger:
         return line if error is None else line | {"error": error}
 
     def finish(self, group: JobGroup, lines: dict[int, Line]) -> None:
-        """Write down what has become of a group."""
+        """Write the record of a group."""
         text = "".join(json.dumps(lines[item.index]) + "\n" for item in group.items if item.index in lines)
         atomic.write(text.encode(), self._path(group), overwrite=True)
 
     def is_finished(self, group: JobGroup) -> bool:
-        """Whether a group has a record of its own: where images go into shards, until its shard holds it."""
+        """Return whether a group has a record of its own: with shards, only until its shard holds it."""
         return self._path(group).exists()
 
     def clear(self, group: JobGroup) -> None:
-        """Take away what is kept of a group that its shard holds."""
+        """Remove the spooled images and the record of a group that its shard holds."""
         for item in group.items:
             item.path.unlink(missing_ok=True)
-        self._path(group).unlink(missing_ok=True)  # last: what a kill leaves of the images is then found again
+        self._path(group).unlink(
+            missing_ok=True
+        )  # last: after a kill the record still tells which images are left to remove
 
     def count(self, drawn: int) -> None:
-        """Tell the others how many images this process has drawn."""
+        """Publish how many images this process has drawn, for the other processes."""
         (self.state / "progress" / str(self.rank)).write_text(str(drawn))
 
     def drawn(self) -> int:
-        """How many images all processes of this run have drawn."""
+        """Return how many images all processes of this run have drawn."""
         total = 0
         for path in (self.state / "progress").iterdir():
             with suppress(OSError, ValueError):  # being written at this moment: counted next time
@@ -158,9 +160,9 @@ class Ledger:
         return total
 
     def sweep(self, folders: Iterable[Path]) -> None:
-        """Take away what killed runs had half written, in these folders and our own.  All must be settled.
+        """Remove temporary files of killed runs, in these folders and our own.  All groups must be settled.
 
-        While something is not, another process may be writing; and what is younger than this run is not ours to judge.
+        Before that another process may be writing; files younger than this run may belong to another one.
         """
         own = (self.state / name for name in ("groups", "shards", "spool"))
         for folder in {self.folder, self.state, *own, *folders}:
@@ -171,7 +173,7 @@ class Ledger:
 
     @contextmanager
     def manifest(self) -> Iterator[Callable[[Line], None]]:
-        """Yields what takes the manifest's lines, one at a time; it is there when all are, and not before."""
+        """Yield a function that takes the manifest's lines; the file appears, complete, when the context ends."""
         temporary = self.folder / f".t2i-{secrets.token_hex(8)}.tmp"
         try:
             with temporary.open("x", encoding="utf-8") as file:
@@ -186,7 +188,7 @@ class Ledger:
         return self.state / "groups" / f"{group.name}.jsonl"
 
     def _read(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
-        """(the recorded lines of these very images, whether they were written in this run)."""
+        """Return the recorded lines of these images, and whether they were written in this run."""
         try:
             path = self._path(group)
             text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
@@ -197,7 +199,7 @@ class Ledger:
         return kept, written >= self._begun
 
     def _packed(self, group: JobGroup) -> tuple[dict[int, Line], bool]:
-        """The same for a group without a record of its own, from that of its shard."""
+        """Return what `_read` does, for a group without a record of its own: from that of its shard."""
         number = self.shards.number(group.items[0].index) if self.shards else 0
         if self.shards is None or (state := self.shards.state(number)) is None:
             return {}, False
@@ -205,10 +207,10 @@ class Ledger:
         kept = {item.index: line for item, line in lines if line is not None and _fits(line, item)}
         return kept, self.shards.written(number) >= self._begun
 
-    def _seen(self, item: Item) -> Line | None:
-        """What an image that no record tells of says of itself; None where it is not there, or not whole.
+    def _inspect(self, item: Item) -> Line | None:
+        """Return the line of an image that no record holds, from its file; None where it is missing or incomplete.
 
-        Where the file is another picture it fails: nothing is overwritten.
+        A file that holds another image makes a line that failed: nothing is overwritten.
         """
         if not os.path.lexists(item.path):
             return None
@@ -223,7 +225,7 @@ class Ledger:
 
 
 def _lines(text: str) -> Iterator[tuple[int, Line]]:
-    """Whole lines by index: what a failing disk has torn is as if it were not there."""
+    """Yield complete lines by index; those that a failing disk has damaged are skipped, and drawn again."""
     for line in text.splitlines():
         with suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)

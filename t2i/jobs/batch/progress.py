@@ -1,4 +1,4 @@
-"""How far a long batch is, over all its processes."""
+"""Progress of a long batch, summed over its processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from t2i.jobs.events import Counted, Emit
 
 
 class Progress:
-    """Counts images, those that were there and those that any process draws.
+    """Count images, those that were found and those that any process draws.
 
-    shown: whether this process tells: the main one does, for all.
+    shown: whether this process emits the counts: the main one does, for all.
     """
 
     def __init__(self, shown: bool, ledger: Ledger, emit: Emit) -> None:
@@ -20,16 +20,16 @@ class Progress:
         self._total = 0
 
     def begin(self, total: int) -> None:
-        """Take over how many images there are in all."""
+        """Set the number of images in all."""
         self._total = total
 
     def found(self, count: int) -> None:
         """Count images that were there before."""
         self._there += count
-        if self._there % 1000 < count:  # a million that are there already are no news one by one
+        if self._there % 1000 < count:  # not one by one: a million may be there already
             self.show()
 
     def show(self) -> None:
-        """Ask all processes, and tell."""
+        """Emit the count over all processes."""
         if self._shown:
             self._emit(Counted(self._there + self._ledger.drawn(), self._total))

@@ -1,7 +1,7 @@
-"""A long batch: `t2i generate --prompts FILE -o FOLDER/`, by any number of processes, killed and run again at will.
+"""A long batch, a prompt file drawn into a folder: shared by any number of processes, resumable after a kill.
 
 Every process walks the same list and draws the groups that are neither there nor claimed by another; the main one then
-walks it once more, waits for what others still draw, takes over what a dead one has left, and writes the manifest.
+walks it once more, waits for groups that others still draw, takes over those of a dead one, and writes the manifest.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from t2i.jobs.batch.worker import Worker
 from t2i.jobs.events import Emit, ignore
 from t2i.jobs.spec.request import GenerateRequest
 
-LAST_WORD_SECONDS = 10.0
+LAST_WORD_SECONDS = 10.0  # for the process with the error to report it
 
 
 def execute_batch(request: GenerateRequest, emit: Emit) -> None:
-    """Draw what is missing of a batch, together with all processes that run the same.
+    """Draw the missing images of a batch, together with all processes that run the same command.
 
-    emit: takes what this process draws, as it is saved: images, or whole shards; the main process's tells of all.
-    Raises UsageError: a row that is wrong, another batch's folder; PartialFailure, listing what could not be drawn.
+    emit: takes the images or shards of this process as they are saved; in the main process also messages about all.
+    Raises UsageError: an invalid row, another batch's folder; PartialFailure, listing images that failed.
     """
     state = processes()
     if state.num_processes > 1 and request.options.device is None:
@@ -38,35 +38,35 @@ def execute_batch(request: GenerateRequest, emit: Emit) -> None:
 
 
 def _begin(request: GenerateRequest, emit: Emit) -> Worker:
-    """Each process's own view of the batch; the main one judges the list and makes the folder ours."""
+    """Make this process's worker; the main process also checks the list and opens the folder."""
     state = processes()
     if request.options.overwrite:
-        raise UsageError("--overwrite: a batch makes what is missing", "delete what is to be made again")
+        raise UsageError("`overwrite`: a batch draws missing images only", "delete those that are to be drawn again")
     if request.options.preview:
-        raise UsageError("--preview: a batch shows whole pictures, one after another", "leave it out")
+        raise UsageError("`preview`: a batch saves finished images one after another", "leave it out")
     jobs = make_job_list(request)
     ledger = Ledger(jobs.folder, state.process_index, jobs.shards)
-    worker = Worker(jobs, ledger, emit, tell=emit if state.is_main_process else ignore)
+    worker = Worker(jobs, ledger, emit, emit_once=emit if state.is_main_process else ignore)
     if state.is_main_process:
         worker.begin()
     return worker
 
 
 def _together(begin: Callable[[], Worker]) -> Worker:
-    """Begin in all processes, or leave in all of them: with one message, the main process's if it has one."""
+    """Begin in all processes, or exit in all of them with one message: that of the first process that failed."""
     from torch import tensor
 
-    refusal: Exception | None = None
+    error: Exception | None = None
     try:
         worker = begin()
     except Exception as e:
-        refusal = e
-    codes = gather(tensor([getattr(refusal, "exit_code", 1) if refusal else 0])).tolist()
+        error = e
+    codes = gather(tensor([getattr(error, "exit_code", 1) if error else 0])).tolist()
     first = next((rank for rank, code in enumerate(codes) if code), None)
     if first is None:
         worker.join()
         return worker
-    if refusal is not None and processes().process_index == first:
-        raise refusal
-    time.sleep(LAST_WORD_SECONDS)  # a launcher ends all as soon as one has left: let it be the one that speaks
+    if error is not None and processes().process_index == first:
+        raise error
+    time.sleep(LAST_WORD_SECONDS)  # a launcher ends all once one exits: let the one with the error exit first
     raise SystemExit(codes[first])

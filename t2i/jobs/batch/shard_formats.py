@@ -1,9 +1,9 @@
-"""Files that hold many pictures with their captions and recipes, for training.
+"""File formats that hold many images with captions and recipes, for training.
 
 parquet     data-000000.parquet; columns: `image` (an Image of `datasets`), `text` (the caption), and see COLUMNS
-webdataset  000000.tar; of each picture KEY.png (or .jpg, .webp), KEY.txt (the caption), KEY.json (the recipe)
+webdataset  000000.tar; of each image KEY.png (or .jpg, .webp), KEY.txt (the caption), KEY.json (the recipe)
 
-The same pictures give the same bytes: nothing of the time, the user or the machine stands in the file itself.
+The same images give the same bytes: the file holds nothing about the time, the user or the machine.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ COLUMNS = {
     "height": "int32",
     "model": "string",
     "hash": "string",  # of the pixels
-    "recipe": "string",  # JSON: everything that is needed to make the picture again
+    "recipe": "string",  # JSON: everything that is needed to reproduce the image
 }
 BLOCK = 512  # of a tar file, which ends with two empty ones
 
 
 @dataclass(frozen=True)
 class ShardImage:
-    """An encoded picture as it goes into a file.  suffix: ".png", ...; text: its caption."""
+    """An encoded image as it is stored.  suffix: ".png", ...; text: its caption."""
 
     key: str
     suffix: str
@@ -44,12 +44,12 @@ class ShardImage:
 
     @property
     def recipe(self) -> recipe.Recipe | None:
-        """How it was made, as it says itself; None where a record of a megabyte was too long to be read."""
+        """Return the recipe in its metadata; None where a record of a megabyte was too long to be read."""
         return recipe.read(self.data, self.key).recipe
 
 
-class Kind(NamedTuple):
-    """A kind of file.  read: keys and encoded pictures, in their order; both ways one part after another."""
+class ShardFormat(NamedTuple):
+    """A file format.  write, read: images in order, streamed.  read: yields keys and encoded images."""
 
     name: str  # of a file, by its number
     write: Callable[[BinaryIO, Iterable[ShardImage]], None]
@@ -57,23 +57,23 @@ class Kind(NamedTuple):
     is_whole: Callable[[Path], bool]
 
 
-def _write_parquet(file: BinaryIO, pictures: Iterable[ShardImage]) -> None:
+def _write_parquet(file: BinaryIO, images: Iterable[ShardImage]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema()
     compression = dict.fromkeys(["image.path", *COLUMNS], "snappy") | {"image.bytes": "none"}  # it is compressed
     with pq.ParquetWriter(file, schema, compression=compression, use_dictionary=["model"]) as writer:
-        for rows in _row_groups(pictures):
+        for rows in _row_groups(images):
             writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=ROWS)
 
 
-def _row_groups(pictures: Iterable[ShardImage]) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(images: Iterable[ShardImage]) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     held = 0
-    for picture in pictures:
-        rows.append(_row(picture))
-        held += len(picture.data)
+    for item in images:
+        rows.append(_row(item))
+        held += len(item.data)
         if len(rows) == ROWS or held >= ROW_BYTES:
             yield rows
             rows, held = [], 0
@@ -88,10 +88,10 @@ def _schema() -> pa.Schema:
     return datasets.Features(features).arrow_schema
 
 
-def _row(picture: ShardImage) -> dict[str, Any]:
-    made = picture.recipe
-    image = {"bytes": picture.data, "path": picture.key + picture.suffix}
-    row: dict[str, Any] = {"image": image, "text": picture.text, "key": picture.key}
+def _row(item: ShardImage) -> dict[str, Any]:
+    made = item.recipe
+    image = {"bytes": item.data, "path": item.key + item.suffix}
+    row: dict[str, Any] = {"image": image, "text": item.text, "key": item.key}
     if made is not None:
         row |= {"seed": made.seed, "width": made.width, "height": made.height, "model": made.model}
         row |= {"hash": made.image_hash, "recipe": made.to_json()}
@@ -117,18 +117,18 @@ def _is_whole_parquet(path: Path) -> bool:
     return True
 
 
-def _write_tar(file: BinaryIO, pictures: Iterable[ShardImage]) -> None:
-    for picture in pictures:
-        made = picture.recipe
-        _add(file, picture.key + picture.suffix, picture.data)
-        _add(file, f"{picture.key}.txt", picture.text.encode())
-        _add(file, f"{picture.key}.json", (made.to_json() if made else "{}").encode())
+def _write_tar(file: BinaryIO, images: Iterable[ShardImage]) -> None:
+    for item in images:
+        made = item.recipe
+        _add(file, item.key + item.suffix, item.data)
+        _add(file, f"{item.key}.txt", item.text.encode())
+        _add(file, f"{item.key}.json", (made.to_json() if made else "{}").encode())
     file.write(2 * bytes(BLOCK))
 
 
 def _add(file: BinaryIO, name: str, data: bytes) -> None:
-    """A file of a tar, by hand: `tarfile` would remember every one until the end."""
-    entry = tarfile.TarInfo(name)  # made in 1970 by nobody: user 0 without a name
+    """Append a file to a tar, without `tarfile.open`, which would keep every entry in memory until the end."""
+    entry = tarfile.TarInfo(name)  # time 0, user 0, no names: the same bytes everywhere
     entry.size = len(data)
     file.write(entry.tobuf(tarfile.USTAR_FORMAT))
     file.write(data + bytes(-len(data) % BLOCK))
@@ -152,7 +152,7 @@ def _is_whole_tar(path: Path) -> bool:
         return not any(file.read())
 
 
-KINDS = {
-    "parquet": Kind("data-{:06d}.parquet", _write_parquet, _read_parquet, _is_whole_parquet),
-    "webdataset": Kind("{:06d}.tar", _write_tar, _read_tar, _is_whole_tar),
+FORMATS = {
+    "parquet": ShardFormat("data-{:06d}.parquet", _write_parquet, _read_parquet, _is_whole_parquet),
+    "webdataset": ShardFormat("{:06d}.tar", _write_tar, _read_tar, _is_whole_tar),
 }

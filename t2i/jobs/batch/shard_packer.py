@@ -1,7 +1,7 @@
-"""Packing the images of a long batch into shards: `t2i generate --prompts FILE --shards parquet -o FOLDER/`.
+"""Packing the images of a long batch into shards.
 
-A shard is packed when all its images are settled, by the process that is the first to see it; those of its images that
-could not be drawn, or were blanked, are left out, and when a later run draws them the shard is made anew.
+A shard is packed when all its images are settled, by the first process that finds it so; images that failed or were
+blanked are left out, and when a later run draws them the shard is packed again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from t2i.jobs.events import Emit, ShardPacked
 def pack(ledger: Ledger, groups: list[JobGroup], emit: Emit) -> bool:
     """Pack the shard of these groups, if they are all settled and no other process packs it.
 
-    Tells when the shard was written; returns whether it is there, and so nothing is left to do.
+    Emits an event when the shard was written; returns whether it is complete.
     """
     shards = ledger.shards
     if shards is None:
@@ -29,7 +29,7 @@ def pack(ledger: Ledger, groups: list[JobGroup], emit: Emit) -> bool:
     if _is_packed(ledger, number, groups, made):
         return True
     with ledger.claim_shard(number) as ours:
-        made = _made(ledger, groups) if ours else None  # another may have packed it between our look and our claim
+        made = _made(ledger, groups) if ours else None  # another may have packed it before our claim
         if made is None:
             return False
         if _is_packed(ledger, number, groups, made):
@@ -43,10 +43,10 @@ def pack(ledger: Ledger, groups: list[JobGroup], emit: Emit) -> bool:
 
 
 def _made(ledger: Ledger, groups: list[JobGroup]) -> list[tuple[Path, Line]] | None:
-    """(where it was spooled, its line) of each image; None while one of them is not settled."""
+    """Return (where it was spooled, its line) of each image; None while one of them is not settled."""
     made = []
     for group in groups:
-        lines, settled = ledger.look(group)
+        lines, settled = ledger.lines_of(group)
         if not settled:
             return None
         made += [(item.path, lines[item.index]) for item in group.items]

@@ -1,4 +1,4 @@
-"""One of the processes that draw a long batch: it claims what is free, draws it whole and writes it down."""
+"""One process of a long batch: it claims free groups, draws each completely and records it."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.results import Result
 
 POLL_SECONDS = 0.5
-HOPELESS = 8  # groups that fail one after another, when none has ever been drawn
+HOPELESS = 8  # the run ends when so many groups fail in a row and none has ever been drawn
 LISTED = 10
-FOLDERS = 1000  # that are swept at the end: a pattern may make one per prompt
+FOLDERS = 1000  # most that are cleaned of temporary files: a pattern may make one per prompt
 
 
 class Worker:
-    """What this process does of the batch.
+    """The share of this process in the batch.
 
-    emit: takes what this process draws.  tell: takes what is told once, by the main process for all.
+    emit: takes events of this process.  emit_once: takes events about the whole batch, in the main process alone.
     """
 
-    def __init__(self, jobs: JobList, ledger: Ledger, emit: Emit, tell: Emit) -> None:
+    def __init__(self, jobs: JobList, ledger: Ledger, emit: Emit, emit_once: Emit) -> None:
         self.jobs = jobs
         self.ledger = ledger
         self.emit = emit
-        self.tell = tell
-        self.say = messages(tell)
-        self.progress = Progress(emit is tell, ledger, emit)
+        self.emit_once = emit_once
+        self.say = messages(emit_once)
+        self.progress = Progress(emit is emit_once, ledger, emit)
         self.drawn = 0
-        self._models = BatchModels(jobs, tell)
+        self._models = BatchModels(jobs, emit_once)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
     def begin(self) -> None:
-        """Judge the whole list, load the first model, and make the folder ours.
+        """Check the whole list, load the first model, and open the folder.
 
-        Raises UsageError where a row is wrong, ModelUnavailable and so on: before anything is written.
+        Raises UsageError for an invalid row, ModelUnavailable and so on: before anything is written.
         """
         jobs, ledger = self.jobs, self.ledger
         request = jobs.request
         chosen = request.seeds_given
         jobs.request = replace(request, seeds=request.seeds if chosen else ledger.seeds() or request.seeds)
-        total = self._models.judge()
+        total = self._models.check()
         if jobs.shards is not None:
             jobs.shards.check(range(jobs.shards.number(total - 1) + 1))
         seeds = ledger.open(identity_of(request), tuple(jobs.request.seeds), chosen=chosen)
-        self.tell(Planned(total, folder=ledger.folder))
+        self.emit_once(Planned(total, folder=ledger.folder))
         self.say(f"{total} images into {ledger.folder}, seed {', '.join(map(str, seeds))}")
         self.progress.begin(total)
 
@@ -68,7 +68,7 @@ class Worker:
         """Draw the groups that are neither there nor claimed by another process."""
         for groups in self.jobs.shares(self._models.size):
             for group in groups:
-                if self.ledger.look(group)[1]:
+                if self.ledger.lines_of(group)[1]:
                     if self.ledger.is_earlier(group):
                         self.progress.found(len(group.items))
                     continue
@@ -78,9 +78,9 @@ class Worker:
             pack(self.ledger, groups, self.emit)
 
     def finish(self) -> None:
-        """See that every group is there, whoever was to draw it, and write the manifest.
+        """Make sure that every group is settled, whoever claimed it, and write the manifest.
 
-        Raises PartialFailure where images failed, or their own error where all did.
+        Raises PartialFailure where images failed, or the first error where all did.
         """
         failed: list[Line] = []
         counts = {"done": 0, "failed": 0, "blanked": 0}
@@ -89,7 +89,7 @@ class Worker:
             for groups in self.jobs.shares(self._models.size):
                 if len(folders) < FOLDERS:
                     folders.update(item.path.parent for group in groups for item in group.items)
-                for line in self._see(groups):
+                for line in self._settle(groups):
                     write(line)
                     counts[line["status"]] += 1
                     if line["status"] != "done" and len(failed) < LISTED:
@@ -97,24 +97,24 @@ class Worker:
         self.ledger.sweep(folders)
         total, drawn = sum(counts.values()), self.ledger.drawn()
         self.progress.show()
-        for path in self.jobs.shards.beyond(total) if self.jobs.shards else ():
-            self.say(f"note: {path} is of an earlier, longer list; delete it, or it is trained on too")
+        for path in self.jobs.shards.leftover(total) if self.jobs.shards else ():
+            self.say(f"note: {path} belongs to an earlier, longer list; delete it, or training will read it")
         self.say(f"{drawn} images drawn, {counts['done'] - drawn} were there: {self.ledger.folder / 'manifest.jsonl'}")
         if failed:
             self._fail(failed, counts, total)
-        self.tell(Done(self.drawn, self.ledger.folder))
+        self.emit_once(Done(self.drawn, self.ledger.folder))
 
-    def _see(self, groups: list[JobGroup]) -> list[Line]:
-        """Wait for these groups, and their shard, drawing what no other process draws; return all lines of them."""
+    def _settle(self, groups: list[JobGroup]) -> list[Line]:
+        """Wait for these groups and their shard, drawing those that no other process draws; return all their lines."""
         lines: list[Line] = []
         for group in groups:
-            while not (looked := self.ledger.look(group))[1]:
+            while not (found := self.ledger.lines_of(group))[1]:
                 with self.ledger.claim(group) as ours:
                     if ours:
                         self._draw(group)
                         continue
                 self._wait()
-            lines += looked[0].values()
+            lines += found[0].values()
         while not pack(self.ledger, groups, self.emit):
             self._wait()
         return lines
@@ -128,26 +128,29 @@ class Worker:
             raise self._failures[0]
         for line in failed:
             name = str(line.get("key", line["file"]))
-            self.tell(Failed(name, line.get("error") or "blanked by the safety checker"))
+            self.emit_once(Failed(name, line.get("error") or "blanked by the safety checker"))
         bad = total - counts["done"]
         if bad > len(failed):
             self.say(f"and {bad - len(failed)} more, in manifest.jsonl")
-        raise PartialFailure(f"{bad} of {total} images could not be drawn", "the same command tries them again")
+        raise PartialFailure(f"{bad} of {total} images could not be drawn", "run the same command again to retry them")
 
     def _draw(self, group: JobGroup) -> None:
-        """Draw a group that is ours, whole, and save what is missing of it."""
+        """Draw a claimed group completely, and save its missing images.
+
+        All of it, since the batch size may change an image's last bits.
+        """
         from t2i.imaging.images import save
 
-        lines, settled = self.ledger.look(group)
+        lines, settled = self.ledger.lines_of(group)
         if settled:
-            return  # another has drawn it between our look and our claim
+            return  # another process has drawn it before our claim
         missing = [item for item in group.items if item.index not in lines]
         for item, result in self._results(group, missing, lines):
             if result.blanked:
                 lines[item.index] = self.ledger.line(item, "blanked")
                 self.emit(Blanked(result.recipe, result.image))
                 continue
-            # what is there in its place is no whole image: `look` has seen to that
+            # Overwriting is safe: `lines_of` has found no complete image at this path.
             save(result.image, item.path, recipe=result.recipe, overwrite=True)
             lines[item.index] = self.ledger.line(item, "done", result.recipe.image_hash)
             self.drawn += 1
@@ -161,7 +164,7 @@ class Worker:
             raise self._failures[0]
 
     def _results(self, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> Iterator[tuple[Item, Result]]:
-        """Draw all of a group, if something of it is missing; what fails gets its line, and the others go on."""
+        """Draw all of a group, if an image of it is missing; an error is recorded, and the batch goes on."""
         if not missing:
             return
         try:
@@ -176,14 +179,14 @@ class Worker:
             self._note(e, group, missing, lines)
 
     def _note(self, e: Exception, group: JobGroup, missing: list[Item], lines: dict[int, Line]) -> None:
-        """Write down that what is still missing of a group has failed, and go on with the others."""
+        """Record that the missing images of a group have failed.  Raises errors that are not about this group."""
         if isinstance(e, RuntimeError) and "memory" not in str(e):
             raise e
         self._failures.append(e)
-        said = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {one_line(e)}"
+        text = e.message if isinstance(e, T2IError) else f"{type(e).__name__}: {one_line(e)}"
         where = group.items[0].task.prompt.where
-        said = f"{said}; {e.hint}" if isinstance(e, OutOfMemory) and e.hint else said  # which option helps
-        said = f"{where}: {said}" if where and isinstance(e, UsageError) else said
+        text = f"{text}; {e.hint}" if isinstance(e, OutOfMemory) and e.hint else text  # which option helps
+        text = f"{where}: {text}" if where and isinstance(e, UsageError) else text
         for item in missing:
             if item.index not in lines:
-                lines[item.index] = self.ledger.line(item, "failed", error=said)
+                lines[item.index] = self.ledger.line(item, "failed", error=text)

@@ -1,1 +1,1 @@
-"""What a request will do, and with what, before anything is drawn."""
+"""Planning: models, adapters, memory and prompt checks, before anything is drawn."""

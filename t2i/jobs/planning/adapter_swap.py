@@ -1,4 +1,4 @@
-"""Adapters in a run: their words told to the tokenizers, and what a user should know of them."""
+"""Adapters of a run: their tokens, hints about them, and exchanging them on a loaded model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
 
-def read_words(adapters: Adapters, offline: bool) -> list[Word]:
-    """The new words of all textual inversions, all files being found and checked.  Raises as `find_all` does."""
+def read_embedding_words(adapters: Adapters, offline: bool) -> list[Word]:
+    """Return the new words of all textual inversions.  Finds and checks the files; raises as `find_all` does."""
     found = find_all(adapters, offline)
     return [read_word(*pair) for pair in zip(adapters.embeddings, found.embeddings, strict=True)]
 
 
-def hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
-    """What is likely not as it was meant.  texts: all prompts, and what is not to be drawn."""
+def adapter_hints(words: Collection[Word], texts: Collection[str]) -> Iterator[str]:
+    """Yield hints on embeddings and LoRA tags that have no effect.  texts: all prompts and negative prompts."""
     for word in words:
         if not any(word.token.lower() in text.lower() for text in texts):
-            yield f"hint: no prompt says {word.token}, the word of an embedding: it does nothing there"
+            yield f"hint: no prompt contains {word.token}, the token of an embedding: it has no effect"
     if network := next(filter(None, map(NETWORK.search, texts)), None):
-        yield f"hint: {network[0][:80]} is read as plain text there; --lora puts a LoRA on"
+        yield f"hint: {network[0][:80]} is read as plain text here; `lora` loads a LoRA"
 
 
 def load_or_set_adapters(
     model: TextToImage | None, files: ModelFiles, adapters: Adapters, plan: Callable[[], MemoryPlan], **how: Any
 ) -> TextToImage:
-    """A model that wears these adapters.  model: one with the same base, to be used on.
+    """Return a model with these adapters attached.  model: a loaded one with the same base, to reuse; None: load.
 
-    plan: makes the plan of the machine, where the model is still to be loaded.  how: to load it.
+    plan: makes the memory plan, called only where the model is loaded.  how: keyword arguments of `load`.
     """
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 

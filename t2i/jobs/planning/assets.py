@@ -1,4 +1,4 @@
-"""What a drawing needs beside its model: adapters and ControlNets, looked for before anything is loaded."""
+"""Files that a request needs in addition to its model, adapters and ControlNets, found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from t2i.model_files.locate import ModelFiles
 
 Facts = dict[str, Any]
-ELSEWHERE = "put its folder here, or say where it is: --control FOLDER:IMAGE"
+ELSEWHERE = "put its folder here, or give its place: `control=FOLDER:IMAGE`"
 
 
 def find_controls(files: ModelFiles, edits: Iterable[tuple[Task, ImageInputs]], offline: bool) -> dict[str, Path]:
-    """{as it was written: its folder} for all ControlNets; downloaded where that is needed and allowed.
+    """Return {name as given: folder} of all ControlNets, downloading them where that is needed and allowed.
 
     Raises as `locate_control` does, naming the row.
     """
@@ -42,7 +42,7 @@ def find_controls(files: ModelFiles, edits: Iterable[tuple[Task, ImageInputs]], 
 
 
 def find_adapters(adapters: Adapters, task: Task, offline: bool) -> Found:
-    """The files of the adapters that this image asks for.  Raises as `find_all` does, naming the row that has them."""
+    """Return the files of the adapters of an image.  Raises as `find_all` does, naming the row that has them."""
     try:
         return find_all(adapters, offline)
     except (UsageError, ModelUnavailable, ModelError) as e:
@@ -51,12 +51,13 @@ def find_adapters(adapters: Adapters, task: Task, offline: bool) -> Found:
         raise type(e)(f"{task.prompt.where}: {e.message}" if own and task.prompt.where else e.message, e.hint) from None
 
 
-def look(
+def describe_assets(
     files: ModelFiles | None, key: ModelKey, edits: Iterable[tuple[Task, ImageInputs]], offline: bool
 ) -> tuple[list[Facts], ModelUnavailable | None]:
-    """What the adapters and ControlNets of a drawing are, and the first that cannot be had; nothing is fetched.
+    """Describe adapters and ControlNets without downloading; return them, and the error of the first missing one.
 
-    files: the model's, where they are here: what a ControlNet's name means depends on the model.
+    files: the model's, None where they are not here: what a ControlNet's name means depends on the model.
+    The error is returned only offline: online, the run itself would download what is missing.
     Raises UsageError and ModelError as the run itself would.
     """
     wanted = [("lora", one.path, f" x {one.scale:g}") for one in key.adapters.loras]
@@ -64,7 +65,7 @@ def look(
     wanted += [("ip-adapter", one.path, f" x {one.scale:g}") for one in key.adapters.ip_adapters]
     found, problems = [], []
 
-    def see(kind: str, name: str, words: str, measure: Callable[[], int]) -> None:
+    def add(kind: str, name: str, words: str, measure: Callable[[], int]) -> None:
         facts: Facts = {"kind": kind, "name": name, "words": f"{name}{words}", "bytes": None}
         try:
             facts["bytes"] = measure()
@@ -73,18 +74,19 @@ def look(
         found.append(facts)
 
     for kind, path, words in wanted:
-        see(kind, path, words, lambda kind=kind, path=path: _size(find(path, f"--{kind}", True).path))  # type: ignore[misc]
+        option = f"`{kind.replace('-', '_')}`"
+        add(kind, path, words, lambda option=option, path=path: _size(find(path, option, True).path))  # type: ignore[misc]
     known: set[str] = set()
     for task, edit in edits:
         for one in edit.controls:
             if one.net not in known:
                 known.add(one.net)
                 this = task, ImageInputs(controls=(one,))
-                see("control", one.net, "", lambda this=this: _network(files, this))  # type: ignore[misc]
+                add("control", one.net, "", lambda this=this: _control_bytes(files, this))  # type: ignore[misc]
     return found, problems[0] if problems and offline else None
 
 
-def _network(files: ModelFiles | None, one: tuple[Task, ImageInputs]) -> int:
+def _control_bytes(files: ModelFiles | None, one: tuple[Task, ImageInputs]) -> int:
     if files is None:
         raise ModelUnavailable("not known before its model is here")
     folders = find_controls(files, [one], offline=True).values()

@@ -1,4 +1,4 @@
-"""From the options of a model to the plan of the device that draws with it."""
+"""From the options of a request to the memory plan of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def machine_plan(
     images: int,
     steady: bool,
 ) -> MemoryPlan:
-    """What a model is drawn with here.  asked: the settings that its pictures ask for.  steady: see `make_plan`."""
+    """Return the memory plan of a model on this machine.
+
+    asked: the settings of its images.  images: how many.  steady: see `make_plan`.
+    """
     from t2i.pipelines.loading.retry import make_plan
     from t2i.pipelines.text_to_image.step_cache import check_compiled, parse_cache
 
@@ -43,7 +46,7 @@ def machine_plan(
 
 
 def device_options(key: ModelKey, options: GenerateOptions) -> DeviceOptions:
-    """Return what the user fixes of how a model is loaded."""
+    """Return the choices about loading a model that the user made; None: chosen by the plan."""
     return DeviceOptions(
         dtype=key.dtype,
         offload=None if options.offload == "auto" else options.offload,
@@ -57,11 +60,11 @@ def device_options(key: ModelKey, options: GenerateOptions) -> DeviceOptions:
 
 
 def say_safety(files: ModelFiles, key: ModelKey, say: Callable[[str], None]) -> None:
-    """Say where the pictures of a model that has a safety checker will not be looked at by it."""
+    """Say where a model's safety checker is missing or turned off, so that its images are not checked."""
     if files.safety == "missing":
-        say(f"note: {files.model.name} names a safety checker and comes without it: pictures are not checked")
+        say(f"note: {files.model.name} names a safety checker and comes without it: images are not checked")
     elif files.safety == "there" and key.no_safety:
-        say("note: --no-safety: pictures are not checked")
+        say("note: `no_safety`: images are not checked")
 
 
 def _device_here(device: str | None) -> str | None:

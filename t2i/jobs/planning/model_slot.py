@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class ModelSlot:
-    """Holds the model that was needed last; it is let go before another one is loaded.
+    """Hold the model that was used last; it is released before another one is loaded.
 
     A model stays loaded while only its adapters change.
     """
 
     def __init__(self, key: ModelKey | None = None, model: TextToImage | None = None) -> None:
-        """key, model: one that is loaded already."""
+        """Fill the slot with a model that is loaded already, or leave it empty."""
         self.key = key
         self.model = model
         self.files: dict[tuple[str, str | None], ModelFiles] = {}  # of models found so far
@@ -29,7 +29,7 @@ class ModelSlot:
     def load(
         self, group: ModelGroup, request: GenerateRequest, emit: Emit, steady: bool = False
     ) -> tuple[TextToImage, list[DrawGroup]]:
-        """Return the model of a group, loaded and with its adapters, and what it draws at once.
+        """Return the model of a group, loaded and with its adapters, and the images in groups of equal settings.
 
         steady: as of `prepare`.  Raises as `prepare` does; then the slot is empty.
         """

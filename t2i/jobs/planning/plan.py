@@ -1,6 +1,6 @@
-"""From what is asked of each image to what is drawn at once: models, settings, groups; and what is said before.
+"""Group the images of a request by model and settings, check them, and load the models.
 
-Images that follow one another with the same model and settings are drawn together. The order is never changed.
+Consecutive images with the same model and settings are drawn together. The order is never changed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from t2i.pipelines.adapters.textual_inversion import Word
     from t2i.pipelines.text_to_image.pipeline import TextToImage
 
-SettingsByOverride = dict[
-    PromptOverrides, dict[str, Any]
-]  # what `TextToImage.settings` is told, by what a prompt overrides
+# Arguments of `TextToImage.settings`, by what a prompt overrides: a million equal rows share one entry.
+SettingsByOverride = dict[PromptOverrides, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,16 @@ class DrawGroup:
 
     @property
     def jobs(self) -> list[Job]:
-        """What is drawn."""
+        """Return the jobs that are drawn at once, copies included."""
         return [task.job for task in self.tasks] if self.batch_size is None else [self.tasks[0].job] * self.batch_size
 
     @property
     def steps(self) -> int:
-        """Denoising steps of all images together."""
+        """Return the denoising steps of all images together."""
         return self.settings.steps * (self.batch_size or len(self.tasks))
 
     def wanted(self, k: int) -> Task | None:
-        """The task that image k of `jobs` belongs to; None for a copy."""
+        """Return the task that image k of `jobs` belongs to; None for a copy."""
         if self.batch_size is None:
             return self.tasks[k]
         return self.tasks[0] if k == self.index else None
@@ -80,22 +79,22 @@ def plan(request: GenerateRequest, found: dict[tuple[str, str | None], ModelFile
     found: models that were found before; new ones are added.  Raises as `locate` does.
     """
     found = {} if found is None else found
-    parts = []
+    groups = []
     offline, config = request.options.offline, request.options.config
     for key, tasks in groupby(request.tasks, lambda task: model_key(request.options_of(task.prompt))):
         name = key.model, key.revision
         if name not in found:
             found[name] = locate(key.model, revision=key.revision, offline=offline, config=config)
-        parts.append(ModelGroup(found[name], key, list(tasks)))
-    for part in parts:  # all of them, before the first one is drawn
-        inputs = [(task, image_inputs(request.options_of(task.prompt))) for task in part.tasks]
-        find_controls(part.files, inputs, offline or part.files.offline)
-        find_adapters(part.key.adapters, part.tasks[0], offline or part.files.offline)
-    return parts
+        groups.append(ModelGroup(found[name], key, list(tasks)))
+    for group in groups:  # all of them before the first is drawn: a missing file should not end the run halfway
+        inputs = [(task, image_inputs(request.options_of(task.prompt))) for task in group.tasks]
+        find_controls(group.files, inputs, offline or group.files.offline)
+        find_adapters(group.key.adapters, group.tasks[0], offline or group.files.offline)
+    return groups
 
 
 def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
-    """Return where images go, by the name that their row gives them: None: where the output of the run says.
+    """Return where images go, by the file name that a row gives; None: the output of the run.
 
     Raises UsageError where a row names a file and the output is no folder.
     """
@@ -105,7 +104,7 @@ def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
         if name is not None:
             folder = target or "outputs/"
             if not (folder.endswith(("/", os.sep)) or os.path.isdir(folder)):
-                raise UsageError(f"--output {folder}: rows name their own files", "give a folder/, or leave it out")
+                raise UsageError(f"`output={folder}`: rows name their own files", "give a folder/, or leave it out")
             target = os.path.join(folder, name)
         places[name] = Outputs(target, format=options.format, overwrite=options.overwrite, count=count)
     return places
@@ -113,71 +112,73 @@ def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
 
 @gc_paused()
 def prepare(
-    part: ModelGroup,
+    group: ModelGroup,
     request: GenerateRequest,
     say: Callable[[str], None],
     model: TextToImage | None = None,
     steady: bool = False,
 ) -> tuple[TextToImage, list[DrawGroup]]:
-    """Warn of what will be cut from the prompts, then load the weights and say what will be done.
+    """Warn about truncated prompts, then load the weights and say what will be done.
 
-    model: the same base model, loaded before; it then wears the adapters of this part.
-    steady: as `make_plan` has it.
+    model: the same base model, loaded before, whose adapters are exchanged for those of this group.
+    steady: see `make_plan`.
     Raises UsageError for settings that the model cannot take, naming the row they stand in.
     """
-    from t2i.jobs.planning.adapter_swap import load_or_set_adapters, read_words
+    from t2i.jobs.planning.adapter_swap import load_or_set_adapters, read_embedding_words
     from t2i.pipelines.adapters.textual_inversion import with_words
     from t2i.pipelines.prompts.tokenizers import load_tokenizers
 
-    words = read_words(part.key.adapters, request.options.offline)
-    tokenizers = load_tokenizers(part.files)
-    told = {task.prompt.overrides: settings_of(request.options_of(task.prompt)) for task in part.tasks}
-    _check_prompts(
-        part, told, PromptChunker.of(part.files.kind, with_words(list(tokenizers.values()), words)), words, say
-    )
-    images = max(len(part.tasks), *(task.prompt.copies[0] for task in part.tasks))
+    words = read_embedding_words(group.key.adapters, request.options.offline)
+    tokenizers = load_tokenizers(group.files)  # small: prompts are checked before the weights are loaded
+    settings = {task.prompt.overrides: settings_of(request.options_of(task.prompt)) for task in group.tasks}
+    chunker = PromptChunker.of(group.files.kind, with_words(list(tokenizers.values()), words))
+    _check_prompts(group, settings, chunker, words, say)
+    images = max(len(group.tasks), *(task.prompt.copies[0] for task in group.tasks))
     model = load_or_set_adapters(
         model,
-        part.files,
-        part.key.adapters,
+        group.files,
+        group.key.adapters,
         offline=request.options.offline,
         scheduler=request.options.scheduler,
         components=tokenizers,
-        plan=lambda: machine_plan(part.files, part.key, request, list(told.values()), images, steady),
+        plan=lambda: machine_plan(group.files, group.key, request, list(settings.values()), images, steady),
         say=say,
-        cache=part.key.cache,
+        cache=group.key.cache,
     )
     for line in (*model.attached.lines, *model.attached.warnings):
         say(line)
-    groups = list(_groups(part, model, told))
-    _announce(model, groups, say)
-    return model, groups
+    draws = list(_draw_groups(group, model, settings))
+    _announce(model, draws, say)
+    return model, draws
 
 
-def _groups(part: ModelGroup, model: TextToImage, told: SettingsByOverride) -> Iterator[DrawGroup]:
+def _draw_groups(group: ModelGroup, model: TextToImage, settings: SettingsByOverride) -> Iterator[DrawGroup]:
     def together(task: Task) -> tuple[Any, ...]:
-        settings = told[task.prompt.overrides]
+        # A replayed image is drawn among as many copies as its record says: batch size changes the rounding.
         alone = task if task.prompt.original and task.job.seed == task.prompt.overrides.get("seed") else None
-        return tuple(settings.values()), alone and (alone.prompt.original, alone.prompt.copies)
+        return tuple(settings[task.prompt.overrides].values()), alone and (alone.prompt.original, alone.prompt.copies)
 
-    for (_, alone), run in groupby(part.tasks, together):
+    for (_, alone), run in groupby(group.tasks, together):
         tasks = list(run)
         prompt = tasks[0].prompt
         try:
-            settings = model.settings(**told[prompt.overrides])
+            chosen = model.settings(**settings[prompt.overrides])
         except UsageError as e:
             if not prompt.where:
                 raise
             raise UsageError(f"{prompt.where}: {e.message}", e.hint) from None
         if alone is None:
-            yield DrawGroup(tasks, settings)
+            yield DrawGroup(tasks, chosen)
             continue
-        settings = _same_scheduler(model, settings, tasks[0])
-        yield from (DrawGroup([task], settings, *prompt.copies) for task in tasks)
+        chosen = _same_scheduler(model, chosen, tasks[0])
+        yield from (DrawGroup([task], chosen, *prompt.copies) for task in tasks)
 
 
 def _same_scheduler(model: TextToImage, settings: Settings, task: Task) -> Settings:
-    """The model's own scheduler where the record shows that one: a name stands for what is usual with it."""
+    """Return the settings with the model's own scheduler, where its configuration is the one in the record.
+
+    A scheduler's name stands for its usual configuration, which need not be that of the model.
+    """
     record = task.prompt.original and task.prompt.original.recipe
     if (
         not record
@@ -190,23 +191,24 @@ def _same_scheduler(model: TextToImage, settings: Settings, task: Task) -> Setti
 
 
 def _check_prompts(
-    part: ModelGroup,
-    told: SettingsByOverride,
+    group: ModelGroup,
+    settings: SettingsByOverride,
     chunker: PromptChunker,
     words: Sequence[Word],
     say: Callable[[str], None],
 ) -> None:
-    """Say what is likely not as it was meant, as far as it is seen without the weights.  words: of the embeddings."""
-    from t2i.jobs.planning.adapter_swap import hints
+    """Say what is probably a mistake, as far as it shows without the weights.  words: of the embeddings."""
+    from t2i.jobs.planning.adapter_swap import adapter_hints
 
-    warn_of_prompts(part.files.model.name, chunker, [(task, told[task.prompt.overrides]) for task in part.tasks], say)
-    if any(not task.job.prompt.strip() for task in part.tasks):
+    tasks = [(task, settings[task.prompt.overrides]) for task in group.tasks]
+    warn_of_prompts(group.files.model.name, chunker, tasks, say)
+    if any(not task.job.prompt.strip() for task in group.tasks):
         say("note: an empty prompt: drawing unconditionally")
-    negatives = [settings["negative_prompt"] for settings in told.values()]
-    for hint in hints(words, [*(task.job.prompt for task in part.tasks), *negatives]):
+    negatives = [one["negative_prompt"] for one in settings.values()]
+    for hint in adapter_hints(words, [*(task.job.prompt for task in group.tasks), *negatives]):
         say(hint)
-    _check_originals(part, say)
-    say_safety(part.files, part.key, say)
+    _check_originals(group, say)
+    say_safety(group.files, group.key, say)
 
 
 def _announce(model: TextToImage, groups: Sequence[DrawGroup], say: Callable[[str], None]) -> None:
@@ -226,27 +228,27 @@ def _announce(model: TextToImage, groups: Sequence[DrawGroup], say: Callable[[st
         say(f"machine: {chosen}")
 
 
-def _check_originals(part: ModelGroup, say: Callable[[str], None]) -> None:
-    """Warn where the model of a record is here with other weights."""
-    originals = {task.prompt.original.path: task.prompt.original for task in part.tasks if task.prompt.original}
+def _check_originals(group: ModelGroup, say: Callable[[str], None]) -> None:
+    """Warn where a model has other weights than the record of a replayed image says."""
+    originals = {task.prompt.original.path: task.prompt.original for task in group.tasks if task.prompt.original}
     if originals:
         from t2i.jobs.replay.verify import check_weights
 
         for original in originals.values():
-            if warning := check_weights(original, part.files.model.name, part.files.hash()):
+            if warning := check_weights(original, group.files.model.name, group.files.hash()):
                 say(warning)
 
 
 def _scaled(settings: Settings) -> str | None:
-    """What is said of a picture that is not drawn from at its own size."""
+    """Return a note on an input image that is scaled; None where it has the size that is drawn."""
     image, size = settings.edit.image, (settings.width, settings.height)
     if image is None or image.size == size:
         return None
-    return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cut to {size[0]}x{size[1]}"
+    return f"note: {image.name} is {image.size[0]}x{image.size[1]}: scaled and cropped to {size[0]}x{size[1]}"
 
 
 def _headline(model: TextToImage, groups: Sequence[DrawGroup]) -> str:
-    """One line that says what is done and with what, so that nothing was chosen in silence."""
+    """Return one line that names every choice made for the user: device, dtype, size, steps, scheduler, seeds."""
     seeds = list(dict.fromkeys(task.job.seed for group in groups for task in group.tasks))
     runs = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
     shown = f"{seeds[0]} to {seeds[-1]}" if runs and len(seeds) > 2 else ", ".join(map(str, seeds[:4]))

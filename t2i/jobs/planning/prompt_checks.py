@@ -1,4 +1,4 @@
-"""What is said of prompts before a model's weights are loaded: how its text encoders will read them."""
+"""Warnings about how text encoders will read prompts, given before a model's weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from t2i.pipelines.prompts.tokenizers import cut_words
 def warn_of_prompts(
     model: str, chunker: PromptChunker, tasks: Iterable[tuple[Task, Mapping[str, Any]]], say: Callable[[str], None]
 ) -> None:
-    """Say which words are cut off, which prompts are read in chunks, and where weights do nothing.
+    """Warn about words that are truncated, prompts read in chunks, and weights without effect.
 
     tasks: each with its settings, as `TextToImage.settings` takes them.  say: takes a line for the user.
     Raises UsageError for a weight out of range and for more chunks than are read, naming the row.
@@ -25,7 +25,7 @@ def warn_of_prompts(
         negative = settings["negative_prompt"] if task.job.negative_prompt is None else task.job.negative_prompt
         for text in (task.job.prompt, negative):
             texts.setdefault((text, settings.get("weights", True), settings.get("chunks")), task.prompt.where)
-    most, idle = 1, ""
+    most, idle = 1, ""  # chunks of the longest prompt; a prompt whose weights have no effect
     for (text, weights, chunks), where in texts.items():
         try:
             fragments = chunker.fragments(text, weights)
@@ -41,10 +41,10 @@ def warn_of_prompts(
     if most > 1:
         say(f"note: longer than the text encoder reads at once: {most} chunks of {chunker.chunk} tokens")
     if idle:
-        say(f"note: {model} takes no weights: of {shorten(idle, 60)} it reads the words alone")
+        say(f"note: {model} takes no attention weights: {shorten(idle, 60)} is read without them")
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """The text on one line in quotes, cut to `limit` characters."""
+    """Return the text on one line in quotes, cut to `limit` characters."""
     text = " ".join(text.split())
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -1,1 +1,1 @@
-"""Images again from their records, and whether they came out the same."""
+"""Replay of images from their records, and verification that they are identical."""

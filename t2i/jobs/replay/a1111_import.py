@@ -1,6 +1,6 @@
-"""What another tool's text says of an image, in our words; and what of it has no equal here, said one by one.
+"""Import of A1111's text: its settings as our options, and a list of those that have no equivalent here.
 
-A1111, Forge, SD.Next and many more write the same line; what each of them adds to it is lost here and listed.
+A1111, Forge, SD.Next and many more write the same line; what each of them adds to it is listed, not restored.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from t2i.pipelines.settings import limits
 from t2i.pipelines.settings.edit import check_strength, read_upscale
 from t2i.pipelines.settings.schedulers import scheduler_name
 
-# Checkpoints that a model of the zoo was converted from: the first ten digits of their sha256, and their names.
+# Checkpoints that a model of the registry was converted from: the first ten digits of their sha256, and their names.
 CHECKPOINTS = {"6ce0161689": "sd15", "cc6cb27103": "sd15", "31e35c80fc": "sdxl"}
 CHECKPOINT_NAMES = {"v1-5-pruned-emaonly": "sd15", "sd_xl_base_1.0": "sdxl", "sd_xl_turbo_1.0_fp16": "sdxl-turbo"}
 
-UNDERSTOOD = ("Prompt", "Negative prompt", "Sampler", "Schedule type", "Size-1", "Size-2", "Model", "Model hash", "RNG")
+IMPORTED = ("Prompt", "Negative prompt", "Sampler", "Schedule type", "Size-1", "Size-2", "Model", "Model hash", "RNG")
 HARMLESS = ("Version", "User", "Template", "Negative Template", "Created Date", "Date")
 NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:>]+)[^>]*>")
 EDITING = re.compile(r"\[[^\[\]]*:[^\[\]]*\]|\bAND\b|\bBREAK\b")
@@ -46,10 +46,10 @@ class ImportedSettings:
     lost: list[str] = field(default_factory=list)
 
 
-def understand(settings: Mapping[str, str], from_picture: bool = False) -> ImportedSettings:
-    """What A1111's settings (`infotext.parse`) mean here.  Never fails: what is no number is lost, and said.
+def import_settings(settings: Mapping[str, str], from_picture: bool = False) -> ImportedSettings:
+    """Translate A1111's settings, as `a1111.parse` returns them.  Never fails: a malformed value is listed as lost.
 
-    from_picture: the user gives the picture that it was drawn from, which no file holds.
+    from_picture: the user gives the input image of image-to-image, which no file holds.
     """
     text = ImportedSettings(
         settings["Prompt"], model=settings.get("Model", ""), model_hash=settings.get("Model hash", "")
@@ -57,11 +57,11 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Impor
     text.ours = settings.get("Version", "").startswith("t2i")
     negative = settings["Negative prompt"]
     text.prompt, text.values["negative_prompt"] = (
-        _without_network_tags(part, text.lost) for part in (text.prompt, negative)
+        _without_network_tags(prompt, text.lost) for prompt in (text.prompt, negative)
     )
     if EDITING.search(f"{text.prompt} {negative}"):
         text.lost.append("prompt editing ([a:b:0.5], AND, BREAK): read as plain words")
-    elif not text.ours:  # there (red) is a weight by itself
+    elif not text.ours:  # to A1111 (red) is a weight of 1.1, to us plain text: weights are written as numbers
         text.prompt, text.values["negative_prompt"] = (
             with_numbers(text.prompt),
             with_numbers(text.values["negative_prompt"]),
@@ -77,13 +77,13 @@ def understand(settings: Mapping[str, str], from_picture: bool = False) -> Impor
         _read_sampler(settings["Sampler"], settings.get("Schedule type", ""), text)
     restored = _read_edit(settings, from_picture, text)
     if settings.get("RNG") != "CPU":
-        text.lost.append("the first noise (drawn on a GPU there, on the CPU here): expect another picture")
+        text.lost.append("the first noise (drawn on a GPU there, on the CPU here): expect another image")
     _list_the_rest(settings, text.lost, restored)
     return text
 
 
 def _without_network_tags(prompt: str, lost: list[str]) -> str:
-    """The prompt without `<lora:name:weight>`, which is no text for the encoder."""
+    """Return the prompt without `<lora:name:weight>` tags, which are listed as lost."""
     for kind, name in NETWORK.findall(prompt):
         lost.append(f"{'hypernetwork' if kind == 'hypernet' else 'LoRA'} {_short(name)}")
     return re.sub(r"\s{2,}", " ", NETWORK.sub("", prompt)).strip() if NETWORK.search(prompt) else prompt
@@ -102,7 +102,7 @@ def _read_sampler(sampler: str, schedule: str, text: ImportedSettings) -> None:
 
 
 def _read_edit(settings: Mapping[str, str], from_picture: bool, text: ImportedSettings) -> tuple[str, ...]:
-    """A second pass, or the strength of image-to-image; returns the keys that are restored by it."""
+    """Read a second pass, or the strength of image-to-image; return the keys that this restores."""
     strength, factor = settings.get("Denoising strength", ""), settings.get("Hires upscale", "")
     try:
         if factor and strength:
@@ -118,17 +118,17 @@ def _read_edit(settings: Mapping[str, str], from_picture: bool, text: ImportedSe
 
 
 def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Collection[str]) -> None:
-    """A line for each group of settings that means one thing, and for every one that is not known."""
+    """Add a line to `lost` for each group of related settings, and for every unknown one."""
     groups: dict[str, list[str]] = {}
     for key, value in settings.items():
-        if key in (*UNDERSTOOD, *HARMLESS, *_LABELLED, *restored) or (key == "Clip skip" and value == "1"):
+        if key in (*IMPORTED, *HARMLESS, *_LABELLED, *restored) or (key == "Clip skip" and value == "1"):
             continue
         meaning = next((words for pattern, words in _MEANINGS.items() if re.match(pattern, key)), "")
         if key == "Denoising strength":
             hires = any(other.startswith("Hires") for other in settings)
-            meaning = _HIRES if hires else "image-to-image: the first picture is not in the file; -i gives it"
+            meaning = _HIRES if hires else "image-to-image: the input image is not in the file; give it with `image`"
         if meaning == _HIRES and "Hires upscale" in restored:
-            meaning = "of the second pass; it is drawn, from a picture enlarged by Lanczos"
+            meaning = "of the second pass; it is drawn, from an image enlarged by Lanczos"
         groups.setdefault(meaning or key, []).append(f"{key}: {_short(value)}")
     for meaning, pairs in groups.items():
         about = f" ({meaning})" if not pairs[0].startswith(f"{meaning}:") else ""
@@ -136,13 +136,13 @@ def _list_the_rest(settings: Mapping[str, str], lost: list[str], restored: Colle
 
 
 def _short(value: str) -> str:
-    """On one line: a record's value may hold anything."""
+    """Return a value on one line, printable and cut: a record may hold anything."""
     text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 _LABELLED: dict[str, Known] = {one.option.a1111: one for one in OPTIONS.values() if one.option.a1111}
-_HIRES = "a second pass: the picture is the first pass's, and smaller"
+_HIRES = "a second pass: the image is that of the first pass, and smaller"
 _MEANINGS = {
     r"Hires": _HIRES,
     r"Lora hashes|Lyco": "of the LoRAs",
@@ -150,7 +150,7 @@ _MEANINGS = {
     r"VAE": "another image decoder",
     r"Clip skip": "the text encoder's last layers left out",
     r"Variation seed": "noise mixed from two seeds",
-    r"ControlNet|AddNet": "guided by another picture",
+    r"ControlNet|AddNet": "guided by another image",
     r"Refiner": "a second model for the last steps",
     r"ADetailer|Face restoration": "faces drawn again",
 }

@@ -1,4 +1,4 @@
-"""Files that an image's record names, looked for near the image and known by their hash.
+"""Search paths for files that an image's record names; the caller verifies their hash.
 
 A record may come from anyone: of a name in it, only the last part is a file here.
 """
@@ -10,16 +10,16 @@ from glob import escape
 from itertools import islice
 from pathlib import Path
 
-MOST_PLACES = 20  # folders below one that are looked into
+MOST_PLACES = 20  # candidates in the folders below one
 
 
 def last_part(name: str) -> str:
-    """What a record's name is called here."""
+    """Return the file name in a path of a record, which may come from Windows."""
     return Path(name.replace("\\", "/")).name
 
 
 def places(image: Path, name: str) -> Iterator[Path]:
-    """Where such a file may be: beside the image, in the working folder, one folder below either of these."""
+    """Yield existing files with this name: next to the image, in the working folder, one folder below these."""
     last = last_part(name)
     for folder in dict.fromkeys((image.parent, Path())) if last else ():
         if (folder / last).is_file():

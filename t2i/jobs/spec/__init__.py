@@ -1,1 +1,1 @@
-"""What is asked for: requests, prompt files, output names."""
+"""Specification of jobs: requests, prompt files, output names."""

@@ -1,4 +1,4 @@
-"""Where images go: names that are safe on every system, inside the folder that was meant, and never taken before."""
+"""Names of output files: safe on every system, inside the folder that was named, and not taken yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\.|$)", 
 
 
 def safe_name(text: str, limit: int = MAX_PROMPT_BYTES) -> str:
-    """A piece of a file name made from any text: at most `limit` bytes of UTF-8, never empty.
+    """Return a piece of a file name made from any text: at most `limit` bytes of UTF-8, never empty.
 
     Letters of all scripts stay; separators, what Windows forbids, control and direction marks go; no leading dot or
     hyphen, no trailing dot, and no name of a Windows device.
@@ -44,14 +44,17 @@ def _character(character: str) -> str:
 class Outputs:
     """The names of the images of one run.
 
-    target: what `-o` said (None: `outputs/DATE/INDEX-SEED.png`).  format: png, jpg, webp or None.
+    target: the option `output` (None: `outputs/DATE/INDEX-SEED.png`).  format: png, jpg, webp or None.
     count: how many images will be drawn; several in one named file get `-1`, `-2`, ...
     """
 
     def __init__(
         self, target: str | None, *, format: str | None = None, overwrite: bool = False, model: str = "", count: int = 1
     ) -> None:
-        """Raises UsageError for an unknown field, suffix or format, and a folder that cannot be written."""
+        """Split the target into folder and pattern.
+
+        Raises UsageError for an unknown field, suffix or format, and a folder that cannot be written.
+        """
         self.overwrite = overwrite
         self.root, self.template = _split(target, format)
         self.stem = Path(self.template).stem
@@ -68,7 +71,7 @@ class Outputs:
         _check_writable(self.root)
 
     def candidates(self, prompt: str, seed: int, model: str = "") -> Iterator[Path]:
-        """Paths for the next image, best first: the caller takes the first that it can create.
+        """Yield paths for the next image, best first: the caller takes the first that it can create.
 
         With {index} in the pattern there is always another; else there is one, which `save` may find taken.
         """
@@ -93,9 +96,9 @@ class Outputs:
             yield self._path(values | {"index": f"{index:05d}"})
 
     def place(self, **values: str) -> Path:
-        """The path of an image of a long batch, from these fields alone: whether it exists is not asked.
+        """Return the path of an image of a long batch: a function of these fields, whether the file exists or not.
 
-        values: of all fields but {date}; {number} is the image's place among those of its row.
+        values: of all fields except {date}; {number} is the image's place among those of its row.
         """
         for field, limit in (("prompt", MAX_PROMPT_BYTES), ("model", MAX_MODEL_BYTES)):
             if f"{{{field}}}" in self.template:
@@ -104,13 +107,16 @@ class Outputs:
 
     @property
     def counted(self) -> bool:
-        """Whether names hold an {index}, so that there is always a free one."""
+        """Return whether names hold an {index}, so that there is always a free one."""
         return "index" in _fields(self.template)
 
     def check(self, images: Sequence[tuple[str, int] | tuple[str, int, str]], grid: bool = False) -> None:
-        """Before anything is drawn: raises UsageError if the file of one of these (prompt, seed, model) exists."""
+        """Check, before anything is drawn, that the files of these images (prompt, seed, model) do not exist.
+
+        grid: check the sheet too.  Raises UsageError.
+        """
         if "job" in _fields(self.template):
-            raise UsageError("--output: {job} names images of a batch alone", "--prompts FILE, without --grid")
+            raise UsageError("`output`: {job} is for batches only", "give `prompt_file=FILE`, without `grid`")
         if self.counted:
             self._path(dict.fromkeys((*FIELDS, "number"), "0") | self._constant)
         else:
@@ -122,27 +128,28 @@ class Outputs:
         self._drawn = 0
 
     def grid_path(self, first: Path) -> Path:
-        """Where the sheet of all images goes, next to the first of them."""
+        """Return the path of the sheet of all images, next to the first of them."""
         fixed = set(_fields(self.template)) <= {"number"}
         return first.with_name(f"{self.stem if fixed else first.stem}-grid{first.suffix}")
 
     def _path(self, values: dict[str, str]) -> Path:
-        """The template with its fields filled in.  Raises UsageError where it leaves the folder that was meant."""
+        """Return the pattern with its fields filled in.  Raises UsageError where the path leaves the folder."""
         relative = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], self.template)
         for part in Path(relative).parts:
             size = len(os.fsencode(part))
             if size > MAX_NAME_BYTES:
-                raise UsageError(f"output name of {size} bytes, allowed are {MAX_NAME_BYTES}", "shorten --output")
+                raise UsageError(f"output name of {size} bytes, allowed are {MAX_NAME_BYTES}", "shorten `output`")
         path = self.root / relative
         if path.parent != self._inside:
+            # Text of prompts and rows may come from someone else, and a folder may be a link elsewhere.
             root, parent = self.root.resolve(), path.parent.resolve()
             if not parent.is_relative_to(root):
-                raise UsageError(f"{path.parent} leads out of {self.root} (to {parent})", "choose another --output")
+                raise UsageError(f"{path.parent} leads out of {self.root} (to {parent})", "choose another `output`")
             self._inside = path.parent
         return path
 
     def _unused(self, path: Path) -> Path:
-        """The path, or one with `-2`, `-3` ... if this run has named an image so already."""
+        """Return the path, or one with `-2`, `-3` ... if this run has used the name already."""
         number, free = 1, path
         while free in self._used:
             number += 1
@@ -152,19 +159,19 @@ class Outputs:
 
 
 def _split(target: str | None, format: str | None) -> tuple[Path, str]:
-    """(the folder the user named, the pattern below it, which ends in a known suffix)."""
+    """Return the folder that the user named, and the pattern below it, which ends in a known suffix."""
     suffix = f".{format or 'png'}"
     if target is None:
         return Path("outputs"), "{date}/{index}-{seed}" + suffix
     if not target or target == "-" or "\0" in target:
-        raise UsageError(f"--output {target!r} is not a file, folder/ or pattern")
-    target = os.path.expanduser(target)  # of --output=~/x the shell leaves the tilde to us
+        raise UsageError(f"`output`: {target!r} is not a file, folder/ or pattern")
+    target = os.path.expanduser(target)  # a shell leaves the tilde in an argument like --output=~/x
     if target.endswith(("/", os.sep)) or os.path.isdir(target):
         target = os.path.join(target, "{index}-{seed}" + suffix)
     unknown = [name for name in _fields(target) if name not in FIELDS]
     if unknown or re.sub(r"\{\w+\}", "", target).count("{"):
         what = f"field {{{unknown[0]}}}" if unknown else "brace"
-        raise UsageError(f"--output: unknown {what}", f"fields: {' '.join(f'{{{name}}}' for name in FIELDS)}")
+        raise UsageError(f"`output`: unknown {what}", f"fields: {' '.join(f'{{{name}}}' for name in FIELDS)}")
     target = _with_suffix(target, format)
     parts = Path(target).parts
     literal = next((k for k, part in enumerate(parts[:-1]) if "{" in part), len(parts) - 1)
@@ -175,10 +182,10 @@ def _with_suffix(target: str, format: str | None) -> str:
     suffix = os.path.splitext(target)[1].lower()
     if suffix in SUFFIXES:
         if format and SUFFIXES[suffix] != format:
-            raise UsageError(f"--output {os.path.basename(target)!r} and --format {format} do not agree")
+            raise UsageError(f"`output={os.path.basename(target)}` and `format={format}` do not agree")
         return target
     if re.fullmatch(r"\.[a-z]{2,5}", suffix):
-        raise UsageError(f"--output: cannot write {suffix!r}", f"suffixes: {', '.join(SUFFIXES)}")
+        raise UsageError(f"`output`: cannot write {suffix!r}", f"suffixes: {', '.join(SUFFIXES)}")
     return f"{target}.{format or 'png'}"
 
 
@@ -187,7 +194,7 @@ def _fields(template: str) -> list[str]:
 
 
 def _first_free(folder: Path, name: str) -> int:
-    """One more than the highest index among the files of this folder that are named so."""
+    """Return one more than the highest index among the files of this folder that match the pattern."""
     pieces = re.split(r"(\{\w+\})", name.rpartition(".")[0])
     pattern = "".join(
         r"(\d+)" if piece == "{index}" else ".*" if piece.startswith("{") else re.escape(piece) for piece in pieces
@@ -200,8 +207,8 @@ def _first_free(folder: Path, name: str) -> int:
 
 
 def _check_writable(folder: Path) -> None:
-    """Better now than after an hour of drawing."""
+    """Check that files can be created in a folder, now rather than after an hour of drawing.  Raises UsageError."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write into {folder}", "choose another place with --output")
+        raise UsageError(f"cannot write into {folder}", "choose another `output`")

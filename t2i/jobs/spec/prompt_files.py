@@ -1,4 +1,4 @@
-"""The prompts of one run: from the command line, a file or stdin; and the seed of every image."""
+"""The prompts of a run, read from arguments, a file or stdin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ EXAMPLE = 't2i generate "a horse in Van Gogh style"'
 def read_prompts(
     arguments: Sequence[str], options: Sequence[str], file: str | None, stdin: BinaryIO | None, needed: bool = True
 ) -> list[Prompt]:
-    """All prompts, in the order: arguments, -p, the file. An argument or file `-` is stdin, one prompt per line.
+    """Return all prompts, in the order: arguments, options, file.
+
+    An argument or file "-" is stdin, one prompt per line.
 
     Raises UsageError: none at all (where one is needed), over 1 MB, not UTF-8, unreadable or unsupported file, stdin
     named twice.
@@ -45,7 +47,7 @@ def read_prompts(
 
 
 def stream_prompts(path: Path) -> Iterator[Prompt]:
-    """The prompts of a file of any length, one after another, never all of them in memory.
+    """Yield the prompts of a file of any length, never holding all of them in memory.
 
     Raises UsageError as `read_prompts` does, at the line that is wrong.
     """
@@ -53,17 +55,20 @@ def stream_prompts(path: Path) -> Iterator[Prompt]:
         with path.open("rb") as file:
             yield from _prompts(_stream(file, str(path)), path)
     except OSError as e:
-        raise UsageError(f"cannot read --prompts {path}: {e.strerror}") from None
+        raise UsageError(f"cannot read `prompt_file={path}`: {e.strerror}") from None
 
 
-def hints(arguments: Sequence[str], negative: str) -> list[str]:
-    """What to say to someone who wrote a prompt without quotes, or took -n for a number of images."""
+def usage_hints(arguments: Sequence[str], negative: str) -> list[str]:
+    """Return hints for a prompt without quotes, and for a negative prompt that was meant as a number of images.
+
+    Other tools use -n for the number.
+    """
     said = []
     if len(arguments) > 1 and all(len(argument.split()) < 2 for argument in arguments):
         words = " ".join(arguments)[:60]
         said.append(f'{len(arguments)} prompts of one word each; one prompt is one argument: "{words}"')
-    if negative.strip().isdecimal():
-        said.append(f"-n is the negative prompt; {negative.strip()} images are -b {negative.strip()}")
+    if (number := negative.strip()).isdecimal():
+        said.append(f"the negative prompt is {number!r}; for {number} images give `num_images={number}`")
     return said
 
 
@@ -72,15 +77,15 @@ def _read_file(path: Path) -> list[Prompt]:
         with path.open("rb") as file:
             raw = _read(file, str(path))
     except OSError as e:
-        raise UsageError(f"cannot read --prompts {path}: {e.strerror}") from None
+        raise UsageError(f"cannot read `prompt_file={path}`: {e.strerror}") from None
     return list(_prompts(_stream(io.BytesIO(raw), str(path)), path))
 
 
 def _prompts(lines: Iterable[str], path: Path) -> Iterator[Prompt]:
-    """The prompts of a file's lines, by what its suffix says of them."""
+    """Yield the prompts of a file's lines, read by the format that its suffix names."""
     suffix = path.suffix.lower()
     if suffix == ".json":
-        raise UsageError(f"--prompts {path.name}: expected one JSON object per line", "name such a file .jsonl")
+        raise UsageError(f"`prompt_file={path.name}`: expected one JSON object per line", "name such a file .jsonl")
     if suffix in (".jsonl", ".csv", ".tsv"):
         yield from read_rows(lines, suffix, path.name)
         return
@@ -89,7 +94,7 @@ def _prompts(lines: Iterable[str], path: Path) -> Iterator[Prompt]:
 
 
 def _stream(file: BinaryIO, where: str) -> Iterator[str]:
-    """Its lines with their ends.  Raises UsageError: not UTF-8, or a line that no prompt can be as long as."""
+    """Yield the lines of a file with their ends.  Raises UsageError: not UTF-8, a line too long for any prompt."""
     at = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         if len(raw) > MAX_LINE_BYTES:
@@ -110,6 +115,6 @@ def _read(file: BinaryIO, where: str) -> bytes:
 
 
 def _lines(raw: bytes, where: str) -> list[Prompt]:
-    """One prompt per line that is not blank."""
+    """Return one prompt per line that is not blank."""
     texts = [line.strip() for line in _stream(io.BytesIO(raw), where)]
     return [Prompt(line, row) for row, line in enumerate(line for line in texts if line)]

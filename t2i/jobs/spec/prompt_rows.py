@@ -1,4 +1,4 @@
-"""Prompt files whose rows set options of their own: one JSON object per line, or a table with a head (csv, tsv).
+"""Prompt files whose rows set options: one JSON object per line, or a table with a header (csv, tsv).
 
 {"prompt": "a horse", "seed": 7, "steps": 30}
 {"prompt": "a cat", "size": "512x768", "output": "cats/{seed}.png"}
@@ -21,9 +21,9 @@ from t2i.jobs.spec.tasks import Prompt, PromptOverrides, choose_seeds
 
 
 def read_rows(lines: Iterable[str], suffix: str, where: str) -> Iterator[Prompt]:
-    """The prompts of a file's lines, one by one.  suffix: ".jsonl", ".csv" or ".tsv".  where: the file, for messages.
+    """Yield the prompts of a file's lines.  suffix: ".jsonl", ".csv" or ".tsv".  where: the file, for messages.
 
-    A value that is empty or null is not said.  Raises UsageError naming file and line: no prompt, an unknown option
+    A value that is empty or null is not set.  Raises UsageError naming file and line: no prompt, an unknown option
     (with those there are), a value outside its range.
     """
     rows = _json_lines(lines, where) if suffix == ".jsonl" else _table(lines, suffix, where)
@@ -73,7 +73,7 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
         except UsageError as e:
             raise UsageError(f"{where}: {e.message}", e.hint) from None
         if twice := values.keys() & new.keys():
-            raise UsageError(f"{where}: {min(twice)} is said twice ({name!r})")
+            raise UsageError(f"{where}: {min(twice)} is given twice ({name!r})")
         values |= new
     if "prompt" not in values:
         raise UsageError(f"{where}: no prompt")
@@ -82,15 +82,14 @@ def _prompt(row: Mapping[str, Any], number: int, where: str) -> Prompt:
 
 
 def _option(name: str, where: str) -> Known:
-    """Look up what a column or key stands for.  Raises UsageError, with the nearest that there is."""
+    """Look up what a column or key stands for.  Raises UsageError that suggests the nearest name."""
     key = _key(name)
     option = GenerateOptions.find(key)
     if option is not None and (option.option.scope == "row" or key == "prompt"):
         return option
     if option is not None and option.option.scope != "source":
-        flag = option.option.flags[-1].partition("/")[0]
         raise UsageError(
-            f"{where}: {name[:40]} is an option of the whole run, not of a row", f"{flag} on the command line"
+            f"{where}: {name[:40]} is an option of the whole run, not of a row", f"set `{option.name}` for the run"
         )
     near = difflib.get_close_matches(key, NAMES, n=1)
     guess = f", did you mean {near[0]!r}?" if near else ""
@@ -107,13 +106,19 @@ def _read(option: Known, value: Any) -> dict[str, Any]:
     if name == "size":
         width, height = read_size(value)
         return {"width": OPTIONS["width"].convert(width), "height": OPTIONS["height"].convert(height)}
+    if name == "upscale":
+        return {"upscale": str(value)}
     read = option.convert(value)
+    if option.kind is object:  # an image in memory is for Python; a row names a file
+        for one in read if option.option.many else (read,):
+            if not isinstance(one, str):
+                raise UsageError(f"{name}: got {str(one)[:40]!r}, expected text")
     if name == "seed":
         if len(read) != 1:
             raise UsageError(f"seed: got {str(value)[:40]!r}, expected one number")
         return {"seed": choose_seeds(read)[0]}
     if name == "output":
-        _inside(read)
+        _check_inside(read)
     return {name: read}
 
 
@@ -121,11 +126,11 @@ def _key(name: str) -> str:
     return name.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
 
 
-def _inside(text: str) -> None:
-    """Check that a row names a file below the folder of --output: the prompts may come from someone else."""
+def _check_inside(text: str) -> None:
+    """Check that a row names a file below the output folder: the prompts may come from someone else."""
     for path in (PurePosixPath(text), PureWindowsPath(text)):
         if path.is_absolute() or path.drive or ".." in path.parts or text[:1] in ("~", "/", "\\") or "\0" in text:
-            raise UsageError(f"output: {text[:60]!r} leads out of the folder of --output", "give a relative name")
+            raise UsageError(f"output: {text[:60]!r} leads out of the output folder", "give a relative name")
 
 
 NAMES: tuple[str, ...] = ("prompt", *(OPTIONS[name].row_name for name in ROW))

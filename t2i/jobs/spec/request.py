@@ -36,7 +36,7 @@ class GenerateRequest:
     tasks: list[Task] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for everything that can be judged without the model."""
+        """Check everything that does not need the model, and make the tasks.  Raises UsageError."""
         options = self.options
         limits.check_prompt(options.negative_prompt, "negative prompt")
         if options.columns is not None and not options.grid:
@@ -64,7 +64,7 @@ class GenerateRequest:
 
     @property
     def negative_template(self) -> str:
-        """The text from which each image's negative prompt is chosen; empty where there is nothing to choose."""
+        """Return the template of each image's negative prompt; empty where prompts are taken literally."""
         return "" if self.options.raw else self.options.negative_prompt
 
 
@@ -112,7 +112,7 @@ def _dtype(text: str) -> None:
         raise UsageError(f"dtype: got {text[:40]!r}, allowed {', '.join(DTYPES)}")
 
 
-# Options whose values a type and a range do not describe.
+# Options whose values are not fully described by a type and a range.
 CHECKS: dict[str, Callable[[Any], object]] = {
     "prompt": limits.check_prompt,
     "negative_prompt": partial(limits.check_prompt, name="negative prompt"),
@@ -127,7 +127,9 @@ CHECKS: dict[str, Callable[[Any], object]] = {
 
 
 def _check_cache(options: GenerateOptions) -> dict[str, Any]:
-    """Return the cache in its one spelling, since it names jobs; one image at a time where the method needs that."""
+    """Return the options that a cache changes: itself in canonical spelling, since it enters job ids, and
+    one image at a time where the method needs that.
+    """
     if options.cache is None:
         return {}
     from t2i.pipelines.text_to_image.step_cache import parse_cache

@@ -1,8 +1,8 @@
-"""What holds for one prompt: its own overrides, and else the options of the run.
+"""Options of one prompt: the options of the run, with the prompt's overrides applied.
 
 options = effective(request.options, prompt.overrides)
-model_key(options)      # which pipeline draws, and in what
-settings_of(options)    # what `TextToImage.settings` is told
+model_key(options)      # which pipeline draws, on what device and in what precision
+settings_of(options)    # the arguments of `TextToImage.settings`
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALWAYS = ("negative_prompt", "steps", "guidance", "width", "height", "scheduler"
 
 
 class ModelKey(NamedTuple):
-    """What decides which pipeline draws, and in what."""
+    """What identifies a loaded pipeline: requests with equal keys share one."""
 
     model: str
     revision: str | None
@@ -66,7 +66,7 @@ def model_key(options: GenerateOptions) -> ModelKey:
 
 @lru_cache(maxsize=4096)
 def image_inputs(options: GenerateOptions) -> ImageInputs:
-    """Return what drawing starts from beside words.  The options hold these inputs as they were read."""
+    """Return the images that drawing starts from.  The options hold these inputs as they were read."""
     given = {name: getattr(options, name) for name in INPUTS if options.changed(name)}
     if not given:
         return NO_IMAGE_INPUTS
@@ -74,7 +74,7 @@ def image_inputs(options: GenerateOptions) -> ImageInputs:
 
 
 def settings_of(options: GenerateOptions) -> dict[str, Any]:
-    """Return what to tell `TextToImage.settings`."""
+    """Return the arguments of `TextToImage.settings`."""
     said = {name: getattr(options, name) for name in ALWAYS}
     for name in SETTINGS:
         if name == "raw":

@@ -1,4 +1,4 @@
-"""What is to be drawn: prompts with what each asks for by itself, and the one image after another that they make."""
+"""Prompts with their own options, and the tasks, one per image, that they make."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PromptOverrides(Mapping[str, Any]):
     """Options that one prompt sets for itself, by the names of `GenerateOptions`.
 
-    Immutable and hashable: a million rows that say the same share what is derived from it.
+    Immutable and hashable: a million rows with equal options share what is derived from them.
     """
 
     __slots__ = ("_hash", "_values")
@@ -49,11 +49,11 @@ class PromptOverrides(Mapping[str, Any]):
         return f"PromptOverrides({', '.join(f'{name}={value!r}' for name, value in self.items())})"
 
     def with_(self, **values: Any) -> PromptOverrides:
-        """Return these and others, which hold where both set an option."""
+        """Return these and other options; the others win where both set one."""
         return PromptOverrides(self._values, **values)
 
     def without(self, names: Container[str]) -> PromptOverrides:
-        """Return these but for some."""
+        """Return these options without the named ones."""
         return PromptOverrides({name: value for name, value in self.items() if name not in names})
 
 
@@ -62,7 +62,7 @@ NO_OVERRIDES = PromptOverrides()
 
 @dataclass(frozen=True)
 class Original:
-    """An image that is to be made again, and its own record (None: it carries another tool's)."""
+    """An image to reproduce, and its record (None: it carries another tool's)."""
 
     path: Path
     recipe: Recipe | None
@@ -73,7 +73,7 @@ class Prompt:
     """A prompt, and what belongs to it alone.
 
     row: in the file it came from (0 on the command line), which shifts its seeds.  where: that place, for messages.
-    literal: nothing in it is to be chosen; template: what it was once chosen from.
+    literal: it holds no choices or wildcards; template: the text that it was resolved from.
     copies: (n, k): to be drawn as image k of n at once, since another number may round differently.
     """
 
@@ -96,25 +96,25 @@ class Task:
 
 
 def choose_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    """The seeds of a run: -1, or none at all, becomes a random one.  Raises UsageError for what is out of range."""
+    """Return the seeds of a run: -1, or none at all, becomes a random one.  Raises UsageError: out of range."""
     return check_seeds([secrets.randbelow(2**32) if seed == -1 else seed for seed in seeds or (-1,)])
 
 
 def make_tasks(
     prompts: Sequence[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None, negative: str = ""
 ) -> list[Task]:
-    """All tasks of these prompts: see `each_task`."""
+    """Return all tasks of these prompts: see `each_task`."""
     return list(each_task(prompts, seeds, count, folder, negative))
 
 
 def each_task(
     prompts: Iterable[Prompt], seeds: Sequence[int], count: int, folder: Path | None = None, negative: str = ""
 ) -> Iterator[Task]:
-    """One per image: image k of a prompt has seed + k, for each prompt anew; row r of a file starts at r x count.
+    """Yield one task per image: image k of a prompt has seed + k; row r of a file starts at seed + r x count.
 
-    A prompt with a seed of its own starts there.  What it leaves open is chosen by the image's seed;
-    folder: that of wildcards.  negative: the template where a prompt has no negative prompt of its own.
-    Raises UsageError where a seed would leave its range, or a prompt says what cannot be chosen.
+    A prompt with a seed of its own starts there.  Choices and wildcards are resolved by the image's seed.
+    folder: of wildcards.  negative: the template where a prompt has no negative prompt of its own.
+    Raises UsageError where a seed would leave its range, or choices in a prompt are malformed.
     """
     wildcards = Wildcards(folder)
     for prompt in prompts:
@@ -129,9 +129,9 @@ def each_task(
 
 
 def _negative(prompt: Prompt, seed: int, wildcards: Wildcards, common: str) -> tuple[str | None, str]:
-    """The negative prompt of one image, and its template; (None, ""): it has none but what the settings say."""
-    own, told = prompt.overrides.get("negative_prompt"), prompt.original and prompt.original.recipe
+    """Return the negative prompt of one image, and its template; (None, ""): that of the settings holds."""
+    own, record = prompt.overrides.get("negative_prompt"), prompt.original and prompt.original.recipe
     if own is not None and (prompt.literal or prompt.original):  # a record's: it has been chosen
-        return (own, told.negative_template) if told and told.negative_prompt == own else (None, "")
+        return (own, record.negative_template) if record and record.negative_prompt == own else (None, "")
     template = common if own is None else own
     return (resolve_negative(template, seed, wildcards), template) if is_template(template) else (None, "")

@@ -154,7 +154,7 @@ def test_patterns_with_a_job_are_batches_and_those_without_are_as_ever(t2i: Run,
         "x/a-horse-1.png",
         "x/a-cat-2.png",
     ]
-    assert "{job} names images of a batch alone" in t2i("a horse", "-o", "out/{job}.png").err
+    assert "--output: {job} is for batches only" in t2i("a horse", "-o", "out/{job}.png").err
     assert "{date}" in t2i("--prompts", "list.txt", "-o", "out/{date}/{job}").err
 
 
@@ -219,7 +219,7 @@ def test_a_file_that_another_picture_has_is_never_overwritten(t2i: Run, here: Pa
 def test_several_processes_share_only_what_can_be_shared(t2i: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = t2i("a horse", "-o", "out/")
-    assert (ran.code, "--prompts FILE -o FOLDER/" in ran.err) == (2, True)
+    assert (ran.code, "--prompts FILE --output FOLDER/" in ran.err) == (2, True)
 
 
 def test_what_the_model_cannot_take_is_said_before_anything_is_drawn(t2i: Run, here: Path) -> None:
@@ -271,12 +271,11 @@ def test_a_claim_is_free_as_soon_as_its_owner_is_killed(tmp_path: Path) -> None:
 
 DRY = """
 import resource, sys
-from pathlib import Path
 from t2i.jobs.batch.job_list import make_job_list
-from t2i.jobs.spec.request import GenerateRequest
+from t2i.jobs.from_options import make_request
 
-request = GenerateRequest(prompts=(), seeds=(5,), output="big/", shards="parquet")
-job_list = make_job_list(Path(sys.argv[1]), request, True)
+request = make_request({"prompt_file": sys.argv[1], "seed": 5, "output": "big/", "shards": "parquet"})
+job_list = make_job_list(request)
 count = 0
 for share in job_list.shares(lambda item: 8):
     for group in share:

@@ -27,7 +27,7 @@ from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.jobs.batch import shard_index as shards_module
 from t2i.jobs.batch.ledger import Ledger
-from t2i.jobs.batch.shard_formats import KINDS, ShardImage
+from t2i.jobs.batch.shard_formats import FORMATS, ShardImage
 from t2i.jobs.batch.shard_index import Shards
 from t2i.metadata import recipe
 from t2i.pipelines.text_to_image.runner import PipelineRunner
@@ -44,7 +44,7 @@ def shards(folder: Path) -> dict[str, str]:
 
 def keys(path: Path) -> list[str]:
     """Of the images of a shard, without the job."""
-    kind = KINDS["parquet" if path.suffix == ".parquet" else "webdataset"]
+    kind = FORMATS["parquet" if path.suffix == ".parquet" else "webdataset"]
     return [key.partition("-")[0].lstrip("0") for key, _ in kind.read(path)]
 
 
@@ -141,10 +141,10 @@ def test_a_row_group_is_bounded_in_rows_and_in_bytes(tmp_path: Path, monkeypatch
     for most, groups in ((10**9, [100, 100, 50]), (60 * len(data), [60, 60, 60, 60, 10])):
         monkeypatch.setattr("t2i.jobs.batch.shard_formats.ROW_BYTES", most)
         with (tmp_path / "a.parquet").open("wb") as file:
-            KINDS["parquet"].write(file, iter(many))
+            FORMATS["parquet"].write(file, iter(many))
         footer = pq.read_metadata(tmp_path / "a.parquet")
         assert [footer.row_group(k).num_rows for k in range(footer.num_row_groups)] == groups
-        assert list(KINDS["parquet"].read(tmp_path / "a.parquet")) == [(p.key, p.data) for p in many]
+        assert list(FORMATS["parquet"].read(tmp_path / "a.parquet")) == [(p.key, p.data) for p in many]
 
 
 # --- the same however they came ---
@@ -314,7 +314,7 @@ def test_a_changed_list_changes_its_shards_alone(t2i: Run, here: Path, call: lis
     (here / "list.txt").write_text("\n".join(LIST[:2]))
     shorter = t2i(*call)
     assert (shorter.lines, keys(first)) == (["out/data-000000.parquet"], ["1", "2"])
-    assert "data-000001.parquet is of an earlier, longer list" in shorter.err
+    assert "data-000001.parquet belongs to an earlier, longer list" in shorter.err
 
 
 @KINDS_OF_FILES
@@ -385,16 +385,19 @@ def test_another_kind_or_size_is_another_batch(t2i: Run, here: Path, call: list[
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a horse", "--shards", "parquet", "-o", "x/"], "of a file of prompts, and of nothing else"),
+        (["a horse", "--shards", "parquet", "-o", "x/"], "of a prompt file, and of nothing else"),
         (["--prompts", "list.txt", "a cat", "--shards", "parquet", "-o", "x/"], "and of nothing else"),
         (["--from", "a.png", "--shards", "parquet", "-o", "x/"], "and of nothing else"),
         (["--prompts", "-", "--shards", "parquet", "-o", "x/"], "and of nothing else"),
         (["--prompts", "no.txt", "--shards", "parquet", "-o", "x/"], "no.txt: no such file"),
-        (["--prompts", "list.txt", "--shards", "parquet"], "needs a folder to put them in"),
-        (["--prompts", "list.txt", "--shards", "parquet", "-o", "x"], "hint: -o x/"),
+        (["--prompts", "list.txt", "--shards", "parquet"], "--shards needs an output folder"),
+        (["--prompts", "list.txt", "--shards", "parquet", "-o", "x"], "hint: --output x/"),
         (["--prompts", "list.txt", "--shards", "parquet", "-o", "x/{job}"], "a pattern names single images"),
         (["--prompts", "list.txt", "--shards", "parquet", "-o", "x/", "--grid"], "--grid makes one sheet"),
-        (["--prompts", "list.txt", "--shards", "parquet", "-o", "x/", "--overwrite"], "a batch makes what is missing"),
+        (
+            ["--prompts", "list.txt", "--shards", "parquet", "-o", "x/", "--overwrite"],
+            "--overwrite: a batch draws missing images only",
+        ),
         (["--prompts", "list.txt", "--shards", "zip", "-o", "x/"], "'zip' is not one of"),
         (["--prompts", "list.txt", "--shard-size", "5", "-o", "x/"], "--shard-size 5 without shards"),
         (

@@ -13,7 +13,7 @@ from generate_kit import Run, files
 from PIL import Image, PngImagePlugin
 
 from t2i.imaging import images
-from t2i.jobs.replay.a1111_import import understand
+from t2i.jobs.replay.a1111_import import import_settings
 from t2i.metadata import recipe
 from t2i.metadata.a1111 import parse
 from t2i.metadata.recipe import Mark, Recipe
@@ -169,7 +169,7 @@ def test_a_model_that_is_not_here_is_named_and_may_be_given(t2i: Run, here: Path
     ran = t2i("--from", "b.png", steps="")
     assert (ran.code, ran.out) == (4, "")
     assert "its model 'elsewhere'" in ran.err
-    assert "-m FOLDER" in ran.err
+    assert "--model FOLDER" in ran.err
     ran = t2i("--from", "b.png", "-m", str(tiny_pipeline), "-o", "c.png", steps="")
     assert (ran.code, "drawn anew, with another model\n" in ran.err) == (0, True)
 
@@ -204,7 +204,7 @@ def test_another_tools_text_is_restored_as_far_as_it_goes(
         "LoRA add_detail",
         "prompt editing",
         "the first noise",
-        "Hires upscaler: 4x-UltraSharp (of the second pass; it is drawn, from a picture enlarged by Lanczos)",
+        "Hires upscaler: 4x-UltraSharp (of the second pass; it is drawn, from an image enlarged by Lanczos)",
         "Lora hashes",
         "Strange thing: 1",
     ):
@@ -220,7 +220,7 @@ def test_a_foreign_model_is_looked_up_else_the_default_draws_and_that_is_said(
 ) -> None:
     path = foreign(here / "a.png", A1111.replace("Schedule type: Karras, ", ""))
     ran = t2i("--from", "a.png", "-o", "b.png", steps="")
-    assert "the model (dreamshaper_8, hash 0123456789): drawn with tiny; -m names another" in ran.err
+    assert "the model (dreamshaper_8, hash 0123456789): drawn with tiny; --model sets another" in ran.err
     known = recipe.read(Path(t2i("a horse", "-s", "7", "-o", "c.png").lines[0])).recipe
     assert known is not None
     text = A1111.replace("Schedule type: Karras, ", "").replace("0123456789", str(known.weights_hash)[:10])
@@ -236,7 +236,7 @@ def test_a_foreign_model_is_looked_up_else_the_default_draws_and_that_is_said(
 
 def test_values_that_cannot_be_are_lost_and_said() -> None:
     text = "a\nSteps: 0, Sampler: Nothing, CFG scale: nan, Seed: -1, Size: 99999x8, Model: \x1b[2J, RNG: CPU"
-    found = understand(parse(text))
+    found = import_settings(parse(text))
     assert found.values == {"negative_prompt": "", "height": 8}
     assert [line.partition(":")[0] for line in found.lost] == ["Steps", "CFG scale", "Seed", "Size-1", "Sampler"]
 

@@ -118,10 +118,10 @@ def test_an_existing_folder_needs_no_slash(here: Path) -> None:
     ("target", "format", "said"),
     [
         ("cat.tiff", None, "cannot write '.tiff'"),
-        ("cat.png", "jpg", "do not agree"),
+        ("cat.png", "jpg", "`output=cat.png` and `format=jpg` do not agree"),
         ("{sed}.png", None, "unknown field {sed}"),
         ("{seed.__class__}.png", None, "unknown brace"),
-        ("", None, "not a file"),
+        ("", None, "`output`: '' is not a file"),
         ("-", None, "not a file"),
         ("x" * 300 + ".png", None, "output name of 304 bytes"),
     ],

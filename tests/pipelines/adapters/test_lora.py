@@ -411,7 +411,7 @@ def test_a1111s_way_to_name_a_lora(family: Family, t2i: Run, tmp_path: Path) -> 
         ("<lora:none:1> a", "<lora:none:1> in a prompt: there is no loras/none.safetensors or none.safetensors"),
         ("<lora:../x:1> a", "<lora:../x:1>: a name without folders is expected"),
         ("<lora:here:strong> a", "--lora here.safetensors: scale: got 'strong', expected a number"),
-        ("<lora:here:1:0.5> a", "<lora:here:1:0.5>: one strength is for all parts of a model here"),
+        ("<lora:here:1:0.5> a", "<lora:here:1:0.5>: one strength is for the whole model here"),
         ("{a|<lora:here:1> b}", "<lora:...> inside of { } in a prompt"),
         ("<lora:here> <lora:here> a", "--lora here.safetensors: given twice"),
     ],

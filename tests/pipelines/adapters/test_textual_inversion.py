@@ -84,7 +84,7 @@ def test_the_vectors_of_a_word_are_counted(family: Family, t2i: Run, tmp_path: P
 def test_a_word_that_no_prompt_says(family: Family, t2i: Run, tmp_path: Path) -> None:
     file = save({"emb_params": random(1, 16)}, tmp_path / "odd.safetensors")
     wanted = ("-m", str(family("sd15")), *OPTIONS, "--embedding", str(file))
-    assert "hint: no prompt says odd," in t2i("a horse", *wanted, "-o", "a.png").err
+    assert "hint: no prompt contains odd," in t2i("a horse", *wanted, "-o", "a.png").err
     assert "hint" not in t2i("a horse", "-n", "ODD", *wanted, "-o", "b.png").err
 
 

@@ -411,7 +411,7 @@ def test_a_models_own_safety_checker_looks_unless_told_not_to(t2i: Run, checked_
     assert made("a.png").safety == "checked"
     assert "note" not in ran.err
     ran = t2i("a horse", *model, "--no-safety", "-o", "b.png")
-    assert "note: --no-safety: pictures are not checked" in ran.err
+    assert "note: --no-safety: images are not checked" in ran.err
     assert made("b.png").safety == "off"
     ran = t2i("--from", "b.png", "-m", str(checked_pipeline), "-o", "c.png", steps="")
     assert made("c.png").safety == "off"
@@ -424,7 +424,7 @@ def test_a_checker_that_is_named_and_not_there_is_said(t2i: Run, checked_pipelin
         path.unlink() if path.is_file() else shutil.rmtree(path)
         ran = t2i("a horse", "-m", str(checked_pipeline), "-s", "7", "-o", "a.png", "--overwrite")
         assert ran.code == 0, ran.err
-        assert "note: model names a safety checker and comes without it: pictures are not checked" in ran.err
+        assert "note: model names a safety checker and comes without it: images are not checked" in ran.err
         assert made("a.png").safety == "none here"
 
 

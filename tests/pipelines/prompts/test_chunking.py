@@ -14,7 +14,7 @@ from generate_kit import LONG, SHORT, Run, files
 
 from t2i import load
 from t2i.imaging import images
-from t2i.jobs.replay.a1111_import import understand
+from t2i.jobs.replay.a1111_import import import_settings
 from t2i.metadata import recipe
 from t2i.metadata.a1111 import parse
 from t2i.metadata.recipe import Recipe
@@ -102,9 +102,9 @@ def test_an_encoder_that_takes_no_weights_reads_the_words(kind: str, t2i: Run, f
     model = str(family(kind))
     ran = t2i("a (red:1.4) horse", "-m", model, *SIZE)
     words = t2i("a red horse", "-m", model, *SIZE)
-    said = f"note: tiny-{kind} takes no weights: of 'a (red:1.4) horse' it reads the words alone"
+    said = f"note: tiny-{kind} takes no attention weights: 'a (red:1.4) horse' is read without them"
     assert said in ran.err
-    assert "takes no weights" not in words.err
+    assert "takes no attention weights" not in words.err
     assert record(ran.lines[0]).reading == {"weights": "left out"}
     assert record(ran.lines[0]).image_hash == record(words.lines[0]).image_hash
     assert f"{ran.lines[0]}: identical" in again(t2i, ran.lines[0], "-m", model)
@@ -112,9 +112,9 @@ def test_an_encoder_that_takes_no_weights_reads_the_words(kind: str, t2i: Run, f
 
 def test_single_brackets_in_another_tools_record_are_weights() -> None:
     line = "Steps: 3, Sampler: Euler a, CFG scale: 6.5, Seed: 77, Size: 40x48"
-    text = understand(parse(f"a (red) horse\nNegative prompt: [blurry]\n{line}, Version: v1.10.1"))
+    text = import_settings(parse(f"a (red) horse\nNegative prompt: [blurry]\n{line}, Version: v1.10.1"))
     assert (text.prompt, text.values["negative_prompt"]) == ("a (red:1.1) horse", "(blurry:0.9091)")
-    ours = understand(parse(f"a (red) horse\nNegative prompt: [blurry]\n{line}, Version: t2i 0.1"))
+    ours = import_settings(parse(f"a (red) horse\nNegative prompt: [blurry]\n{line}, Version: t2i 0.1"))
     assert (ours.prompt, ours.values["negative"]) == ("a (red) horse", "[blurry]")
 
 

@@ -223,7 +223,7 @@ def test_a_picture_is_drawn_at_its_own_size_or_at_what_is_said(
     ran = t2i("a horse", "-i", "start.png", *words, "-o", "a.png")
     assert ran.code == 0, ran.err
     assert images.decode(Path("a.png")).size == drawn
-    note = f"note: start.png is {size[0]}x{size[1]}: scaled and cut to {drawn[0]}x{drawn[1]}"
+    note = f"note: start.png is {size[0]}x{size[1]}: scaled and cropped to {drawn[0]}x{drawn[1]}"
     assert (note in ran.err) == (size != drawn)
 
 
@@ -307,13 +307,13 @@ def test_it_is_drawn_again_from_the_picture_beside_it_or_the_one_given(t2i: Run,
     ran = t2i("--from", "set/a.png", "-o", "d.png", steps="")
     told, other = (images.pixel_hash(picture((40, 32), shift))[:16] for shift in (0, 3))
     assert ran.code == 2
-    assert f"drawn from start.png (pixels {told}), which is neither beside it nor here" in ran.err
-    assert f"the start.png there is another picture (pixels {other})" in ran.err
-    assert "say where it is: --image FILE" in ran.err
+    assert f"drawn from start.png (pixels {told}), which is neither next to it nor here" in ran.err
+    assert f"the start.png there is another image (pixels {other})" in ran.err
+    assert "give its place: --image FILE" in ran.err
     ran = t2i("--from", "set/a.png", "-i", "moved.png", "-o", "d.png", steps="")
     assert (ran.code, "set/a.png: identical" in ran.err) == (0, True), ran.err
     ran = t2i("--from", "set/a.png", "-i", "start.png", "-o", "e.png", steps="")
-    assert (ran.code, "drawn anew, with another picture, strength or ControlNet to start from" in ran.err) == (0, True)
+    assert (ran.code, "drawn anew, with another input image, strength or ControlNet" in ran.err) == (0, True)
     ran = t2i("--from", "set/a.png", "-i", "moved.png", "--strength", "0.9", "-o", "f.png", steps="")
     assert record("f.png").edit["strength"] == 0.9
 
@@ -331,7 +331,7 @@ def test_a_record_from_a_stranger_leads_to_no_other_folder(t2i: Run, here: Path)
     assert (ran.code, "drawn from start.png" in ran.err) == (2, True)
     images.save(images.decode(Path("a.png")), Path("d.png"), recipe=replace(made, edit={"image": 3}))
     ran = t2i("--from", "d.png", "-o", "c.png", steps="")
-    assert (ran.code, "its record of the pictures it was drawn from is damaged" in ran.err) == (1, True)
+    assert (ran.code, "the record of its input images is damaged" in ran.err) == (1, True)
 
 
 def test_a1111s_strength_holds_where_the_picture_is_given(t2i: Run) -> None:
@@ -342,7 +342,7 @@ def test_a1111s_strength_holds_where_the_picture_is_given(t2i: Run) -> None:
     about.add_text("parameters", text)
     picture().save("theirs.png", pnginfo=about)
     ran = t2i("--from", "theirs.png", "-o", "a.png", steps="")
-    assert "not restored: Denoising strength: 0.5 (image-to-image: the first picture is not in the file" in ran.err
+    assert "not restored: Denoising strength: 0.5 (image-to-image: the input image is not in the file" in ran.err
     assert record("a.png").edit == {}
     ran = t2i("--from", "theirs.png", "-i", "theirs.png", "-o", "b.png", steps="")
     assert "Denoising" not in ran.err

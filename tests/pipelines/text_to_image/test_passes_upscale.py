@@ -77,7 +77,7 @@ def test_it_is_drawn_again_from_its_record_and_from_a1111s_text(t2i: Run) -> Non
     ran = t2i("--from", "a.png", "-o", "b.png", steps="")
     assert (ran.code, "a.png: identical" in ran.err) == (0, True), ran.err
     ran = t2i("--from", "a.png", "--upscale", "1.5:0.5", "-o", "c.png", steps="")
-    said = "drawn anew, with another width, height, picture, strength or ControlNet to start from"
+    said = "drawn anew, with another width, height, input image, strength or ControlNet"
     assert (ran.code, said in ran.err) == (0, True), ran.err
 
     from PIL.PngImagePlugin import PngInfo
