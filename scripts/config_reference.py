@@ -49,7 +49,7 @@ class Key(NamedTuple):
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What a model says of its own fields: beside or above them in comments, or by name in its docstring."""
+    """Return what a model says of its own fields: beside or above them in comments, or by name in its docstring."""
     source = textwrap.dedent(inspect.getsource(model))
     comments = {
         token.start[0]: token.string.lstrip("# ")
@@ -57,7 +57,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     lines = source.splitlines()
-    found = _entries(inspect.getdoc(model) or "")
+    found = _rows(inspect.getdoc(model) or "")
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     for node in body.body:
@@ -73,7 +73,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _entries(doc: str) -> dict[str, str]:
+def _rows(doc: str) -> dict[str, str]:
     """{name: meaning} of the lines `name: meaning` of a docstring, each with what continues it."""
     found: dict[str, str] = {}
     for paragraph in doc.split("\n\n"):

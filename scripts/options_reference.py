@@ -25,7 +25,7 @@ KINDS = {int: "integer", float: "number", bool: "true or false", str: "text", Pa
 
 
 def where(known: Known) -> str:
-    """Where an option of `t2i generate` may be given beside the command line."""
+    """Return where an option of `t2i generate` may be given beside the command line."""
     names = [f"`{known.name}`", *(f"`{name}`" for name in known.option.aliases if name != known.name)]
     shown = names[0] + (f" ({', '.join(names[1:])})" if names[1:] else "")
     places = [place for place, there in (("load", LOAD), ("call", DRAW)) if known.name in there]

@@ -103,7 +103,7 @@ MOST_LINES = 400
 MOST_CLI_LINES = 3_000
 LONG_FILES = {"t2i/config/options.py"}  # one table: every option of generate and sample, with its help
 
-OF_ALL = {"/layers", "/readme", "/vocabulary"}  # tests of the whole, which mirror no file
+OF_ALL = {"/layers", "/readme", "/v0_1", "/vocabulary", "pipelines/prompts/clip_skip"}  # tests that mirror no file
 SHARED_TESTS = {"tests/kits"}  # helpers, no tests
 
 # What is still to be renamed: rule -> files and folders that it does not hold for yet. Only ever made shorter: an item
@@ -330,7 +330,9 @@ def astray(tests: Iterable[str], sources: Iterable[str]) -> list[str]:
 
 
 def test_folders_are_not_crowded() -> None:
-    assert not crowded([*listing_of("t2i"), *listing_of("tests")])
+    fixtures = "tests/data/v0_1/"  # what an earlier version wrote, by its own names
+    listed = [*listing_of("t2i"), *listing_of("tests")]
+    assert not crowded(path for path in listed if not path.startswith(fixtures))
 
 
 def test_no_file_name_is_repeated() -> None:

@@ -104,7 +104,7 @@ def prepare(
     images are never in both.
     """
     from t2i.config import Source
-    from t2i.data.prepare import Options
+    from t2i.data.prepare import PrepareOptions
     from t2i.data.prepare import prepare as write
 
     if output.suffix.lower() != ".parquet":
@@ -113,7 +113,7 @@ def prepare(
         del how["quality"]
     elif how["format"] != "jpg":
         raise UsageError("--quality is for JPEG only", "add --format jpg")
-    options = Options(bad=how.pop("bad_images"), unique=drop_duplicates, **how)
+    options = PrepareOptions(bad=how.pop("bad_images"), unique=drop_duplicates, **how)
     done = write(Source(path=source, split=split, image=image), output, options, overwrite, not quiet)
     if as_json:
         click.echo(json.dumps(done.facts()))

@@ -35,7 +35,7 @@ SPLIT = "test split"  # never change it: that moves images from training to test
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """Options of the conversion.
 
     size: pixels per side after a centre crop; None keeps images as large as they are.
@@ -110,7 +110,7 @@ class _EncodedImage:
 
 
 def prepare(
-    source: config.Source, output: Path, options: Options, overwrite: bool = False, progress: bool = True
+    source: config.Source, output: Path, options: PrepareOptions, overwrite: bool = False, progress: bool = True
 ) -> Prepared:
     """Write a source's images and columns as parquet: `output`, or with a test fraction NAME-train and NAME-test.
 
@@ -134,7 +134,7 @@ def prepare(
     return done
 
 
-def part_paths(output: Path, options: Options) -> dict[str, Path]:
+def part_paths(output: Path, options: PrepareOptions) -> dict[str, Path]:
     """Return {part: file}, by the names that `datasets` expects for the parts of a folder."""
     if options.test_fraction is None:
         return {"train": output}
@@ -152,7 +152,7 @@ def _check_paths(source: config.Source, paths: dict[str, Path], overwrite: bool)
 
 
 def _encode_all(
-    found: Rows, source: config.Source, options: Options, done: Prepared, progress: bool
+    found: Rows, source: config.Source, options: PrepareOptions, done: Prepared, progress: bool
 ) -> Iterator[tuple[Row, _EncodedImage]]:
     """Yield the images to be written, in order, counting those that are left out."""
     from tqdm import tqdm
@@ -190,7 +190,7 @@ def _sampled_rows(found: Rows, total: int) -> Iterator[Row]:
             return
 
 
-def _encode(row: Row, root: Path, options: Options) -> _EncodedImage | ImageError:
+def _encode(row: Row, root: Path, options: PrepareOptions) -> _EncodedImage | ImageError:
     """Decode, check, crop and encode one image.  Runs in a thread."""
     try:
         image = picture(row)
@@ -204,7 +204,7 @@ def _encode(row: Row, root: Path, options: Options) -> _EncodedImage | ImageErro
     return _EncodedImage({"bytes": data, "path": name}, key, enlarged)
 
 
-def _bytes(row: Row, image: Image.Image, options: Options) -> bytes:
+def _bytes(row: Row, image: Image.Image, options: PrepareOptions) -> bytes:
     try:
         if options.format is None and options.size is None:
             assert row.image is not None
@@ -218,7 +218,7 @@ def _bytes(row: Row, image: Image.Image, options: Options) -> bytes:
         raise ImageError(f"{row.where}: cannot be encoded: {one_line(e)}") from None
 
 
-def _note(error: ImageError, options: Options, done: Prepared) -> None:
+def _note(error: ImageError, options: PrepareOptions, done: Prepared) -> None:
     if options.bad == "stop":
         raise DataError(error.message, "--bad-images skip leaves out what cannot be read")
     done.bad_count += 1
@@ -232,7 +232,7 @@ def _is_test(key: bytes, fraction: float | None) -> bool:
     return fraction is not None and int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _empty(source: config.Source, part: str, options: Options, done: Prepared, total: int) -> DataError:
+def _empty(source: config.Source, part: str, options: PrepareOptions, done: Prepared, total: int) -> DataError:
     if not total:
         first = f"; the first of {done.bad_count}: {done.bad[0]}" if done.bad else ""
         return DataError(f"{source.path}: no image could be read{first}")

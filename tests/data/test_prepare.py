@@ -24,7 +24,7 @@ from t2i.cli.main import main
 from t2i.data import prepare as module
 from t2i.data import writing
 from t2i.data.memory_table import load_memory
-from t2i.data.prepare import Options, prepare
+from t2i.data.prepare import PrepareOptions, prepare
 from t2i.data.rows import Row, Rows
 from t2i.imaging import images
 
@@ -94,7 +94,7 @@ def test_a_folder_becomes_a_file_that_trainers_and_datasets_read(
 
 def test_training_starts_from_it_as_from_the_folder(tmp_path: Path) -> None:
     source, out = folder(tmp_path / "pictures"), tmp_path / "out.parquet"
-    prepare(config.Source(path=str(source)), out, Options(size=16), progress=False)
+    prepare(config.Source(path=str(source)), out, PrepareOptions(size=16), progress=False)
     logs = [
         read_log(
             train(ddpm_config(data, images=16, label="label", sample_every=16, save_every=16), tmp_path / name).parent
@@ -194,7 +194,7 @@ def test_a_limit_is_spread_over_all_classes(tmp_path: Path, capsys: pytest.Captu
 def sides(tmp_path: Path, name: str, cells: list[bytes], **how: Any) -> dict[str, set[bytes]]:
     """{part: pixels of its pictures}."""
     source = parquet(tmp_path / f"{name}.parquet", cells)
-    prepare(config.Source(path=str(source)), tmp_path / f"{name}-out.parquet", Options(**how), progress=False)
+    prepare(config.Source(path=str(source)), tmp_path / f"{name}-out.parquet", PrepareOptions(**how), progress=False)
     parts = {part: rows(tmp_path / f"{name}-out-{part}.parquet") for part in ("train", "test")}
     return {part: {pixels(row).tobytes() for row in found} for part, found in parts.items()}
 
@@ -263,13 +263,13 @@ def test_row_groups_are_bounded_and_rows_are_not_read_ahead(tmp_path: Path, monk
 
     monkeypatch.setattr(writing.Writer, "add", counted)
     monkeypatch.setattr(module, "open_source", lambda source: Rows(200, endless()))
-    prepare(config.Source(path="anything"), tmp_path / "a.parquet", Options(size=8), progress=False)
+    prepare(config.Source(path="anything"), tmp_path / "a.parquet", PrepareOptions(size=8), progress=False)
     groups = pq.ParquetFile(tmp_path / "a.parquet").metadata
     assert [groups.row_group(k).num_rows for k in range(groups.num_row_groups)] == [5] * 40
     assert most <= module.AHEAD
     monkeypatch.setattr(writing, "GROUP_BYTES", 2 * len(encoded(0)) - 50)
     monkeypatch.setattr(module, "open_source", lambda source: Rows(4, (Row("r", encoded(0), {}) for _ in range(4))))
-    prepare(config.Source(path="anything"), tmp_path / "b.parquet", Options(), progress=False)
+    prepare(config.Source(path="anything"), tmp_path / "b.parquet", PrepareOptions(), progress=False)
     assert pq.ParquetFile(tmp_path / "b.parquet").metadata.num_row_groups == 2
 
 
