@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t2i.errors import UsageError
 from t2i.model_files.locate import ModelFiles, locate
@@ -25,15 +25,12 @@ from t2i.pipelines.prompts.encoder import PromptEncoder
 from t2i.pipelines.settings import limits
 from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
 from t2i.pipelines.settings.schedulers import describe
-from t2i.pipelines.settings.settings import Job, Settings, choose_settings, default_batch_size
+from t2i.pipelines.settings.settings import Job, Settings, batch_size_for
 from t2i.pipelines.text_to_image.passes import PassResult
 from t2i.pipelines.text_to_image.preview import Preview
 from t2i.pipelines.text_to_image.results import Result, make_results
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 from t2i.pipelines.text_to_image.step_cache import Cache, check_compiled, parse_cache
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed over the images
 
@@ -157,8 +154,8 @@ class TextToImage:
 
     @property
     def scheduler(self) -> str:
-        """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
-        return describe(self.pipe.scheduler)[0]
+        """Our name of the scheduler that draws where settings name none."""
+        return describe(self.runner.scheduler(None))[0]
 
     def __call__(
         self,
@@ -193,12 +190,16 @@ class TextToImage:
         return self.draw(jobs, settings, batch_size=batch_size, progress=progress)
 
     def settings(self, **chosen: Any) -> Settings:
-        """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
-        chunks = self.prompt_encoder.chunker.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
-        settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
-        self.runner.use_scheduler(settings.scheduler)
-        self.runner.passes.prepare(settings.edit)
-        return settings
+        """Return complete settings: what is not chosen is filled in from the model, and all of it is checked.
+
+        chosen: as `choose_settings` takes it.  Raises UsageError, ModelUnavailable, ModelError, before anything is
+        loaded or drawn.
+        """
+        return self.runner.settings(**chosen)
+
+    def default_batch_size(self, settings: Settings) -> int:
+        """Return how many images are drawn at once unless the caller says: see `batch_size_for`."""
+        return batch_size_for(self.runner.parameters, *settings.final)
 
     def draw(
         self,
@@ -215,7 +216,7 @@ class TextToImage:
             limits.check_prompt(job.prompt)
         alone = self.runner.cache is not None and self.runner.cache.alone
         if batch_size is None:
-            batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
+            batch_size = 1 if alone else self.default_batch_size(settings)
         if alone and batch_size != 1:
             raise UsageError(f"cache {self.runner.cache} with {batch_size} images at once", "it draws one at a time")
         return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress, preview)
@@ -231,8 +232,7 @@ class TextToImage:
                 if progress is not None:
                     progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
 
-            self.runner.preview = preview
-            x, blanked = self._draw_whole(batch, settings, report)
+            x, blanked = self._draw_whole(batch, settings, report, preview)
             report(1.0)
             yield from make_results(self.runner, batch, settings, (x, blanked), first, self._known())
             first += len(batch)
@@ -253,12 +253,17 @@ class TextToImage:
             "safety": self.safety,
         }
 
-    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> PassResult:
-        """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
+    def _draw_whole(
+        self, batch: list[Job], settings: Settings, report: Callable[[float], None], preview: Preview | None
+    ) -> PassResult:
+        """Draw one batch, on the next memory level where memory runs out and that is wanted.  Never fewer at once."""
+
+        def draw() -> PassResult:
+            return self.runner.draw(batch, settings, report, preview)
+
         if self._loaded is None:
-            return self.runner.draw(batch, settings, report)
-        pictures = ImageBatch(*settings.final, len(batch))
-        return self._loaded.draw(pictures, self._adopt, lambda: self.runner.draw(batch, settings, report))
+            return draw()
+        return self._loaded.draw(ImageBatch(*settings.final, len(batch)), self._adopt, draw)
 
     def _adopt(self, pipe: Any) -> None:
         """Draw with this pipeline; None: let the present one go."""
