@@ -71,7 +71,7 @@ def run(request: GenerateRequest, slot: ModelSlot | None = None, *, save: bool =
 def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None, *, save: bool = True) -> None:
     """Draw all images of a request, and save them.
 
-    emit: takes each event, in this thread.  slot, save: as of `run`.
+    emit: takes each event, in this thread.  slot, save: as of `run`; runs that share a slot come one after the other.
     Raises T2IError; PartialFailure where images had been written before.
     """
     if request.batch is not None:
@@ -83,7 +83,9 @@ def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None,
         raise UsageError(
             "several processes share a batch: a file of prompts, and a folder", "--prompts FILE -o FOLDER/"
         )
-    _Run(request, emit, slot or ModelSlot(), save).execute()
+    slot = slot or ModelSlot()
+    with slot.lock:
+        _Run(request, emit, slot, save).execute()
 
 
 class _Run:
