@@ -1,4 +1,4 @@
-"""Additions of mkdocs.yml to MkDocs: pages that lie outside docs/, their links, and docstrings in the style of this code.
+"""Additions of mkdocs.yml to MkDocs: pages outside docs/, their links, and docstrings in the style of this code.
 
 MkDocs loads this file as a hook, and Griffe as an extension (`scripts/docs` calls both).
 """

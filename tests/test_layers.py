@@ -22,6 +22,7 @@ LAYOUT = """
     t2i.version
     t2i
     t2i.errors
+    t2i.threads
     t2i.randomness
     t2i.atomic
     t2i.distributed

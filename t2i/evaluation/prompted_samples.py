@@ -43,7 +43,7 @@ class PromptedSet:
             "hash": self.model.weights_hash,
             "seed": self.seed,
             "prompts": {"count": len(self.prompts), "sha256": digest},
-            "settings": asdict(self.settings) | {"scheduler": self.model.scheduler},
+            "settings": asdict(self.settings) | {"scheduler": self.model.runner.scheduler_name(self.settings)},
         }
 
     @property

@@ -73,7 +73,7 @@ def run(request: GenerateRequest, slot: ModelSlot | None = None, *, save: bool =
 def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None, *, save: bool = True) -> None:
     """Draw all images of a request, and save them.
 
-    emit: takes each event, in this thread.  slot, save: as of `run`.
+    emit: takes each event, in this thread.  slot, save: as of `run`; runs that share a slot come one after the other.
     Raises T2IError; PartialFailure where images had been written before.
     """
     if request.batch is not None:
@@ -86,7 +86,9 @@ def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None,
             "several processes can share only a batch: a prompt file and a folder",
             "`prompt_file=FILE` `output=FOLDER/`",
         )
-    _Run(request, emit, slot or ModelSlot(), save).execute()
+    slot = slot or ModelSlot()
+    with slot.lock:
+        _Run(request, emit, slot, save).execute()
 
 
 class _Run:

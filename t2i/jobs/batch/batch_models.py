@@ -13,7 +13,6 @@ from t2i.jobs.planning.plan import ModelGroup
 from t2i.jobs.spec.resolve import ModelKey, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import Task
 from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
-from t2i.pipelines.settings.settings import default_batch_size
 
 if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.pipeline import TextToImage
@@ -87,7 +86,7 @@ class BatchModels:
                 chosen = model.settings(**wanted, edit=sized)
             except UsageError:  # reported when it is drawn
                 return 1
-            self._sizes[key] = default_batch_size(model.pipe, *chosen.final)
+            self._sizes[key] = model.default_batch_size(chosen)
         return self._sizes[key]
 
     def _load(self, tasks: list[Task]) -> TextToImage:

@@ -102,6 +102,12 @@ class RetryingLoader:
             self._fitting[pictures] = self.plan
             adopt(self.pipe)
 
+    def reload(self) -> Any:
+        """Load the pipeline again where memory ran out between two levels and left none; returns it."""
+        if self.pipe is None:
+            self._move(self.plan)
+        return self.pipe
+
     @property
     def can_retreat(self) -> bool:
         """Whether there is a next rung, and it is to be taken."""

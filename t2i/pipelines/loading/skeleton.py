@@ -12,7 +12,7 @@ from t2i.model_files.locate import ModelFiles
 from t2i.pipelines.loading.load import pipeline_class
 from t2i.pipelines.loading.memory_estimate import Networks, networks
 from t2i.pipelines.loading.plan import ImageBatch
-from t2i.pipelines.settings.settings import Settings, batch_size_for, choose_settings
+from t2i.pipelines.settings.settings import PipelineTraits, Settings, batch_size_for, choose_settings
 
 OWN_SIZE = 128  # positions of a side, of the transformers whose configs name none (FLUX.1, Qwen-Image, Chroma)
 
@@ -28,12 +28,12 @@ class PipelineSkeleton:
         for name, config in self.networks.configs.items():
             config = {"sample_size": OWN_SIZE if name == "transformer" else None} | dict(config)
             parts[name] = SimpleNamespace(config=SimpleNamespace(**config))
-        # a stand-in that is called with the arguments of the real one, for `choose_settings` to look at
-        self.pipe = type(kind.__name__, (), {"__call__": kind.__call__, **parts})()
+        # An object with the arguments and the parts of the real one is all that traits are read from.
+        self.traits = PipelineTraits.of(type(kind.__name__, (), {"__call__": kind.__call__, **parts})())
 
     def settings(self, **chosen: Any) -> Settings:
         """As `TextToImage.settings` has them, but for the scheduler, which is not made.  Raises UsageError."""
-        return choose_settings(self.pipe, self.files.defaults, **chosen)
+        return choose_settings(self.traits, self.files.defaults, **chosen)
 
     def batch_size(self, width: int, height: int) -> int:
         """How many images are drawn at once unless the user says."""

@@ -54,9 +54,16 @@ class PromptEncoder:
         return sum(known.bytes for known in self._cache.values())
 
     def clear(self) -> None:
-        """Forget all that was encoded."""
+        """Forget all that was encoded, and count with the tokenizers that the pipeline has now."""
         self._cache.clear()
         self._providers.clear()  # compel remembers the empty prompt
+        if self.pipe is not None:
+            self.chunker = chunker_of(self.pipe)  # adapters that are taken off put other tokenizers back
+
+    def release(self) -> None:
+        """Let the pipeline go, whose memory is needed; what is known of its tokenizers stays."""
+        self.pipe = None
+        self.clear()
 
     def runs(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> Iterator[list[Job]]:
         """These jobs in runs that can be drawn at once, each image as it is alone: they are of one length in chunks.

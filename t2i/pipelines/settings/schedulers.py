@@ -122,20 +122,25 @@ def usable(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, choice in SCHEDULERS.items() if choice.flow or not is_flow(config))
 
 
-def make_scheduler(spelling: str, own: Any) -> Any:
-    """The scheduler of that name for the model whose own scheduler is `own`.
+def check_scheduler(spelling: str, own: Any) -> str:
+    """Return our name of a scheduler that draws with the model whose own scheduler is `own`.
 
     Raises UsageError when the name is unknown, or does not work with this model (naming those that do).
     """
-    import diffusers
-
     name = scheduler_name(spelling)
     names = usable(own.config)
     if name not in names:
         kind = own.config.get("_class_name", type(own).__name__)
         hint = f"schedulers that work with it: {', '.join(names)}" if names else "leave --scheduler out"
         raise UsageError(f"scheduler {name!r} does not work with this model (its own is {kind}, a flow model's)", hint)
-    choice = SCHEDULERS[name]
+    return name
+
+
+def make_scheduler(spelling: str, own: Any) -> Any:
+    """Make the scheduler of that name for the model whose own scheduler is `own`.  Raises as `check_scheduler` does."""
+    import diffusers
+
+    choice = SCHEDULERS[check_scheduler(spelling, own)]
     kind, changes = choice.kind, choice.changes
     if is_flow(own.config) and choice.flow:
         kind, changes = choice.flow

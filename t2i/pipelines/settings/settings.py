@@ -59,8 +59,32 @@ class Job:
     negative_template: str = ""
 
 
+@dataclass(frozen=True)
+class PipelineTraits:
+    """The facts about a pipeline by which settings are chosen.  It refers to none of the weights.
+
+    kind: the pipeline's class by name.  parameters: the arguments of its call.
+    multiple: width and height must be multiples of this.  native_size: (width, height) it was trained at.
+    network: the config of the network that denoises.
+    """
+
+    kind: str
+    parameters: Mapping[str, inspect.Parameter]
+    multiple: int
+    native_size: tuple[int, int]
+    network: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Any) -> PipelineTraits:
+        """Read them from a loaded pipeline, or from its skeleton."""
+        network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+        config = getattr(network, "config", None) or {}
+        config = dict(config) if isinstance(config, Mapping) else vars(config)
+        return cls(type(pipe).__name__, call_parameters(pipe), size_multiple(pipe), native_size(pipe), config)
+
+
 def choose_settings(
-    pipe: Any,
+    traits: PipelineTraits,
     defaults: Defaults,
     *,
     negative_prompt: str = "",
@@ -76,13 +100,12 @@ def choose_settings(
 ) -> Settings:
     """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
 
-    Raises UsageError.
+    traits: of the pipeline that will draw.  Raises UsageError.
     """
-    own = call_parameters(pipe)
-    multiple = size_multiple(pipe)
-    default_width, default_height = defaults.size or native_size(pipe)
+    own, multiple = traits.parameters, traits.multiple
+    default_width, default_height = defaults.size or traits.native_size
     if clip_skip is not None and "clip_skip" not in own:
-        raise UsageError(f"`clip_skip={clip_skip}`: {type(pipe).__name__} does not skip layers", "leave it out")
+        raise UsageError(f"`clip_skip={clip_skip}`: {traits.kind} does not skip layers", "leave it out")
     if steps is None:
         steps = defaults.steps or own["num_inference_steps"].default
     if guidance is None:
@@ -140,10 +163,10 @@ def native_size(pipe: Any) -> tuple[int, int]:
     return (int(width) * scale, int(height) * scale) if width and height else (512, 512)
 
 
-def default_batch_size(pipe: Any, width: int, height: int) -> int:
-    """How many images are drawn at once unless the caller says: see `batch_size_for`."""
+def count_parameters(pipe: Any) -> int:
+    """Return how many numbers the weights of a loaded pipeline hold."""
     parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
-    return batch_size_for(sum(weight.numel() for part in parts for weight in part.parameters()), width, height)
+    return sum(weight.numel() for part in parts for weight in part.parameters())
 
 
 def batch_size_for(parameters: int, width: int, height: int) -> int:

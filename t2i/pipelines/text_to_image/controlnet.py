@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.model_files import hub
 from t2i.model_files.library_logging import quiet
-from t2i.model_files.weight_files import check_component_folder
+from t2i.model_files.registry import read_json
+from t2i.model_files.weight_files import check_component, check_component_folder, tensor_shapes
 from t2i.pipelines.loading.load import refuse_missing_weights
 
 # The base model's family, by diffusers' own name for it -> what one types -> Hub id.
@@ -82,15 +84,41 @@ def locate_control(net: str, family: str, offline: bool = False) -> tuple[Path, 
     return folder, kind
 
 
-def load_control(net: str, family: str, pipe: Any, offline: bool = False) -> Any:
-    """The ControlNet, where the pipeline that it is to guide computes, and in its dtype.
+def check_control(net: str, folder: Path, kind: str, base: Mapping[str, Any]) -> None:
+    """Check a ControlNet that was located, from its config and the header of its weights; none of them is loaded.
 
-    Raises as `locate_control` does; UsageError where it was made for a base of other sizes.
+    base: the config of the network that it is to guide.
+    Raises UsageError where it was made for a base of other sizes, ModelError where weights are missing.
     """
     import diffusers
     import torch
 
-    folder, kind = locate_control(net, family, offline)
+    with quiet():
+        try:
+            with torch.device("meta"):  # the layers and their names, without a number in them
+                outline = getattr(diffusers, kind).from_config(dict(read_json(folder / "config.json")))
+        except Exception as e:
+            raise _not_loaded(net, e) from e
+    for name in SHARED:
+        own, its = getattr(outline.config, name, None), base.get(name)
+        if own is not None and its is not None and own != its:
+            message = f"control {net[:60]!r} was made for another base model ({name} {own}, this model has {its})"
+            raise UsageError(message, "take one that was made for this base model")
+    held = {name for file in check_component(folder, kind) for name in tensor_shapes(file)}
+    missing = next((name for name in outline.state_dict() if name not in held), None)
+    if missing is not None:
+        part = missing.partition(".")[0]
+        raise ModelError(f"cannot load control {net[:60]!r}: weights are missing from its {part}", "get it again")
+
+
+def load_control(net: str, folder: Path, kind: str, pipe: Any) -> Any:
+    """Load a ControlNet that was located, where the pipeline that it is to guide computes, and in its dtype.
+
+    Raises ModelError.
+    """
+    import diffusers
+    import torch
+
     with quiet() as said:
         try:
             network = getattr(diffusers, kind).from_pretrained(
@@ -99,16 +127,13 @@ def load_control(net: str, family: str, pipe: Any, offline: bool = False) -> Any
         except (T2IError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            reason = one_line(e)
-            raise ModelError(f"cannot load control {net[:60]!r}: {type(e).__name__}: {reason}", "get it again") from e
+            raise _not_loaded(net, e) from e
     refuse_missing_weights(f"control {net[:60]!r}", said)
-    base = getattr(pipe, "unet", None) or pipe.transformer
-    for name in SHARED:
-        own, its = getattr(network.config, name, None), getattr(base.config, name, None)
-        if own is not None and its is not None and own != its:
-            message = f"control {net[:60]!r} was made for another base model ({name} {own}, this model has {its})"
-            raise UsageError(message, "take one that was made for this base model")
     return network.to(pipe._execution_device)
+
+
+def _not_loaded(net: str, e: Exception) -> ModelError:
+    return ModelError(f"cannot load control {net[:60]!r}: {type(e).__name__}: {one_line(e)}", "get it again")
 
 
 class MeanEncoder:

@@ -6,6 +6,7 @@ A pipeline of another task shares the loaded networks and costs no memory. It is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -15,9 +16,9 @@ from t2i.imaging.images import from_tensor, to_tensor
 from t2i.pipelines.noise import draw_in_float32, make_generators
 from t2i.pipelines.settings.edit import Control, ImageInputs
 from t2i.pipelines.settings.image_input import ImageInput, cover
-from t2i.pipelines.settings.settings import Settings, call_parameters, parameters_of
+from t2i.pipelines.settings.settings import PipelineTraits, Settings, call_parameters, parameters_of
 from t2i.pipelines.text_to_image.call import watch_steps
-from t2i.pipelines.text_to_image.controlnet import MeanEncoder, load_control
+from t2i.pipelines.text_to_image.controlnet import MeanEncoder, check_control, load_control, locate_control
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +53,11 @@ class ImagePasses:
     """
 
     def __init__(self, pipe: Any, offline: bool = False) -> None:
-        self.pipe = pipe
         self.offline = offline
         self._nets: dict[str, Any] = {}
         self._pipes: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._located: dict[str, tuple[Path, str]] = {}  # ControlNets that were checked: {net: (folder, class)}
+        self.adopt(pipe)
 
     def adopt(self, pipe: Any) -> None:
         """Draw with the networks of this pipeline from now on, and let those before it go; None: with none for now."""
@@ -63,12 +65,21 @@ class ImagePasses:
         self._nets.clear()
         self._pipes.clear()
 
-    def prepare(self, edit: ImageInputs) -> None:
-        """Make what the edit needs.  Raises UsageError for what this model's family does not have; see `control`."""
+    def check(self, edit: ImageInputs, traits: PipelineTraits) -> None:
+        """Check what an edit needs, before anything is loaded or drawn.
+
+        traits: of the pipeline.
+        Raises UsageError for what this model's family does not have; as `locate_control` and `check_control` do.
+        """
         if edit.mask is not None:
             _mask(edit.mask, edit.mask.size)
+        if not edit:
+            return
         for task in _passes(edit):
-            self._pipeline(task, edit.controls)
+            if task != "text-to-image" or edit.controls:  # what the pipeline itself does need not be looked up
+                check_task(family_named(traits.kind), task, guided=bool(edit.controls))
+        for one in edit.controls:
+            self._locate(one.net, traits)
 
     def draw(
         self,
@@ -89,6 +100,8 @@ class ImagePasses:
 
         edit, size = settings.edit, (settings.width, settings.height)
         tasks = _passes(edit)
+        for task in tasks:  # all that is to be loaded, before any pass is drawn
+            self._pipeline(task, edit.controls)
         part = 1 / len(tasks)
         pictures = [_cut(edit.image, size)] * len(options["generator"]) if edit.image else []
         mask = _mask(edit.mask, size) if edit.mask else None
@@ -157,13 +170,11 @@ class ImagePasses:
     def _make(self, task: str, controls: Sequence[Control]) -> Any:
         import diffusers
 
-        family = family_of(self.pipe)
-        check_task(family, task, guided=bool(controls))
         extra: dict[str, Any] = {}
         if controls:
             for one in controls:
                 if one.net not in self._nets:
-                    self._nets[one.net] = load_control(one.net, family, self.pipe, self.offline)
+                    self._nets[one.net] = load_control(one.net, *self._locate(one.net), self.pipe)
             nets = [self._nets[one.net] for one in controls]
             extra["controlnet"] = nets if len(nets) > 1 else nets[0]
         pipe = getattr(diffusers, TASKS[task][1]).from_pipe(self.pipe, **extra)
@@ -171,21 +182,25 @@ class ImagePasses:
         for name in OFFLOADING:
             if hasattr(self.pipe, name):
                 setattr(pipe, name, getattr(self.pipe, name))
-        if controls and family == "stable-diffusion-3":
+        if controls and family_named(type(self.pipe).__name__) == "stable-diffusion-3":
             pipe.vae = MeanEncoder(pipe.vae)
         for name in ("prepare_latents", "prepare_mask_latents"):
             if hasattr(pipe, name):
                 setattr(pipe, name, draw_in_float32(getattr(pipe, name)))
         return pipe
 
-
-def family_of(pipe: Any) -> str:
-    """diffusers' own name of the family that a text-to-image pipeline is of; empty where it has none."""
-    return family_named(type(pipe).__name__)
+    def _locate(self, net: str, traits: PipelineTraits | None = None) -> tuple[Path, str]:
+        """Return the folder and the class of a ControlNet, which is checked once."""
+        if net not in self._located:
+            traits = traits or PipelineTraits.of(self.pipe)
+            folder, kind = locate_control(net, family_named(traits.kind), self.offline)
+            check_control(net, folder, kind, traits.network)
+            self._located[net] = folder, kind
+        return self._located[net]
 
 
 def family_named(kind: str) -> str:
-    """The same by the name of the pipeline's class."""
+    """Return diffusers' own name of a text-to-image pipeline's family, by its class; empty where it has none."""
     from diffusers.pipelines import auto_pipeline
 
     table = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING

@@ -6,17 +6,18 @@ which its first noise and all later noise come, so that it is the same picture a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t2i.errors import UsageError
 from t2i.model_files.locate import ModelFiles, locate
 from t2i.model_files.registry import Defaults
 from t2i.model_files.weight_files import SAFETY
 from t2i.pipelines.adapters.attach import AttachedAdapters
-from t2i.pipelines.adapters.files import find_all
+from t2i.pipelines.adapters.files import Found, find_all
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 from t2i.pipelines.environment import device_name, thread_count
 from t2i.pipelines.loading.plan import DeviceOptions, ImageBatch, MemoryPlan
@@ -25,15 +26,13 @@ from t2i.pipelines.prompts.encoder import PromptEncoder
 from t2i.pipelines.settings import limits
 from t2i.pipelines.settings.edit import NO_IMAGE_INPUTS, ImageInputs
 from t2i.pipelines.settings.schedulers import describe
-from t2i.pipelines.settings.settings import Job, Settings, choose_settings, default_batch_size
+from t2i.pipelines.settings.settings import Job, Settings, batch_size_for
 from t2i.pipelines.text_to_image.passes import PassResult
 from t2i.pipelines.text_to_image.preview import Preview
 from t2i.pipelines.text_to_image.results import Result, make_results
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 from t2i.pipelines.text_to_image.step_cache import Cache, check_compiled, parse_cache
-
-if TYPE_CHECKING:
-    pass
+from t2i.threads import FifoLock
 
 Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed over the images
 
@@ -41,11 +40,13 @@ Progress = Callable[[int, int], None]  # (denoising steps done, of all), summed 
 class TextToImage:
     """Draws images from text.
 
-        draw = TextToImage.load("mini")
-        for result in draw("a horse in Van Gogh style", seeds=range(8)):
+        model = TextToImage.load("mini")
+        for result in model("a horse in Van Gogh style", seeds=range(8)):
             result.image.save(f"{result.recipe.seed}.png")
 
-    rig: the diffusers pipeline underneath, with all that hangs on it.
+    Several threads may draw with one model. It draws one batch at a time, in the order in which they ask, and each
+    image is the one that it is alone.
+    runner: the diffusers pipeline underneath, and all that belongs to it.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class TextToImage:
         self.defaults = defaults
         self.revision = files.revision if files else None
         self.weights_hash = files.hash() if files else None
-        self.runner = PipelineRunner(
-            name, defaults, scheduler or defaults.scheduler, cache, bool(files and files.offline)
-        )
+        self._offline = bool(files and files.offline)
+        self._adapters = NO_ADAPTERS, Found()
+        self._turn = FifoLock(f"model {name}")
+        self.runner = PipelineRunner(name, defaults, scheduler or defaults.scheduler, cache, self._offline)
         self._adopt(pipe)
 
     @classmethod
@@ -104,13 +106,20 @@ class TextToImage:
         loaded = RetryingLoader(files, plan, components, say)
         name, defaults = files.model.name, files.defaults
         drawer = cls(loaded.pipe, name=name, defaults=defaults, scheduler=scheduler, loaded=loaded, cache=caching)
-        drawer.runner.attach_adapters(adapters, found)
+        drawer._attach(adapters, found)
+        drawer._adapters = adapters, found
         return drawer
 
     def set_adapters(self, adapters: Adapters, offline: bool = False) -> None:
-        """Draw with these adapters from now on, in place of those before; the base model stays loaded."""
-        if adapters != self.attached.adapters:
-            self.runner.attach_adapters(adapters, find_all(adapters, offline))
+        """Draw with these adapters from now on, in place of those before; the base model stays loaded.
+
+        A drawing that has begun goes on with its own.  Several threads that draw with different ones name them in
+        each call of `draw`.  Raises as `find_all` and `attach` do.
+        """
+        found = self._adapters[1] if adapters == self._adapters[0] else find_all(adapters, offline or self._offline)
+        with self._turn:
+            self._attach(adapters, found)
+        self._adapters = adapters, found
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
@@ -157,8 +166,8 @@ class TextToImage:
 
     @property
     def scheduler(self) -> str:
-        """Our name of the scheduler in the pipeline: what `settings` or the last drawing chose."""
-        return describe(self.pipe.scheduler)[0]
+        """Our name of the scheduler that draws where settings name none."""
+        return describe(self.runner.scheduler(None))[0]
 
     def __call__(
         self,
@@ -172,6 +181,7 @@ class TextToImage:
         height: int | None = None,
         scheduler: str | None = None,
         edit: ImageInputs = NO_IMAGE_INPUTS,
+        adapters: Adapters | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Result]:
@@ -190,52 +200,84 @@ class TextToImage:
             scheduler=scheduler,
             edit=edit,
         )
-        return self.draw(jobs, settings, batch_size=batch_size, progress=progress)
+        return self.draw(jobs, settings, adapters=adapters, batch_size=batch_size, progress=progress)
 
     def settings(self, **chosen: Any) -> Settings:
-        """What is not chosen is filled in from the model (see `choose_settings`).  Raises UsageError."""
-        chunks = self.prompt_encoder.chunker.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
-        settings = choose_settings(self.pipe, self.defaults, chunks=chunks, **chosen)
-        self.runner.use_scheduler(settings.scheduler)
-        self.runner.passes.prepare(settings.edit)
-        return settings
+        """Return complete settings: what is not chosen is filled in from the model, and all of it is checked.
+
+        chosen: as `choose_settings` takes it.  Raises UsageError, ModelUnavailable, ModelError, before anything is
+        loaded or drawn.
+        """
+        return self.runner.settings(**chosen)
+
+    def default_batch_size(self, settings: Settings) -> int:
+        """Return how many images are drawn at once unless the caller says: see `batch_size_for`."""
+        return batch_size_for(self.runner.parameters, *settings.final)
 
     def draw(
         self,
         jobs: Sequence[Job],
         settings: Settings,
         *,
+        adapters: Adapters | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
         preview: Preview | None = None,
     ) -> Iterator[Result]:
-        """Draw these jobs, batch by batch; see `__call__`.  preview: shows images as they take shape."""
+        """Draw these jobs, batch by batch; see `__call__`.  Arguments are checked at once.
+
+        adapters: for these images; None: those of `set_adapters`.  preview: shows images as they take shape.
+        """
         limits.check_seeds([job.seed for job in jobs])
         for job in jobs:
             limits.check_prompt(job.prompt)
         alone = self.runner.cache is not None and self.runner.cache.alone
         if batch_size is None:
-            batch_size = 1 if alone else default_batch_size(self.pipe, *settings.final)
+            batch_size = 1 if alone else self.default_batch_size(settings)
         if alone and batch_size != 1:
             raise UsageError(f"cache {self.runner.cache} with {batch_size} images at once", "it draws one at a time")
-        return self._batches(list(jobs), settings, limits.check_batch_size(batch_size), progress, preview)
+        size = limits.check_batch_size(batch_size)
+        parts = deque(list(jobs[start : start + size]) for start in range(0, len(jobs), size))
+        chosen = self._adapters if adapters is None else (adapters, find_all(adapters, self._offline))
+        return self._batches(parts, settings, chosen, progress, preview)
 
     def _batches(
-        self, jobs: list[Job], settings: Settings, size: int, progress: Progress | None, preview: Preview | None
+        self,
+        parts: deque[list[Job]],
+        settings: Settings,
+        adapters: tuple[Adapters, Found],
+        progress: Progress | None,
+        preview: Preview | None,
     ) -> Iterator[Result]:
-        guided, first = self.runner.uses_negative(settings.guidance), 0
-        slices = (jobs[start : start + size] for start in range(0, len(jobs), size))
-        for batch in (run for part in slices for run in self.prompt_encoder.runs(part, settings, guided)):
+        """Draw part by part, taking one turn for each batch: between two of them other threads draw theirs."""
+        first, total = 0, sum(map(len, parts)) * settings.steps
+        guided = self.runner.uses_negative(settings.guidance)
+        batches: list[list[Job]] = []  # of the part at hand
+        while parts or batches:
+            with self._turn:
+                self._attach(*adapters)
+                batches = batches or list(self.prompt_encoder.runs(parts.popleft(), settings, guided))
+                batch = batches.pop(0)
 
-            def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
-                if progress is not None:
-                    progress(round((done + fraction * count) * settings.steps), len(jobs) * settings.steps)
+                def report(fraction: float, done: int = first, count: int = len(batch)) -> None:
+                    if progress is not None:
+                        progress(round((done + fraction * count) * settings.steps), total)
 
-            self.runner.preview = preview
-            x, blanked = self._draw_whole(batch, settings, report)
-            report(1.0)
-            yield from make_results(self.runner, batch, settings, (x, blanked), first, self._known())
+                drawn = self._draw_whole(batch, settings, report, preview)
+                report(1.0)
+                # Complete before the turn ends: records name the scheduler and the adapters that are in place now.
+                results, failure = make_results(self.runner, batch, settings, drawn, first, self._known())
+            yield from results
+            if failure is not None:
+                raise failure
             first += len(batch)
+
+    def _attach(self, adapters: Adapters, found: Found) -> None:
+        """Put these adapters on unless they are in place.  The caller has the turn."""
+        if self.runner.pipe is None and self._loaded is not None:  # an earlier drawing ran out of memory while loading
+            self._adopt(self._loaded.reload())
+        if adapters != self.attached.adapters:
+            self.runner.attach_adapters(adapters, found)
 
     def _known(self) -> dict[str, Any]:
         """What the recipes of all its pictures say."""
@@ -253,12 +295,17 @@ class TextToImage:
             "safety": self.safety,
         }
 
-    def _draw_whole(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> PassResult:
-        """Draw one batch, on a higher rung where memory runs out and that is wanted.  Never fewer at once."""
+    def _draw_whole(
+        self, batch: list[Job], settings: Settings, report: Callable[[float], None], preview: Preview | None
+    ) -> PassResult:
+        """Draw one batch, on the next memory level where memory runs out and that is wanted.  Never fewer at once."""
+
+        def draw() -> PassResult:
+            return self.runner.draw(batch, settings, report, preview)
+
         if self._loaded is None:
-            return self.runner.draw(batch, settings, report)
-        pictures = ImageBatch(*settings.final, len(batch))
-        return self._loaded.draw(pictures, self._adopt, lambda: self.runner.draw(batch, settings, report))
+            return draw()
+        return self._loaded.draw(ImageBatch(*settings.final, len(batch)), self._adopt, draw)
 
     def _adopt(self, pipe: Any) -> None:
         """Draw with this pipeline; None: let the present one go."""

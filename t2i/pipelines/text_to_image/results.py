@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ def make_results(
     drawn: PassResult,
     first: int,
     known: Mapping[str, Any],
-) -> Iterator[Result]:
-    """The finite pictures of a batch; then NonFinite is raised if one was not.
+) -> tuple[list[Result], NonFinite | None]:
+    """Make the finite images of a batch into results; if one was not finite, the error to raise after them.
 
     first: the index of its first job.  known: what the recipes of all pictures say.
     """
@@ -47,12 +47,14 @@ def make_results(
     x, blanked = drawn
     finite = x.isfinite().flatten(1).all(1).tolist()
     guided = runner.uses_negative(settings.guidance)
+    results = []
     for k, job in enumerate(batch):
         if finite[k]:
             image = from_tensor(x[k : k + 1])[0]
             reading = runner.prompt_encoder.reading(job, settings, guided)
             about = {**known, "batch_size": len(batch), "batch_index": k, "reading": reading}
-            yield Result(image, make_recipe(job, settings, image, runner.pipe.scheduler, about), blanked[k], first + k)
-    bad = [job.seed for k, job in enumerate(batch) if not finite[k]]
-    if bad:
-        raise NonFinite(f"non-finite image: NaN or infinity for seed {', '.join(map(str, bad))}", runner.suggestion())
+            recipe = make_recipe(job, settings, image, runner.pipe.scheduler, about)
+            results.append(Result(image, recipe, blanked[k], first + k))
+    bad = ", ".join(str(job.seed) for k, job in enumerate(batch) if not finite[k])
+    failure = NonFinite(f"non-finite image: NaN or infinity for seed {bad}", runner.suggestion()) if bad else None
+    return results, failure

@@ -17,8 +17,8 @@ from t2i.pipelines.adapters.files import Found
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 from t2i.pipelines.noise import first_noise, make_generators, step_in_float32
 from t2i.pipelines.prompts.encoder import PromptEncoder
-from t2i.pipelines.settings.schedulers import describe, make_scheduler
-from t2i.pipelines.settings.settings import Job, Settings, call_parameters
+from t2i.pipelines.settings.schedulers import check_scheduler, describe, make_scheduler
+from t2i.pipelines.settings.settings import Job, PipelineTraits, Settings, choose_settings, count_parameters
 from t2i.pipelines.text_to_image.call import call, watch_steps
 from t2i.pipelines.text_to_image.passes import ImagePasses, PassResult
 from t2i.pipelines.text_to_image.preview import Preview
@@ -28,12 +28,13 @@ from t2i.pipelines.text_to_image.step_cache import Cache, StepCache
 class PipelineRunner:
     """Draws one batch.
 
-    pipe: the text-to-image pipeline.  dtype: what its networks compute in.  fitted: the adapters it wears.
-    conditioner: how it reads prompts.  editor: the other tasks.  hooks: of the step cache.
-    preview: what is shown while it draws; None: nothing.
+    pipe: the text-to-image pipeline.  dtype: in which its networks compute.  attached: its adapters.
+    passes: the other tasks.  hooks: of the step cache.
     """
 
     prompt_encoder: PromptEncoder
+    traits: PipelineTraits
+    parameters: int  # numbers in all weights
 
     def __init__(
         self, name: str, defaults: Defaults, scheduler: str | None, cache: Cache | None = None, offline: bool = False
@@ -47,11 +48,9 @@ class PipelineRunner:
         self.attached = AttachedAdapters()
         self.passes = ImagePasses(None, offline)
         self.hooks: StepCache | None = None
-        self.preview: Preview | None = None
         self._wanted_adapters = NO_ADAPTERS, Found()
         self._scheduler = scheduler
         self._own_scheduler: Any = None
-        self._parameters: Mapping[str, Any] = {}
 
     def adopt(self, pipe: Any, dtype: str) -> None:
         """Draw with this pipeline from now on; None: let the present one go.
@@ -60,11 +59,13 @@ class PipelineRunner:
         """
         self._detach_adapters()
         self.pipe, self.dtype = pipe, dtype
-        self._own_scheduler = pipe and pipe.scheduler
         self.passes.adopt(pipe)
+        self.hooks = None
         if pipe is None:
+            self.prompt_encoder.release()
             return
-        self._parameters = call_parameters(pipe)
+        self._own_scheduler = pipe.scheduler
+        self.traits = PipelineTraits.of(pipe)
         self.prompt_encoder = PromptEncoder(pipe)
         self.hooks = StepCache(pipe, self.cache) if self.cache else None
         pipe.set_progress_bar_config(disable=True)
@@ -78,34 +79,58 @@ class PipelineRunner:
         self.attached = attach(self.pipe, self.name, adapters, found)
         self.prompt_encoder.clear()  # the text encoders may read otherwise now
         self._wanted_adapters = adapters, found
+        self.parameters = count_parameters(self.pipe)
+
+    def settings(self, **chosen: Any) -> Settings:
+        """Fill in what is not chosen from the model, and check all of it.  The pipeline is not touched.
+
+        chosen: as `choose_settings` takes it; chunks may be None.
+        Raises UsageError, also for a scheduler that cannot draw with this model; and as `ImagePasses.check` does.
+        """
+        chunks = self.prompt_encoder.chunker.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
+        settings = choose_settings(self.traits, self.defaults, chunks=chunks, **chosen)
+        if settings.scheduler:
+            check_scheduler(settings.scheduler, self._own_scheduler)
+        self.passes.check(settings.edit, self.traits)
+        return settings
+
+    def scheduler(self, spelling: str | None) -> Any:
+        """Make a fresh scheduler of that name; None: of the one chosen for the model, else the model's own."""
+        own, spelling = self._own_scheduler, spelling or self._scheduler
+        return make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
 
     def use_scheduler(self, spelling: str | None) -> None:
-        """Put the scheduler of that name (None: what was chosen, else the model's own), fresh, into the pipeline."""
-        own, spelling = self._own_scheduler, spelling or self._scheduler
-        scheduler = make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
+        """Put a fresh scheduler of that name into the pipeline; None: as of `scheduler`."""
+        scheduler = self.scheduler(spelling)
         self.pipe.scheduler = scheduler if self.dtype == "float32" else step_in_float32(scheduler)
 
     def scheduler_name(self, settings: Settings) -> str:
-        """Our name of the scheduler these settings draw with."""
-        self.use_scheduler(settings.scheduler)
-        return describe(self.pipe.scheduler)[0]
+        """Return our name of the scheduler that these settings draw with."""
+        return describe(self.scheduler(settings.scheduler))[0]
 
     def scheduler_config(self, settings: Settings) -> dict[str, Any]:
-        """Its config, as a recipe records it."""
-        self.use_scheduler(settings.scheduler)
-        return plain_config(self.pipe.scheduler.config)
+        """Return the config of the scheduler that these settings draw with, as a recipe records it."""
+        return plain_config(self.scheduler(settings.scheduler).config)
 
     def uses_negative(self, guidance: float) -> bool:
         """Whether a negative prompt does anything."""
-        another = "true_cfg_scale" in self._parameters and self.defaults.guidance_name != "true_cfg_scale"
-        return guidance > 1 and "negative_prompt" in self._parameters and not another
+        known = self.traits.parameters
+        another = "true_cfg_scale" in known and self.defaults.guidance_name != "true_cfg_scale"
+        return guidance > 1 and "negative_prompt" in known and not another
 
-    def draw(self, batch: list[Job], settings: Settings, report: Callable[[float], None]) -> PassResult:
+    def draw(
+        self,
+        batch: list[Job],
+        settings: Settings,
+        report: Callable[[float], None],
+        preview: Preview | None = None,
+    ) -> PassResult:
         """Draw one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked.
 
-        report: takes the part that is done.  Raises NonFinite, and ModelError for what the pipeline refuses.
+        report: takes the part that is done.  preview: shows the images as they take shape.
+        Raises NonFinite, and ModelError for what the pipeline refuses.
         """
-        options, one_pass = self._options(batch, settings), partial(self._call, settings)
+        options, one_pass = self._options(batch, settings), partial(self._call, settings, preview)
         if settings.edit:
             return self.passes.draw(one_pass, options, settings, report, self.suggestion())
         watch = watch_steps(report, self.suggestion())
@@ -123,12 +148,19 @@ class PipelineRunner:
             detach(self.pipe, self.attached)
         self.attached = AttachedAdapters()
 
-    def _call(self, settings: Settings, pipe: Any, size: tuple[int, int], options: Mapping[str, Any]) -> PassResult:
-        """One pass, by this pipeline or another one with its networks.  size: (width, height)."""
+    def _call(
+        self,
+        settings: Settings,
+        preview: Preview | None,
+        pipe: Any,
+        size: tuple[int, int],
+        options: Mapping[str, Any],
+    ) -> PassResult:
+        """Draw one pass, by this pipeline or another one with its networks.  size: (width, height)."""
         self.use_scheduler(settings.scheduler)  # a fresh one: what watches a pass hangs on it
         pipe.scheduler = self.pipe.scheduler
-        if self.preview is not None:
-            self.preview.watch(pipe, *size)
+        if preview is not None:
+            preview.watch(pipe, *size)
         with self.hooks.drawing() if self.hooks else nullcontext():
             return call(pipe, self.name, options)
 

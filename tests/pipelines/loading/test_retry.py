@@ -44,14 +44,14 @@ def made(path: Path | str) -> recipe.Recipe:
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Drawing fails where one of these says so of (the rig, the batch's settings); seen is what was tried."""
+    """Drawing fails where one of these raises; each takes (runner, batch, settings)."""
     rules: list[Any] = []
     draw = PipelineRunner.draw
 
-    def limited(self: PipelineRunner, batch: Any, settings: Any, report: Any) -> Any:
+    def limited(self: PipelineRunner, batch: Any, settings: Any, *rest: Any) -> Any:
         for rule in rules:
             rule(self, batch, settings)
-        return draw(self, batch, settings, report)
+        return draw(self, batch, settings, *rest)
 
     monkeypatch.setattr(PipelineRunner, "draw", limited)
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling

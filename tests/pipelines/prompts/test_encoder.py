@@ -79,12 +79,12 @@ def counted(model: TextToImage) -> Iterator[list[int]]:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_was_drawn_before_changes_no_bit(kind: str, load: Callable[[str], TextToImage]) -> None:
     """Alone, drawn first, drawn after others, or from memory; four at once beside others or beside itself."""
-    options: dict[str, Any] = {"negative": "photo", "guidance": 3.0, "steps": 2, "width": 32, "height": 32}
+    options: dict[str, Any] = {"negative_prompt": "photo", "guidance": 3.0, "steps": 2, "width": 32, "height": 32}
     fresh = load(kind)
     first = {r.recipe.seed: r.recipe.image_hash for r in fresh(SHORT, seeds=range(4), batch_size=4, **options)}
     alone = next(fresh(SHORT, seeds=[2], batch_size=1, **options)).recipe.image_hash
     used = load(kind)
-    list(used(["a cat", "", "van gogh"], seeds=[1], batch_size=4, **options | {"negative": ""}))
+    list(used(["a cat", "", "van gogh"], seeds=[1], batch_size=4, **options | {"negative_prompt": ""}))
     for _ in range(2):
         again = list(used(SHORT, seeds=range(4), batch_size=4, **options))
         assert {r.recipe.seed: r.recipe.image_hash for r in again} == first
@@ -98,7 +98,7 @@ def test_one_image_is_what_the_pipeline_makes_of_the_plain_texts(
     kind: str, negative: str, load: Callable[[str], TextToImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(kind)
-    options: dict[str, Any] = {"negative": negative, "guidance": 3.0, "steps": 2, "width": 32, "height": 32}
+    options: dict[str, Any] = {"negative_prompt": negative, "guidance": 3.0, "steps": 2, "width": 32, "height": 32}
     ours = next(model(SHORT, seeds=[5], **options)).recipe
     texts = model.prompt_encoder._texts
     monkeypatch.setattr(model.prompt_encoder, "options", texts)

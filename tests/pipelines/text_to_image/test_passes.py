@@ -123,11 +123,14 @@ def test_mini_draws_from_a_picture_what_plain_diffusers_draws(t2i: Run) -> None:
 
 
 def test_another_task_shares_the_networks_and_lets_them_go_with_their_pipeline(tiny_pipeline: Path) -> None:
+    from t2i.pipelines.settings.settings import PipelineTraits
     from t2i.pipelines.text_to_image.passes import ImagePasses
 
     pipe = load(tiny_pipeline).model.pipe
     passes = ImagePasses(pipe)
-    passes.prepare(make_image_inputs(picture(), half_mask()))
+    passes.check(make_image_inputs(picture(), half_mask()), PipelineTraits.of(pipe))
+    assert not passes._pipes
+    passes._pipeline("inpainting", ())
     (other,) = passes._pipes.values()
     assert type(other).__name__ == "StableDiffusionInpaintPipeline"
     assert all(other.components[name] is part for name, part in pipe.components.items() if name != "scheduler")

@@ -258,7 +258,7 @@ def test_defaults_come_from_the_model_then_from_its_pipeline(flow: TextToImage) 
         ({"seeds": [2**64]}, r"2\^64"),
         ({"batch_size": 0}, "allowed 1 to 1024"),
         ({"prompts": "x" * 1_000_001}, "allowed are 1000000"),
-        ({"negative": "x" * 1_000_001}, "negative prompt"),
+        ({"negative_prompt": "x" * 1_000_001}, "negative prompt"),
         ({"prompts": "\udcff"}, "not valid UTF-8"),
     ],
 )

@@ -15,6 +15,7 @@ from t2i.errors import UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
 from t2i.pipelines.settings.schedulers import SCHEDULERS, make_scheduler
+from t2i.pipelines.settings.settings import Job
 from t2i.pipelines.text_to_image import preview as previews
 from t2i.pipelines.text_to_image.pipeline import TextToImage
 from t2i.pipelines.text_to_image.preview import Preview, decode, unpack
@@ -23,17 +24,17 @@ from t2i.pipelines.text_to_image.step_hooks import predict_x0
 Family = Callable[[str], Path]
 
 
-def drawn(painter: TextToImage, **options: Any) -> list[Any]:
-    return [np.asarray(r.image, np.int16) for r in painter("a horse", steps=6, guidance=3.0, **options)]
+def drawn(model: TextToImage, *seeds: int, preview: Preview | None = None) -> list[Any]:
+    settings = model.settings(steps=6, guidance=3.0, width=32, height=32)
+    jobs = [Job("a horse", seed) for seed in seeds]
+    return [np.asarray(r.image, np.int16) for r in model.draw(jobs, settings, batch_size=len(jobs), preview=preview)]
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux"])
 def test_the_picture_is_bit_equal_with_and_without(family: Family, kind: str) -> None:
-    painter, shown = TextToImage.load(family(kind)), list[Image.Image]()
-    options: dict[str, Any] = {"seeds": [1, 2], "width": 32, "height": 32, "batch_size": 2}
-    plain = drawn(painter, **options)
-    painter.runner.preview = Preview(2, shown.append)
-    seen = drawn(painter, **options)
+    model, shown = TextToImage.load(family(kind)), list[Image.Image]()
+    plain = drawn(model, 1, 2)
+    seen = drawn(model, 1, 2, preview=Preview(2, shown.append))
     assert all((a == b).all() for a, b in zip(plain, seen, strict=True))
     assert len(shown) == 3
     assert {picture.size for picture in shown} == {(66, 32)}  # two pictures and a gap
@@ -72,9 +73,8 @@ def test_x0_of_a_flow(tiny_pipeline: Path, scheduler: str) -> None:
 def test_the_last_preview_is_the_picture(family: Family) -> None:
     """A flow's last step goes to the predicted x0 itself, so what is shown there is what is saved."""
     for kind in ("sd3", "flux"):
-        painter, shown = TextToImage.load(family(kind)), list[Image.Image]()
-        painter.runner.preview = Preview(6, shown.append)
-        picture = drawn(painter, seeds=[1], width=32, height=32)[0]
+        model, shown = TextToImage.load(family(kind)), list[Image.Image]()
+        picture = drawn(model, 1, preview=Preview(6, shown.append))[0]
         assert np.abs(np.asarray(shown[0], np.int16) - picture).max() <= 1
 
 
