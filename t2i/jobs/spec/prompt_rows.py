@@ -103,6 +103,8 @@ def _read(option: Known, value: Any) -> dict[str, Any]:
         if not isinstance(value, str):
             raise UsageError(f"prompt: got {str(value)[:40]!r}, expected text")
         return {"prompt": value}
+    if name in ("image", "mask") and not isinstance(value, str):  # in Python these may be images, in a row only paths
+        raise UsageError(f"{name}: got {str(value)[:40]!r}, expected text")
     if name == "size":
         width, height = read_size(value)
         return {"width": OPTIONS["width"].convert(width), "height": OPTIONS["height"].convert(height)}

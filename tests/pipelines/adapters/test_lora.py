@@ -399,7 +399,7 @@ def test_a1111s_way_to_name_a_lora(family: Family, t2i: Run, tmp_path: Path) -> 
     scales = [[one["scale"] for one in record(path).adapters] for path in ran.lines]
     assert scales == [[0.8], [], [-0.5]]
     raw = t2i("a <lora:style:0.8> horse", *model, "--raw", "-o", "raw.png")
-    assert "hint: <lora:style:0.8> is read as plain text there" in raw.err
+    assert "hint: <lora:style:0.8> is read as plain text here" in raw.err
     assert record("raw.png").adapters == []
     again = t2i("--from", "tag.png", *model[:2], "-o", "again.png", steps="")
     assert "tag.png: identical" in again.err
@@ -412,7 +412,7 @@ def test_a1111s_way_to_name_a_lora(family: Family, t2i: Run, tmp_path: Path) -> 
         ("<lora:../x:1> a", "<lora:../x:1>: a name without folders is expected"),
         ("<lora:here:strong> a", "--lora here.safetensors: scale: got 'strong', expected a number"),
         ("<lora:here:1:0.5> a", "<lora:here:1:0.5>: one strength is for the whole model here"),
-        ("{a|<lora:here:1> b}", "<lora:...> inside of { } in a prompt"),
+        ("{a|<lora:here:1> b}", "<lora:...> inside { } in a prompt"),
         ("<lora:here> <lora:here> a", "--lora here.safetensors: given twice"),
     ],
 )
