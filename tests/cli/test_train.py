@@ -150,7 +150,7 @@ ERRORS: dict[str, tuple[str, list[str], int, list[str]]] = {
         "autoencoder",
         ["--set", "data.sources=[{path: nowhere}]"],
         1,
-        ["no such data: nowhere", "an image folder, a parquet file", "its comments say"],
+        ["no such data: nowhere", "an image folder, a parquet file", "describe how to make its data"],
     ),
     "missing autoencoder": (
         "text2image",
