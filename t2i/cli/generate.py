@@ -39,7 +39,6 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     With --prompts and a folder, images are named by position and content, and listed in manifest.jsonl there. The same
     command again makes only what is missing, and under `accelerate launch` all processes share the work.
     """
-    from t2i.cli.dry_run import dry_run
     from t2i.cli.progress_bar import show_events
     from t2i.jobs.from_options import make_request
     from t2i.jobs.run import execute
@@ -57,6 +56,8 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     values = {name: value for name, value in given.items() if value not in (None, ())}
     request = make_request(values, arguments, chosen=_chosen(), stdin=sys.stdin.buffer, say=say)
     if given["dry_run"]:
+        from t2i.cli.dry_run import dry_run
+
         dry_run(request, say, as_json)
         return
     with show_events(quiet, as_json, spell) as show:

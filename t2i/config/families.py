@@ -23,7 +23,7 @@ class AutoencoderLoss(Strict):
     """Weights of the loss terms, each a mean over pixel values.
 
     perceptual: of the distance between ImageNet features of image and reconstruction; needs the extra `imagenet`.
-    adversarial: length of a patch discriminator's gradient at the reconstruction, relative to all other terms'.
+    adversarial: length of a patch discriminator's gradient at the last layer, relative to that of all other terms.
     adversarial_from: images seen before the discriminator joins.
     """
 

@@ -225,9 +225,10 @@ def play(
 ) -> None:
     """One step of the discriminator, then one of the autoencoder against it (hinge; Lim and Ye 2017).
 
-    The adversarial term's weight makes its gradient at the reconstruction `loss.adversarial` times as long as that of
-    all other terms (Esser et al. 2021, eq. 7, taken at the image instead of the last layer: that leaves the decoder
-    out of these two backward passes).
+    The adversarial term's weight makes its gradient at the decoder's last layer `loss.adversarial` times as long as
+    that of all other terms (Esser et al. 2021, eq. 7). At the image itself it would not do: there the reconstruction's
+    gradients point every way and cancel in the weights, the discriminator's agree, and the first steps of mini's run
+    had gradients twenty times as long as before.
     """
     codec, game = engine.raw, GAMES["hinge"]
     discriminator = codec.discriminator
@@ -240,22 +241,21 @@ def play(
         with engine.accelerator.autocast():
             answer = discriminator(x_hat).float()
         against = game.generator(answer)
-        weight = config.loss.adversarial * gradient_ratio(engine, loss, against, x_hat)
+        weight = config.loss.adversarial * gradient_ratio(engine, loss, against, codec.vae.decoder.conv_out.weight)
         total = loss + weight * against
         engine.backward(step, total, "total_loss", loss=loss, **terms, g_loss=against, g_weight=weight)
     engine.descend(step)
     engine.advance(step)
 
 
-def gradient_ratio(engine: Engine, loss: Tensor, against: Tensor, x_hat: Tensor) -> Tensor:
-    """Return how much longer the gradient of `loss` at the reconstruction is than that of `against`.
+def gradient_ratio(engine: Engine, loss: Tensor, against: Tensor, where: Tensor) -> Tensor:
+    """Return how much longer the gradient of `loss` with respect to `where` is than that of `against`.
 
-    A scalar, over all processes.
+    A scalar; the gradients are those of the global batch, so that the number of processes does not matter.
     """
     # SCALE: in float16, where the discriminator may compute, the gradient of a mean over all patches would underflow
-    slopes = [torch.autograd.grad(SCALE * term, x_hat, retain_graph=True)[0] / SCALE for term in (loss, against)]
-    squares = torch.stack([slope.square().sum() for slope in slopes])
-    ours, theirs = engine.accelerator.reduce(squares, "mean").sqrt()
+    slopes = [torch.autograd.grad(SCALE * term, where, retain_graph=True)[0] / SCALE for term in (loss, against)]
+    ours, theirs = engine.accelerator.reduce(torch.stack(slopes), "mean").flatten(1).norm(dim=1)
     return ours / (theirs + 1e-12)
 
 

@@ -157,10 +157,10 @@ def test_its_gradient_has_the_length_that_is_asked_for(
     """At the reconstruction, measured in every step with the weight that is used."""
     lengths: list[tuple[float, float]] = []
 
-    def measured(engine: Any, loss: Tensor, against: Tensor, x_hat: Tensor) -> Tensor:
-        ratio = gradient_ratio(engine, loss, against, x_hat)
+    def measured(engine: Any, loss: Tensor, against: Tensor, where: Tensor) -> Tensor:
+        ratio = gradient_ratio(engine, loss, against, where)
         others, its = (
-            torch.autograd.grad(term, x_hat, retain_graph=True)[0].double().norm().item()
+            torch.autograd.grad(term, where, retain_graph=True)[0].double().norm().item()
             for term in (loss, wanted * ratio * against)
         )
         lengths.append((its, others))
