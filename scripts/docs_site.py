@@ -5,7 +5,6 @@ MkDocs loads this file as a hook, and Griffe as an extension (`scripts/docs` cal
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -73,13 +72,7 @@ class HouseStyle(griffe.Extension):
     """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        if obj.docstring is None:
-            return
-        if isinstance(obj, griffe.Module) and isinstance(obj.filepath, Path):
-            # As it stands: cleaning takes the indentation from code where nothing but code follows the first line.
-            raw = ast.get_docstring(ast.parse(obj.filepath.read_text(encoding="utf-8")), clean=False)
-            obj.docstring.value = (raw or "").strip()
-        else:
+        if obj.docstring is not None:
             obj.docstring.value = as_lists(obj.docstring.value, set(_names(obj)))
 
 

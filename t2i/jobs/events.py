@@ -6,6 +6,8 @@ A notebook, for example:
         match event:
             case Drawn(path=path): print(path)
             case Message(level="warning", text=text): print(text)
+
+Every event is a frozen dataclass.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ For example:
 
     found = preflight(request)
     found.models[0]["memory"]["needed"], found.output["files"]
+
+Models and output are plain data, ready for JSON.
 """
 
 from __future__ import annotations

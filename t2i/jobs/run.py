@@ -4,6 +4,8 @@ In two ways:
 
     for event in run(request): ...          # from Python, a notebook or a server
     execute(request, show)                  # the same work in this thread, each event handed to a function
+
+Either raises the T2IError that ended the job.
 """
 
 from __future__ import annotations
