@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from t2i.errors import ModelError, ModelUnavailable, one_line
-from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.library_logging import prepare_libraries, silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_safetensors
 
@@ -57,7 +57,7 @@ def _read(folder: Path, device: str, prompts: list[str]) -> Tensor:
     """CLIP's features of prompts, (B, D) on the CPU; what is longer than it takes is cut.  Raises ModelError."""
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    with quiet():
+    with silence_libraries():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             load: Any = CLIPTextModelWithProjection
@@ -98,7 +98,7 @@ def _transformer(
         raise ModelError(f"{folder.name}: no .safetensors weights", "use a model whose weights are .safetensors files")
     for file in weights:
         check_safetensors(file)
-    with quiet() as said:
+    with silence_libraries() as said:
         try:
             net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         except Exception as e:  # transformers raises nearly anything on a damaged folder
