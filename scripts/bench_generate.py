@@ -140,13 +140,13 @@ def sd15_unet(dtype: Any) -> Any:
     """Build the 860M parameters without the slow initialisation of each layer."""
     import torch
 
-    from t2i.model_files.library_logging import prepare_libraries, quiet
+    from t2i.model_files.library_logging import prepare_libraries, silence_libraries
 
     prepare_libraries()  # before diffusers is imported
     from diffusers import UNet2DConditionModel
 
     generator = torch.Generator().manual_seed(0)
-    with quiet(), torch.device("meta"):
+    with silence_libraries(), torch.device("meta"):
         net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).to(dtype)
     net = net.to_empty(device="cpu").eval()
     with torch.no_grad():

@@ -20,7 +20,7 @@ import io
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +58,18 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             return save_family(kind, folder / f"tiny-{kind}")
 
     return saved
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test the settings of a fresh process, as far as t2i changes them: a model may have asked for them."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # so that what a test sets is taken back
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
 
 
 @pytest.fixture

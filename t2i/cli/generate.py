@@ -40,8 +40,10 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
     the same command again draws only missing images, and under `accelerate launch` all processes share the work.
     """
     from t2i.cli.progress_bar import show_events
+    from t2i.jobs.events import Counted, Drawn, Event, Failed, StepDone
     from t2i.jobs.from_options import make_request
     from t2i.jobs.run import execute
+    from t2i.model_files.gc_pause import gc_paused
 
     quiet, as_json = given["quiet"], given["json_lines"]
     spell = partial(spelled, command=click.get_current_context().command)
@@ -60,8 +62,14 @@ def generate(arguments: tuple[str, ...], **given: Any) -> None:
 
         dry_run(request, say, as_json, spell)
         return
-    with show_events(quiet, as_json, spell) as show:
-        execute(request, show)
+    with show_events(quiet, as_json, spell) as show, gc_paused() as resume:
+
+        def shown(event: Event) -> None:
+            if isinstance(event, StepDone | Counted | Drawn | Failed):  # the first model is loaded
+                resume()
+            show(event)
+
+        execute(request, shown)
 
 
 def _forget_idle_defaults(given: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def _train(
         raise click.UsageError("--resume and --fresh exclude each other")
     from t2i.config import find_config, load_config
     from t2i.model_files.library_logging import prepare_libraries
-    from t2i.model_files.library_logging import quiet as silence
+    from t2i.model_files.library_logging import silence_libraries as silence
 
     prepare_libraries()
     path = find_config(config or DEFAULTS[family])

@@ -20,7 +20,7 @@ from torch import Tensor
 from t2i.errors import ModelError, ModelUnavailable, one_line
 from t2i.imaging import images
 from t2i.model_files.imagenet import SHA256, load_efficientnet
-from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.library_logging import prepare_libraries, silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_safetensors
 from t2i.nn.efficientnet import EfficientNetLite0
@@ -87,7 +87,7 @@ def _encode_prompts(folder: Path, device: str, prompts: list[str]) -> Tensor:
     """
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    with quiet():
+    with silence_libraries():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             load: Any = CLIPTextModelWithProjection
@@ -128,7 +128,7 @@ def _transformer(
         raise ModelError(f"{folder.name}: no .safetensors weights", "use a model whose weights are .safetensors files")
     for file in weights:
         check_safetensors(file)
-    with quiet() as messages:
+    with silence_libraries() as messages:
         try:
             net = load.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         except Exception as e:  # transformers raises nearly anything on a damaged folder

@@ -24,7 +24,7 @@ from t2i import config
 from t2i.errors import ConfigError, ModelError, UsageError, one_line
 from t2i.evaluation.external_extractors import clip, dinov2, efficientnet, inception
 from t2i.imaging import images
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_safetensors, weights_hash
 from t2i.nn.resnet import ResNet
@@ -139,7 +139,7 @@ def load_resnet(name: str, folder: Path, size: int, device: str) -> Extractor:
     for file in weights:
         check_safetensors(file)
     try:
-        with quiet():
+        with silence_libraries():
             net = ResNet.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32).to(device).eval()
         found = read_json(folder / "classes.json")
         questions = {str(k): tuple(map(str, v)) for k, v in found.get("questions", {"": found["classes"]}).items()}

@@ -1,12 +1,8 @@
-"""Safe decoding: an image file of any source -> an upright RGB picture of 8 bits, or an error that names the file."""
+"""Safe decoding: an image file from any source becomes an upright 8-bit RGB image, or an error that names the file."""
 
 from __future__ import annotations
 
 import io
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from t2i.errors import ImageError, T2IError
+from t2i.threads import ignore_warnings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # explicit: Pillow knows formats that start other programs
 MAX_PIXELS = 89_000_000  # just under the bound at which Pillow itself warns of a decompression bomb
 MAX_BYTES = 500_000_000  # of a file
-MAX_TEXT = 16_000_000  # characters of text and bytes of profiles beside the pixels
+MAX_TEXT = 16_000_000  # characters of text and bytes of profiles, besides the pixels
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,19 +24,19 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes the picture upright
+}  # EXIF orientation -> the transposition that makes the image upright
 OTHER_KINDS = {b"%!PS": "EPS/PostScript", b"8BPS": "PSD", b"SIMPLE  =": "FITS", b"%PDF": "PDF", b"<svg": "SVG"}
-_warnings_lock = threading.Lock()
 
 
 def decode(data: bytes | Path, where: str | None = None) -> Image.Image:
-    """A picture from a file or its bytes, as RGB of 8 bits, upright.
+    """Decode an image from a file or its bytes, as upright 8-bit RGB.
 
-    Grey is repeated over the channels, 16-bit grey is scaled (not clipped), alpha and palette transparency are laid on
-    white, CMYK is converted without a colour profile, EXIF orientation is applied, an animation gives its first frame.
+    Grey is repeated over the channels, 16-bit grey is scaled (not clipped), alpha and palette transparency are
+    composited on white, CMYK is converted without a colour profile, EXIF orientation is applied, and an animation is
+    reduced to its first frame.
     where: the name used in messages; default: the path.
-    Raises ImageError for what is damaged, no image, of another format, or larger than MAX_PIXELS; the size is taken
-    from the header, before any pixel is decoded.
+    Raises ImageError: damaged, not an image, an unsupported format, or larger than MAX_PIXELS by its header, which is
+    read before any pixel is decoded.
     """
     where = where or (str(data) if isinstance(data, Path) else "image")
     image = open_image(data, where)
@@ -56,18 +53,18 @@ def decode(data: bytes | Path, where: str | None = None) -> Image.Image:
 
 
 def open_image(data: bytes | Path, where: str) -> Image.Image:
-    """The image with its header and metadata read, its pixels not yet.  Raises ImageError as `decode` does."""
+    """Open an image: its header and metadata are read, its pixels are not.  Raises ImageError as `decode` does."""
     raw = _read(data, where) if isinstance(data, Path) else data
     if not raw:
         raise ImageError(f"{where}: the file is empty (0 bytes)")
     if raw.startswith(b"version https://git-lfs"):
         raise ImageError(f"{where}: a git-lfs pointer, not the image itself", "git lfs pull")
     try:
-        with quiet():
+        with ignore_warnings():  # of a bomb too: its size is judged below, before any pixel is decoded
             image = Image.open(io.BytesIO(raw), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise ImageError(f"{where}: {_kind(raw)}; images are read from {', '.join(FORMATS)}") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:  # twice that bound
         raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; refused before decoding") from None
     except Exception as e:  # among them: more text in a PNG than Pillow's bound
         raise ImageError(f"{where}: the image's header is damaged or unsafe ({reason(e)})") from None
@@ -106,12 +103,12 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     rgb = image.convert("RGB")
-    rgb.info = {}  # comments, profiles and the like belong to the file, not to the picture
+    rgb.info = {}  # comments and profiles belong to the file; a later save must not repeat them
     return rgb
 
 
 def _from_16_bit(image: Image.Image, where: str) -> Image.Image:
-    """Grey 0..65535 -> 0..255, to the nearest; the one transparent grey value of a PNG becomes alpha."""
+    """Scale grey 0..65535 to 0..255, rounding to nearest; the transparent grey value of a PNG becomes alpha."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{where}: 32-bit grey has no defined white; save it with 8 or 16 bits")
@@ -124,14 +121,14 @@ def _from_16_bit(image: Image.Image, where: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> Any:
     try:
-        with quiet():
+        with ignore_warnings():
             return image.getexif().get(0x0112)
-    except Exception:  # damaged EXIF does not spoil the picture
+    except Exception:  # the pixels are fine though their EXIF is damaged
         return None
 
 
 def _kind(raw: bytes) -> str:
-    """What a file is that is none of our image formats, in words."""
+    """Describe a file that is in none of the supported formats."""
     for start, name in OTHER_KINDS.items():
         if raw.startswith(start):
             return f"a file of kind {name}, whatever its suffix says"
@@ -142,14 +139,3 @@ def _kind(raw: bytes) -> str:
 
 def reason(error: BaseException) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """A bomb warning is an error, any other warning of Pillow is none of the user's; one thread at a time, since
-    Python's warning filters are shared by all threads.
-    """
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield

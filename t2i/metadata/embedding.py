@@ -1,4 +1,4 @@
-"""Where the texts of a record stand in a file: written as Pillow's save options, read from what any tool wrote.
+"""Records in image files: written by Pillow's save options, read from files of any tool.
 
 | file | A1111's text | our JSON | made by a model |
 | --- | --- | --- | --- |
@@ -19,8 +19,8 @@ from xml.sax.saxutils import quoteattr
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from t2i.imaging.decoding import quiet
 from t2i.metadata import a1111
+from t2i.threads import ignore_warnings
 
 MAX_RECORD = 1_000_000  # characters of one text that are read
 RECIPE_NAMESPACE = "urn:t2i:xmp:1.0:"
@@ -31,18 +31,18 @@ UNICODE = b"UNICODE\0"  # EXIF's mark of a UTF-16 comment
 
 @dataclass(frozen=True)
 class Texts:
-    """What stands in a file, not yet understood; what does not is None."""
+    """The texts found in a file, not yet parsed; None: not there."""
 
     parameters: str | None  # A1111's text, ours or another tool's
     json: str | None  # ours
     generated: bool  # marked as made by a trained model
-    problems: tuple[str, ...] = ()  # what was there and could not be read
+    problems: tuple[str, ...] = ()  # texts that are there and could not be read
 
 
 def embed(format: str, parameters: str | None = None, json: str | None = None) -> dict[str, Any]:
-    """Pillow's keyword arguments that write a record into a file of the given Pillow format.
+    """Return Pillow's keyword arguments that write a record into a file of the given Pillow format.
 
-    json must be ASCII.  Without texts, the file says only that a model made it.
+    json: must be ASCII.  Without texts, the file says only that a model made it.
     """
     if format == "PNG":
         info = PngImagePlugin.PngInfo()
@@ -59,7 +59,7 @@ def embed(format: str, parameters: str | None = None, json: str | None = None) -
 
 
 def extract(image: Image.Image) -> Texts:
-    """The texts of an opened image.  Never fails: what is damaged, or too large to be a record, is a problem."""
+    """Extract the texts of an opened image.  Never fails: damaged or oversized texts are listed as problems."""
     problems: list[str] = []
     if image.format == "PNG" and not {"parameters", "t2i", "xmp"} & image.info.keys():
         try:
@@ -73,7 +73,7 @@ def extract(image: Image.Image) -> Texts:
 
 
 def xmp_packet(json: str | None = None) -> bytes:
-    """An XMP packet that says `made by a trained model`, with our JSON if one is given."""
+    """Build an XMP packet that says `made by a trained model`, with our JSON if one is given."""
     extra = f" xmlns:t2i={quoteattr(RECIPE_NAMESPACE)} t2i:recipe={quoteattr(json)}" if json else ""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -85,7 +85,7 @@ def xmp_packet(json: str | None = None) -> bytes:
 
 
 def _exif(comment: bytes) -> bytes:
-    """An EXIF block that holds a UserComment alone, of more than 4 bytes.
+    """Build an EXIF block that holds nothing but a UserComment of more than 4 bytes.
 
     By hand, since Pillow would mark it as numbers (type 1); A1111's reader wants type 7, undefined bytes.
     """
@@ -96,7 +96,7 @@ def _exif(comment: bytes) -> bytes:
 
 
 def _read_xmp(packet: object, problems: list[str]) -> tuple[bool, str | None]:
-    """(marked as made by a model, our JSON) of an XMP packet."""
+    """Return (marked as made by a model, our JSON) of an XMP packet."""
     if not isinstance(packet, str | bytes) or not packet:
         return False, None
     raw = packet.encode("utf-8", "replace") if isinstance(packet, str) else packet
@@ -115,16 +115,16 @@ def _read_xmp(packet: object, problems: list[str]) -> tuple[bool, str | None]:
 
 
 def _read_comment(image: Image.Image, problems: list[str]) -> str | None:
-    """A1111's text from EXIF UserComment; a comment of another sort (cameras write such) is none."""
+    """Return A1111's text from EXIF UserComment; None for another comment, such as cameras write."""
     try:
-        with quiet():
+        with ignore_warnings():
             comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     except Exception as e:  # EXIF is read by hand-written code over hostile offsets
         problems.append(f"the EXIF is damaged: {str(e)[:200]}")
         return None
     if isinstance(comment, bytes) and comment.startswith(UNICODE):
         body = comment[len(UNICODE) :]
-        # The order of bytes is not marked: A1111 writes the high byte first, which is 0 in most of any such text.
+        # The byte order is not marked. A1111 writes the high byte first, and it is 0 for most characters.
         swapped = body[1::2].count(0) > body[::2].count(0)
         comment = body.decode("utf-16-le" if swapped else "utf-16-be", "replace")
     elif isinstance(comment, bytes):

@@ -1,4 +1,4 @@
-"""A model on the Hugging Face Hub: its files in the local cache, downloaded first where that is needed and allowed."""
+"""Downloads from the Hugging Face Hub: a model's files in the local cache, fetched where needed and allowed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from pathlib import Path
 
 from t2i.errors import ModelError, ModelUnavailable, one_line
 from t2i.model_files.hub_api import OFFLINE, TIMEOUT, check_listing, explain, is_reachable, not_cached
-from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.registry import Defaults, ResolvedModel
 
-CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # in every folder; what diffusers itself would ask for
+CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # in every folder; those that diffusers would ask for
 NETWORK_FILES = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors"]
-NETWORK_FILES += ["diffusion_pytorch_model.safetensors.index.json"]  # not the same weights in half precision
+NETWORK_FILES += ["diffusion_pytorch_model.safetensors.index.json"]  # no copies in half precision
 
 
 def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = False) -> Path:
-    """The snapshot folder of a Hub model in the cache, with its safetensors weights.
+    """Return the snapshot folder of a Hub model in the cache, with its safetensors weights.
 
-    Nothing is asked of the network when `offline`, or where HF_HUB_OFFLINE is set. When the Hub cannot be reached, a
-    cached model still loads. No file is opened but JSON.
+    offline: do not use the network; neither where HF_HUB_OFFLINE is set. When the Hub cannot be reached, a cached model
+    still loads. Only JSON files are opened.
     Raises ModelUnavailable (no such id, gated, not cached and no network) and ModelError (no pipeline, or own code).
     """
-    prepare_libraries()
     from huggingface_hub.constants import is_offline_mode
 
     if offline or is_offline_mode():
@@ -41,11 +40,10 @@ def fetch(model: ResolvedModel, revision: str | None = None, offline: bool = Fal
 
 
 def fetch_network(id: str, offline: bool = False) -> Path:
-    """The snapshot folder of one network on the Hub, such as a ControlNet, with its safetensors weights.
+    """Return the snapshot folder of one network on the Hub, such as a ControlNet, with its safetensors weights.
 
     Raises ModelUnavailable: no such id, gated, not cached and no network.
     """
-    prepare_libraries()
     from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError
@@ -56,7 +54,7 @@ def fetch_network(id: str, offline: bool = False) -> Path:
             return Path(snapshot_download(id, allow_patterns=NETWORK_FILES))
         except HfHubHTTPError as e:
             explain(e, ResolvedModel("hub", id, id, Defaults()), None)
-        except Exception:  # the HTTP library's own errors: what is in the cache will do
+        except Exception:  # the HTTP library's own errors: a cached copy is as good
             pass
     folder = _cached(id, NETWORK_FILES, "config.json")
     if folder is None:
@@ -68,7 +66,7 @@ def fetch_network(id: str, offline: bool = False) -> Path:
 
 
 def fetch_configs(id: str, file: str, offline: bool) -> Path:
-    """The configs and tokenizers of a Hub model, without its weights, for the single file of weights called `file`.
+    """Return a folder with the configs and tokenizers of a Hub model, for the single file of weights called `file`.
 
     Raises ModelUnavailable where they are not cached and cannot be fetched.
     """
@@ -89,13 +87,13 @@ def _no_configs(id: str, file: str) -> ModelUnavailable:
     return ModelUnavailable(
         f"{file} holds weights only; the configs and tokenizer of {id} belong to it and are not in the cache",
         f"with a network, `hf download {id} --include '*.json' --include '*.txt'` gets them (small files);"
-        " or give a folder that has them: --config FOLDER",
+        " or give a folder that has them: `config=FOLDER`",
     )
 
 
 def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
-    """Raises ModelUnavailable, with the reason why it was not downloaded."""
-    # The folder as it is: which of its files are needed, and whether they are there, is checked afterwards.
+    """Return the snapshot folder in the cache.  Raises ModelUnavailable, saying why it was not downloaded."""
+    # The folder as it is: `check_pipeline_folder` says later which of its files are missing.
     folder = _cached(model.location, ["model_index.json"], "model_index.json", revision)
     if folder is None:
         raise not_cached(model, revision, why)
@@ -103,7 +101,7 @@ def _from_cache(model: ResolvedModel, revision: str | None, why: str) -> Path:
 
 
 def _cached(id: str, patterns: list[str], needed: str, revision: str | None = None) -> Path | None:
-    """The snapshot folder of a Hub repository in the cache; None where there is none, or not that file in it."""
+    """Return the snapshot folder of a repository in the cache; None where it, or the needed file in it, is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -119,15 +117,15 @@ def _download(model: ResolvedModel, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        with quiet():
+        with silence_libraries():
             return Path(DiffusionPipeline.download(model.location, revision=revision, use_safetensors=True))
     except HfHubHTTPError as e:
         explain(e, model, revision)
     except ValueError as e:
         reason = one_line(e)
-        raise ModelError(f"cannot download {model.name!r}: {reason}", "--debug shows where") from e
+        raise ModelError(f"cannot download {model.name!r}: {reason}", "`debug` shows where") from e
     except Exception as e:  # the HTTP library's own errors, the disk's
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise ModelError(f"cannot download {model.name!r}: {e.strerror}", "HF_HOME says where it goes") from e
+            raise ModelError(f"cannot download {model.name!r}: {e.strerror}", "HF_HOME sets the folder") from e
         why = f"the download broke off ({type(e).__name__}); files that arrived whole are kept"
         raise not_cached(model, revision, why) from e

@@ -1,4 +1,4 @@
-"""What the Hub says of a model before anything is downloaded, and what its refusals mean to the user."""
+"""Requests to the Hub before a download: listings, licences, sizes; and its refusals as error messages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from t2i.errors import ModelError, ModelUnavailable
-from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.registry import NAMES, ResolvedModel, near
 from t2i.model_files.weight_files import LOADED
 
 TIMEOUT = 10  # seconds for the first answer; downloads have the Hub library's own patience
-OFFLINE = "the network is off (--offline or HF_HUB_OFFLINE)"
+OFFLINE = "the network is off (`offline` or HF_HUB_OFFLINE)"
 
 
 def is_reachable(id: str) -> bool:
-    """Whether the Hub answers for this model, asked once; its library alone would try for half a minute."""
+    """Return whether the Hub answers for this model, in one request: its own library retries for half a minute."""
     from huggingface_hub import model_info
 
     try:
@@ -28,7 +27,7 @@ def is_reachable(id: str) -> bool:
 
 
 def describe(model: ResolvedModel) -> dict[str, Any]:
-    """What the Hub itself says of a model: its licence, whether it is gated, its newest commit.
+    """Return a model's licence, whether it is gated, and its newest commit, as the Hub has them.
 
     Raises ModelUnavailable: no network, or no such model.
     """
@@ -41,14 +40,14 @@ def describe(model: ResolvedModel) -> dict[str, Any]:
         explain(e, model, None)
     except Exception as e:  # offline by setting, or the HTTP library's own errors
         message = f"the Hub cannot be asked about {model.name!r} ({type(e).__name__})"
-        raise ModelUnavailable(message, "leave --online out") from None
+        raise ModelUnavailable(message, "leave `online` out") from None
     license = getattr(info.card_data, "license", None) or model.defaults.license
     return {"license": license, "gated": bool(info.gated), "newest": info.sha}
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the Hub would send of a model: {file: bytes}, and what it says of it.  kind: the pipeline class."""
+    """A download that the Hub would send: {file: bytes}, and facts about the model.  kind: the pipeline class."""
 
     files: dict[str, int]
     kind: str | None
@@ -58,16 +57,15 @@ class Remote:
 
     @property
     def bytes(self) -> int:
-        """Of the whole download."""
+        """Return the size of the whole download."""
         return sum(self.files.values())
 
 
 def ask(model: ResolvedModel, revision: str | None = None, offline: bool = False) -> Remote:
-    """What `hub.fetch` would download of a model that is not in the cache; asks the Hub and downloads nothing.
+    """Ask the Hub what `hub.fetch` would download of a model that is not in the cache; download nothing.
 
     Raises ModelUnavailable (no network, no such id, gated and not accepted) and ModelError, as `hub.fetch` does.
     """
-    prepare_libraries()
     from huggingface_hub import auth_check, model_info
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError
@@ -90,7 +88,7 @@ def ask(model: ResolvedModel, revision: str | None = None, offline: bool = False
 
 
 def _wanted(sizes: dict[str, int]) -> dict[str, int]:
-    """Those files of a model's listing that are downloaded: configs, tokenizers, and weights that are no variant."""
+    """Select the files of a listing that are downloaded: configs, tokenizers, and weights that are no variant."""
     plain = {name.rpartition("/")[0] for name in sizes if LOADED.fullmatch(name.rpartition("/")[2])}
 
     def is_wanted(name: str) -> bool:
@@ -103,17 +101,17 @@ def _wanted(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def not_cached(model: ResolvedModel, revision: str | None, why: str) -> ModelUnavailable:
-    """What is said where a model would have to be downloaded and cannot be; names the command that gets it."""
+    """Return the error for a model that would have to be downloaded and cannot be; it names the command to get it."""
     at = f" at revision {revision}" if revision else ""
     command = f"t2i models pull {model.name}{f' --revision {revision}' if revision else ''}"
     return ModelUnavailable(
         f"model {model.name!r}{at} is not in the cache, and {why}",
-        f"with a network, `{command}` gets it; the embedded model needs none: --model mini",
+        f"with a network, `{command}` gets it; the embedded model needs none: `model=mini`",
     )
 
 
 def check_listing(files: set[str], model: ResolvedModel) -> None:
-    """Refuse before anything is downloaded what would be refused afterwards."""
+    """Raise ModelError before a download that would be refused after it."""
     if "model_index.json" not in files:
         single = sorted(name for name in files if name.endswith(".safetensors"))
         hint = f"download {single[0]!r} and give its path" if single else "give the id of a text-to-image pipeline"
@@ -126,7 +124,7 @@ def check_listing(files: set[str], model: ResolvedModel) -> None:
 
 
 def explain(e: Exception, model: ResolvedModel, revision: str | None) -> NoReturn:
-    """Turn an answer of the Hub into what it means to the user."""
+    """Raise ModelUnavailable with the meaning of an error answer of the Hub."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status: Any = getattr(getattr(e, "response", None), "status_code", None)
@@ -134,7 +132,7 @@ def explain(e: Exception, model: ResolvedModel, revision: str | None) -> NoRetur
         hint = f"accept its licence on the Hub's page of {model.location}, then `hf auth login` (or set HF_TOKEN)"
         raise ModelUnavailable(f"model {model.name!r} is gated", hint) from None
     if isinstance(e, RevisionNotFoundError):
-        raise ModelUnavailable(f"model {model.name!r} has no revision {revision!r}", "leave --revision out") from None
+        raise ModelUnavailable(f"model {model.name!r} has no revision {revision!r}", "leave `revision` out") from None
     if isinstance(e, RepositoryNotFoundError) or status in (401, 403):
         guesses = near(model.location)
         hint = f"did you mean {' or '.join(guesses)}?" if guesses else f"names: {', '.join(NAMES)}"

@@ -1,4 +1,4 @@
-"""From a model's name to its files on this machine, checked and ready to load."""
+"""From a model's name to its files on this machine, verified and ready to load."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from t2i.errors import ModelError, UsageError
 from t2i.model_files import hub, single_file
+from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.registry import Defaults, ResolvedModel, model_defaults, resolve
 from t2i.model_files.weight_files import check_pipeline_folder, safety_state, weights_hash
 
@@ -33,30 +34,31 @@ class ModelFiles:
 
     @property
     def defaults(self) -> Defaults:
-        """What the model draws best with, as far as it is known."""
+        """Return the settings that the model draws best with, as far as they are known."""
         return self.model.defaults
 
     @property
     def bytes(self) -> int:
-        """Size of the weights on disk."""
+        """Return the size of the weights on disk."""
         return sum(file.stat().st_size for file in self.weights)
 
     def hash(self) -> str | None:
-        """sha256 of the weights, or None where they are too big for that (see `weights.weights_hash`)."""
+        """Return the sha256 of the weights, or None where they are too large to hash (see `weights_hash`)."""
         return weights_hash(self.weights, self.path if self.path.is_dir() else self.path.parent)
 
 
 def locate(model: str, *, revision: str | None = None, offline: bool = False, config: str | None = None) -> ModelFiles:
-    """Find a model's files, downloading them where that is needed and allowed, and check them.  Loads nothing.
+    """Find a model's files, downloading them where needed and allowed, and verify them.  Loads nothing.
 
     config: a folder with the configs of a single file.
     Raises UsageError (a revision of something local, configs of a folder), ModelUnavailable and ModelError.
     """
+    prepare_libraries()  # every model is located before it is loaded, so this comes before diffusers is imported
     resolved = resolve(model)
     if revision is not None and resolved.kind != "hub":
         raise UsageError(f"revision {revision!r}: {resolved.name!r} is on this machine and has no revisions")
     if config is not None and resolved.kind != "file":
-        raise UsageError(f"--config {config!r}: {resolved.name!r} has its own; only a single file needs them")
+        raise UsageError(f"`config={config}`: {resolved.name!r} has its own; only a single file needs them")
     if resolved.kind == "file":
         path = Path(resolved.location)
         kind, configs = single_file.identify(path, Path(os.path.abspath(config)) if config is not None else None)

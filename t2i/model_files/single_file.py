@@ -1,7 +1,7 @@
-"""One .safetensors file with a whole model: which kind it is, and the configs and tokenizers that it lacks.
+"""A whole model in one .safetensors file: identify its kind, and add the configs and tokenizers that it lacks.
 
-Those of Stable Diffusion 1 and XL are in the package (`t2i/single_file`); other kinds take theirs from the folder that
-the user gives, or from the Hub.
+Configs of Stable Diffusion 1 and XL are in the package (`t2i/single_file`); other kinds take theirs from the folder
+that the user gives, or from the Hub.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from t2i.errors import ModelError
 from t2i.model_files import hub
-from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_config_folder, check_safetensors, tensor_shapes
 
@@ -20,7 +19,7 @@ CARRIED = Path(__file__).parents[1] / "single_file"
 CLIP_TOKENS = 77  # what CLIP reads, both ends included
 FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 
-# A tensor that only this kind of single file has, the pipeline class that draws with it, and the configs carried here.
+# (pattern of a tensor that only this kind of file has, its pipeline class, its configs in the package)
 KINDS: tuple[tuple[str, str, str | None], ...] = (
     (r"edm_mean$", "StableDiffusionXLPipeline", None),  # Playground 2.5: as XL, with a schedule of its own
     (r"conditioner\.embedders\.1\.", "StableDiffusionXLPipeline", "sdxl"),
@@ -32,7 +31,7 @@ KINDS: tuple[tuple[str, str, str | None], ...] = (
 
 
 def identify(path: Path, config: Path | None = None) -> tuple[str, Path | None]:
-    """(pipeline class, folder of configs or None) of a single file, which is checked and not loaded.
+    """Return (pipeline class, folder of configs or None) of a single file, which is verified and not loaded.
 
     config: the folder that the user gives; it decides what the file is.
     Raises ModelError: damaged, a pickle, an adapter, of no known kind, or code in the folder.
@@ -47,19 +46,19 @@ def identify(path: Path, config: Path | None = None) -> tuple[str, Path | None]:
         if any(re.match(pattern, name) for name in shapes):
             if "v_pred" in shapes:
                 message = f"{path.name} predicts velocity, which the scheduler of {kind} does not expect"
-                raise ModelError(message, "give a folder with the model's configs: --config FOLDER")
+                raise ModelError(message, "give a folder with the model's configs: `config=FOLDER`")
             channels = shapes.get(FIRST_LAYER, (0, 4))[1:2]
             return kind, CARRIED / carried if carried and channels == (4,) else None  # 9: made for inpainting
     adapter = any("lora" in name.lower() for name in shapes)
     what = "an adapter (LoRA), not a model" if adapter else f"of no known kind (its tensors: {next(iter(shapes))[:60]})"
-    hint = "give a whole model: Stable Diffusion 1, 2, XL, 3, FLUX.1; or a folder; or its configs with --config FOLDER"
+    hint = "give a whole model: Stable Diffusion 1, 2, XL, 3, FLUX.1; or a folder; or its configs with `config=FOLDER`"
     raise ModelError(f"{path.name} is {what}", hint)
 
 
 def load(
     kind: Any, path: Path, config: Path | None, components: dict[str, Any], options: dict[str, Any], offline: bool
 ) -> Any:
-    """The pipeline of class `kind` with the file's weights.
+    """Load a pipeline of class `kind` with the file's weights.
 
     Raises ModelUnavailable where its configs are not here and cannot be fetched, and whatever diffusers raises.
     """
@@ -70,8 +69,7 @@ def load(
 
 
 def tokenizers(folder: Path) -> dict[str, Any]:
-    """The tokenizers of a folder of configs that is carried here, by component name; built in memory."""
-    prepare_libraries()
+    """Build the tokenizers of a folder of configs in the package, by component name."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _clip_vocabulary()
@@ -84,7 +82,7 @@ def tokenizers(folder: Path) -> dict[str, Any]:
 
 
 def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens and their numbers, which follow from its list of merges: bytes, bytes at a word's end, merges."""
+    """Derive CLIP's tokens and their numbers from its list of merges: bytes, bytes at a word's end, merges."""
     lines = (CARRIED / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [(first, second) for first, second in (line.split() for line in lines[1:])]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -94,8 +92,7 @@ def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _configs_of_its_kind(path: Path, offline: bool) -> Path:
-    """The configs of the model on the Hub from which diffusers thinks that this file was made."""
-    prepare_libraries()
+    """Fetch the configs of the model from which diffusers takes this file to be made.  Raises as `load` does."""
     import torch
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 

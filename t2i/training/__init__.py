@@ -33,5 +33,8 @@ TRAINERS = {name: f"train_{name}" for name in ("autoencoder", "classifier", "dcg
 
 def __getattr__(name: str) -> Any:
     if name in TRAINERS.values():
+        from t2i.model_files.library_logging import prepare_libraries
+
+        prepare_libraries()
         return getattr(import_module(f"t2i.training.families.{name.removeprefix('train_')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,10 +66,10 @@ def test_adapters_are_on_again_where_the_model_is_loaded_anew(
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling
     draw = PipelineRunner.draw
 
-    def limited(self: PipelineRunner, batch: Any, settings: Any, report: Any) -> Any:
+    def limited(self: PipelineRunner, *rest: Any) -> Any:
         if not self.pipe.vae.use_tiling:
             raise MemoryError
-        return draw(self, batch, settings, report)
+        return draw(self, *rest)
 
     asked = ("a horse", "-m", kit["model"], *SIZE, "-i", "pic.png", "--control", "edges:pic.png", "--cache", "reuse")
     worn = ("--lora", "style.safetensors")

@@ -16,6 +16,14 @@ def test_collection_stops_and_goes_on() -> None:
     assert gc.isenabled()
 
 
+def test_the_pause_may_end_before_the_block() -> None:
+    with gc_paused() as resume:
+        assert not gc.isenabled()
+        resume()
+        assert gc.isenabled()
+    assert gc.isenabled()
+
+
 def test_it_goes_on_after_an_error() -> None:
     @gc_paused()
     def fail() -> None:
@@ -30,8 +38,9 @@ def test_it_goes_on_after_an_error() -> None:
 def test_who_has_switched_it_off_keeps_it_off() -> None:
     gc.disable()
     try:
-        with gc_paused():
-            pass
+        with gc_paused() as resume:
+            resume()
+            assert not gc.isenabled()
         assert not gc.isenabled()
     finally:
         gc.enable()

@@ -20,7 +20,6 @@ from t2i.jobs.spec.output_paths import Outputs
 from t2i.jobs.spec.request import GenerateRequest
 from t2i.jobs.spec.resolve import ModelKey, image_inputs, model_key, settings_of
 from t2i.jobs.spec.tasks import PromptOverrides, Task
-from t2i.model_files.gc_pause import gc_paused
 from t2i.model_files.locate import ModelFiles, locate
 from t2i.pipelines.prompts.chunking import PromptChunker
 from t2i.pipelines.settings.settings import Job, Settings
@@ -110,7 +109,6 @@ def places_of(request: GenerateRequest) -> dict[str | None, Outputs]:
     return places
 
 
-@gc_paused()
 def prepare(
     group: ModelGroup,
     request: GenerateRequest,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from t2i.errors import ModelError, ModelUnavailable, UsageError
 from t2i.model_files.hub_api import OFFLINE
-from t2i.model_files.library_logging import prepare_libraries
 from t2i.model_files.registry import PICKLES
 from t2i.model_files.weight_files import SAFETENSORS_HINT, check_safetensors, hash_weights
 from t2i.pipelines.adapters.specs import Adapters
@@ -118,7 +117,6 @@ def _choose(names: Sequence[str], where: str, option: str) -> str | None:
 
 def _from_hub(id: str, file: str | None, option: str, offline: bool) -> tuple[Path, str]:
     """(the file in the Hub's cache, its name there); downloaded where that is needed and allowed."""
-    prepare_libraries()
     from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.constants import is_offline_mode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import ModelError, UsageError, one_line
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_component, tensor_shapes
 from t2i.pipelines.adapters.files import AdapterFile
@@ -52,7 +52,7 @@ def attach(
         "weight_name": [path.name for path in files],
         "local_files_only": True,
     }
-    with quiet():
+    with silence_libraries():
         try:
             pipe.load_ip_adapter(**options)
         except Exception as e:  # whatever diffusers finds wrong with a file
@@ -67,7 +67,7 @@ def attach(
 
 def detach(pipe: Any, before: dict[str, Any]) -> None:
     """Take them out.  before: the image encoder and the feature extractor that the pipeline had."""
-    with quiet():
+    with silence_libraries():
         pipe.unload_ip_adapter()
         pipe.register_modules(**before)
 
@@ -137,7 +137,7 @@ def _load_encoder(pipe: Any, model: str, folder: Path, file: AdapterFile) -> Non
     from diffusers.loaders.ip_adapter import CLIPImageProcessor
 
     check_component(folder, ENCODER)
-    with quiet() as said:
+    with silence_libraries() as said:
         try:
             encoder = transformers.CLIPVisionModelWithProjection.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=pipe.dtype

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError, UsageError, one_line
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.weight_files import tensor_shapes
 from t2i.pipelines.adapters.files import AdapterFile
 from t2i.pipelines.adapters.lora_inspect import FAMILIES, family, pipeline_family
@@ -36,7 +36,7 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) ->
     for k, (lora, file) in enumerate(wanted):
         name = f"lora{k}"
         total, lost = _match(pipe, model, file)
-        with quiet():
+        with silence_libraries():
             try:
                 pipe.load_lora_weights(adapter_name=name, **_where(file))
             except Exception as e:  # whatever peft and diffusers find wrong with a file
@@ -44,14 +44,14 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) ->
         if not any(f".{name}." in key for part in _parts(pipe).values() for key in part.state_dict()):
             raise _fits_nothing(pipe, model, file, total)
         done.append(_attached(lora, file, total, lost))
-    with quiet():
+    with silence_libraries():
         pipe.set_adapters([f"lora{k}" for k in range(len(wanted))], [lora.scale for lora, _ in wanted])
     return done
 
 
 def detach(pipe: Any) -> None:
     """Take all LoRAs out again: the weights are those that were loaded, bit for bit."""
-    with quiet():
+    with silence_libraries():
         pipe.unload_lora_weights()
 
 
@@ -67,7 +67,7 @@ def _attached(lora: Lora, file: AdapterFile, total: int, lost: list[str]) -> Att
 
 def _match(pipe: Any, model: str, file: AdapterFile) -> tuple[int, list[str]]:
     """(number of tensors, names of those that belong to no layer).  Raises ModelError where nothing fits."""
-    with quiet():
+    with silence_libraries():
         try:
             state, alphas = _read(pipe, file)
             parts = _by_part(pipe, state, alphas)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2i.errors import ModelError, UsageError
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.weight_files import tensor_shapes
 from t2i.pipelines.adapters.files import AdapterFile
 from t2i.pipelines.adapters.specs import Attached, Embedding
@@ -70,7 +70,7 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Embedding, AdapterFile]
             tokenizer = getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
             _check_free(word, tokenizer, file)
             value = tensors[name].reshape(word.tensors[name])
-            with quiet():
+            with silence_libraries():
                 pipe.load_textual_inversion(
                     {word.token: value}, token=word.token, tokenizer=tokenizer, text_encoder=getattr(pipe, encoder)
                 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2i.errors import ModelError, NonFinite, UsageError
 from t2i.imaging import images
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.locate import ModelFiles, locate
 from t2i.pipelines.class_conditional.labels import Labels, label_numbers
 from t2i.pipelines.class_conditional.protocol import draw_batches
@@ -68,7 +68,7 @@ class LatentPipeline(DiffusionPipeline):
         """Load a model that has been located.  Raises UsageError, ModelError."""
         if found.kind != cls.__name__:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {cls.__name__}")
-        with quiet():
+        with silence_libraries():
             pipe: Any = super().from_pretrained(found.path, use_safetensors=True, local_files_only=True)
         pipe.name, pipe.hash = found.model.name, found.hash()
         return pipe.to(choose_device(device))

@@ -60,33 +60,29 @@ def keep_compiled() -> None:
         os.environ[name] = str(cache)
 
 
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Within this block torch computes the same bits at every run of the same work; its settings are put back after.
+def make_deterministic() -> None:
+    """Let torch compute the same bits at every run of the same work, in this process and for the rest of it.
 
-    Raises ModelError where an operation of the model has no such way of computing.
+    It is a setting of the whole process, so it is made when a model is loaded and not around a drawing: other threads
+    may be drawing at that moment, and would change their way of computing in the middle.
     """
-    if not wanted:
-        yield
-        return
     import torch
 
-    cudnn = torch.backends.cudnn
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrix product is planned
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    found = cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+@contextmanager
+def explained(plan: MemoryPlan) -> Iterator[None]:
+    """Turn torch's refusal of an operation that cannot be deterministic into ModelError."""
     try:
         yield
     except RuntimeError as e:
-        if "deterministic" not in str(e):
+        if not plan.options.deterministic or "deterministic" not in str(e):
             raise
         reason = one_line(e)
         raise ModelError(f"the model cannot draw deterministically: {reason}", "leave --deterministic out") from e
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        cudnn.deterministic, cudnn.benchmark = found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.model_files import single_file
-from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import SAFETY
@@ -88,7 +88,6 @@ def load_pipeline(
     components: parts that are loaded already (tokenizers).  plan: offloading and all the rest; None: plain.
     Raises ModelError: not text-to-image, weights missing or of the wrong shape, anything diffusers cannot build.
     """
-    prepare_libraries()
     import torch
 
     kind = pipeline_class(files.kind)
@@ -96,7 +95,7 @@ def load_pipeline(
     name, components = files.model.name, dict(components or {})
     if files.safety == "missing" or (plan is not None and not plan.options.safety):
         components |= _without_safety(files)
-    with quiet() as said:
+    with silence_libraries() as said:
         try:
             if files.path.is_dir():
                 if plan is not None and plan.level.bits:
@@ -156,7 +155,6 @@ def pipeline_class(name: str) -> Any:
     Importing every pipeline to find it (`AutoPipelineForText2Image`) takes a second, so it is asked last.
     Raises ModelError where the model does not make images from text.
     """
-    prepare_libraries()
     import inspect
 
     import diffusers

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from t2i.errors import OutOfMemory, UsageError
 from t2i.model_files.locate import ModelFiles
-from t2i.pipelines.loading.apply import advice, deterministic, give_memory_back
+from t2i.pipelines.loading.apply import advice, explained, give_memory_back, make_deterministic
 from t2i.pipelines.loading.device import measure
 from t2i.pipelines.loading.load import SMALL_BYTES, choose_device, choose_dtype, dtype_reason, load_pipeline
 from t2i.pipelines.loading.plan import UNASKED, DeviceOptions, ImageBatch, MemoryPlan, choose_plan
@@ -77,6 +77,8 @@ class RetryingLoader:
         self._base: MemoryPlan | None = None
         self._fitting: dict[ImageBatch, MemoryPlan] = {}  # where batches that did not fit have fitted
         self._told: set[ImageBatch] = set()
+        if plan.options.deterministic:
+            make_deterministic()
         while not self._load():
             pass
         self._base = self.plan
@@ -91,7 +93,7 @@ class RetryingLoader:
         doing = f"drawing {pictures.batch} of {pictures.width}x{pictures.height} at once"
         while True:
             try:
-                with advice(doing, self.plan), deterministic(self.plan.options.deterministic):
+                with advice(doing, self.plan), explained(self.plan):
                     return once()
             except OutOfMemory as e:
                 if not self.can_retreat:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2i.errors import UsageError
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.pipelines.prompts.attention_weights import Fragment, check_weights, words
 
 Family = Literal["sd", "sdxl", "sd3", "flux"]
@@ -98,7 +98,7 @@ class PromptChunker:
         return found
 
     def _count(self, tokenizer: Any, text: str) -> int:
-        with quiet():
+        with silence_libraries():
             return len(tokenizer(spelled(text, tokenizer), add_special_tokens=False, truncation=False)["input_ids"])
 
 
@@ -119,7 +119,7 @@ def _taught(tokenizer: Any) -> bool:
 def _pieces(tokenizer: Any, fragments: Sequence[Fragment]) -> int:
     """How many chunks compel makes of it, which parts at commas and full stops where it can."""
     provider = compel_provider(tokenizer, None, device="cpu", truncate=False)
-    with quiet():
+    with silence_libraries():
         texts, weights = [spelled(fragment.text, tokenizer) for fragment in fragments], [1.0] * len(fragments)
         ids, _, _ = provider.get_token_ids_and_expand_weights(texts, weights, "cpu")
     return len(ids) // int(tokenizer.model_max_length)

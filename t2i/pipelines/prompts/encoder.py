@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t2i.errors import ModelError, UsageError
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.pipelines.prompts.attention_weights import Fragment, has_weights
 from t2i.pipelines.prompts.chunking import PromptChunker, compel_provider, spelled
 from t2i.pipelines.settings.settings import Job, Settings, call_parameters
@@ -179,7 +179,7 @@ class PromptEncoder:
 
         pipe, text = self.pipe, "".join(fragment.text for fragment in fragments)
         device = pipe._execution_device
-        with quiet(), torch.no_grad():
+        with silence_libraries(), torch.no_grad():
             if self.chunker.family == "sd":
                 return Encoded(
                     self._read_layer(text, layer) if layer else pipe.encode_prompt(text, device, 1, False)[0]
@@ -214,7 +214,7 @@ class PromptEncoder:
         if (long, layer) not in self._providers:
             self._providers[long, layer] = self._make_providers(long, layer)
         providers = self._providers[long, layer]
-        with quiet(), torch.no_grad():
+        with silence_libraries(), torch.no_grad():
             parts = [self._weigh(fragments, provider) for provider in providers]
             length = max(part.shape[1] for part in parts)  # two encoders may part a text in two ways
             for k, part in enumerate(parts):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from t2i.model_files import single_file
-from t2i.model_files.library_logging import prepare_libraries, quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import read_json
 from t2i.pipelines.prompts.chunking import spelled
@@ -22,14 +22,13 @@ def load_tokenizers(files: ModelFiles) -> dict[str, Any]:
         return {}
     if folder.parent == single_file.CARRIED:
         return single_file.tokenizers(folder)
-    prepare_libraries()
     import transformers
 
     tokenizers = {}
     for name, value in read_json(folder / "model_index.json").items():
         if isinstance(value, list) and len(value) == 2 and value[0] == "transformers" and "Tokenizer" in str(value[1]):
             try:
-                with quiet():
+                with silence_libraries():
                     kind = getattr(transformers, str(value[1]))
                     tokenizers[name] = kind.from_pretrained(folder / name, local_files_only=True)
             except Exception:  # said better, and once, when the pipeline is loaded
@@ -47,7 +46,7 @@ def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
         limit = getattr(tokenizer, "model_max_length", None)
         if not isinstance(limit, int) or limit > 100_000:  # transformers' way of saying that there is none
             return ""
-        with quiet():
+        with silence_libraries():
             ids = tokenizer(spelled(prompt, tokenizer), add_special_tokens=False, truncation=False)["input_ids"]
             room = limit - tokenizer.num_special_tokens_to_add()
             rest = tokenizer.decode(ids[room:], skip_special_tokens=True) if len(ids) > room else ""

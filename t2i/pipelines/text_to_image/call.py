@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError, NonFinite, T2IError, one_line
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.pipelines.settings.settings import call_parameters
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def call(pipe: Any, name: str, options: Mapping[str, Any]) -> tuple[torch.Tensor
 
     known = call_parameters(pipe)
     try:
-        with quiet():
+        with silence_libraries():
             output = pipe(**{key: value for key, value in options.items() if key in known}, output_type="pt")
     except (T2IError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -14,7 +14,7 @@ from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
 from t2i.model_files import hub
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_component, check_component_folder, tensor_shapes
 from t2i.pipelines.loading.load import refuse_missing_weights
@@ -93,7 +93,7 @@ def check_control(net: str, folder: Path, kind: str, base: Mapping[str, Any]) ->
     import diffusers
     import torch
 
-    with quiet():
+    with silence_libraries():
         try:
             with torch.device("meta"):  # the layers and their names, without a number in them
                 outline = getattr(diffusers, kind).from_config(dict(read_json(folder / "config.json")))
@@ -119,7 +119,7 @@ def load_control(net: str, folder: Path, kind: str, pipe: Any) -> Any:
     import diffusers
     import torch
 
-    with quiet() as said:
+    with silence_libraries() as said:
         try:
             network = getattr(diffusers, kind).from_pretrained(
                 folder, torch_dtype=pipe.dtype, use_safetensors=True, local_files_only=True

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import ModelError, T2IError, UsageError, one_line
-from t2i.model_files.library_logging import quiet
+from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.locate import ModelFiles
 from t2i.model_files.registry import MODEL_FILE, read_json
 from t2i.model_files.weight_files import check_pipeline_folder
@@ -39,7 +39,7 @@ def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = F
     temporary = folder.parent / f".t2i-{secrets.token_hex(8)}.tmp"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with quiet():
+        with silence_libraries():
             _cast(pipe, saved_dtype(files.weights))
             pipe.save_pretrained(temporary, safe_serialization=True)
         _complete(temporary, files, attached)
@@ -63,7 +63,7 @@ def saved_dtype(weights: Sequence[Path]) -> str:
 
 def _fuse(pipe: Any, model: str) -> None:
     parts = [name for name in pipe._lora_loadable_modules if getattr(pipe, name, None) is not None]
-    with quiet():
+    with silence_libraries():
         try:
             pipe.fuse_lora(components=parts, safe_fusing=True)
         except ValueError as e:  # what peft says of NaN and infinity

@@ -6,6 +6,7 @@ There is no GPU where these tests run: what a GPU would answer is put in its pla
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from generate_kit import Run
 from PIL import Image
 
 from t2i import load
-from t2i.errors import T2IError, UsageError
+from t2i.errors import ModelError, T2IError, UsageError
 from t2i.imaging import images
 from t2i.metadata import recipe
 from t2i.model_files.locate import locate
-from t2i.pipelines.loading import apply, quantize
+from t2i.pipelines.loading import apply, quantize, retry
 from t2i.pipelines.loading import device as device_module
 from t2i.pipelines.loading import load as load_module
 from t2i.pipelines.loading.device import Machine, main_memory, measure
@@ -355,26 +356,52 @@ def test_eight_bits_are_drawn_recorded_and_drawn_again(t2i: Run, tiny_pipeline: 
 # --- deterministic, safety, records ---
 
 
-def test_deterministic_holds_while_drawing_and_no_longer(t2i: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_holds_from_loading_on(t2i: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the process: it is set where a model is loaded, never around a drawing."""
     import torch
 
     from t2i.pipelines.text_to_image.runner import PipelineRunner
 
     seen = []
-    draw = PipelineRunner.draw
+    draw, load = PipelineRunner.draw, retry.load_pipeline
 
-    def watch(self: PipelineRunner, *rest: Any) -> Any:
-        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic))
+    def state() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+
+    def loaded(*rest: Any) -> Any:
+        seen.append(state())
+        return load(*rest)
+
+    def drawn(self: PipelineRunner, *rest: Any) -> Any:
+        seen.append(state())
         return draw(self, *rest)
 
-    monkeypatch.setattr(PipelineRunner, "draw", watch)
-    assert t2i("a horse", "-s", "7", "--deterministic", "-o", "a.png").code == 0
+    monkeypatch.setattr(retry, "load_pipeline", loaded)
+    monkeypatch.setattr(PipelineRunner, "draw", drawn)
     assert t2i("a horse", "-s", "7", "-o", "b.png").code == 0
-    assert seen == [(True, True), (False, False)]
+    assert t2i("a horse", "-s", "7", "--deterministic", "-o", "a.png").code == 0
+    assert seen == [(False, False, False)] * 2 + [(True, True, False)] * 2
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert (made("a.png").machine, made("b.png").machine) == ({"deterministic": True}, {})
     assert made("a.png").image_hash == made("b.png").image_hash
+    torch.use_deterministic_algorithms(False)
     assert t2i("--from", "a.png", "-o", "c.png", steps="").code == 0
-    assert seen[-1] == (True, True)
+    assert seen[-1][0]
+
+
+def test_what_cannot_be_deterministic_is_named(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2i.pipelines.text_to_image.runner import PipelineRunner
+
+    def refuses(*_: Any) -> Any:
+        raise RuntimeError("kthvalue CUDA does not have a deterministic implementation")
+
+    monkeypatch.setattr(PipelineRunner, "draw", refuses)
+    asked, plain = load(tiny_pipeline, deterministic=True), load(tiny_pipeline)
+    with pytest.raises(ModelError, match="cannot draw deterministically: kthvalue CUDA"):
+        asked("a horse", seed=1, steps=1)
+    with pytest.raises(RuntimeError, match="deterministic implementation"):
+        plain("a horse", seed=1, steps=1)
 
 
 @pytest.fixture

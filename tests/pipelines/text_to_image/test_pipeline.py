@@ -119,11 +119,11 @@ def test_bfloat16_draws_nearly_the_same_picture(tiny_pipeline: Path, flow: TextT
 def test_equals_plain_diffusers(model: str, request: pytest.FixtureRequest) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from t2i.model_files.library_logging import quiet
+    from t2i.model_files.library_logging import silence_libraries
 
     folder = request.getfixturevalue(model)
     ours = images(TextToImage.load(folder), "a horse", negative_prompt="a cat", guidance=3)[0]
-    with quiet():
+    with silence_libraries():
         pipe = StableDiffusionPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(5)
