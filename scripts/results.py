@@ -107,9 +107,7 @@ def _judged(score: dict[str, Any] | None) -> list[str]:
         f" reference {score['reference']['data']})"
     ]
     for name, one in score.get("prompts", {}).items():
-        lines.append(
-            f"asked for, and shown: {name}: {one['value']:.1%} of {one['n']:,}; real pictures {one['floor']:.1%}"
-        )
+        lines.append(f"prompt accuracy: {name}: {one['value']:.1%} of {one['n']:,}; real pictures {one['floor']:.1%}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the threads of one program share, made safe: a lock that is taken in order, warnings of one thread alone."""
+"""Threads of one program made safe: a lock that is taken in order, and warnings silenced for one thread alone."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
-ImageInputs = tuple[int, int, str]  # characters from, to (exclusive), and what takes their place
+TextEdit = tuple[int, int, str]  # characters from, to (exclusive), and what takes their place
 
 
 def put(text: str, keys: Sequence[str], value: Any, same: Callable[[str], bool]) -> str:
@@ -60,7 +60,7 @@ def remove(text: str, keys: Sequence[str]) -> str:
 
 
 def same_but(old: str, new: str, values: Any) -> bool:
-    """Whether the new text says these values, and keeps every comment of the old one in its order."""
+    """Return whether the new text says these values, and keeps every comment of the old one in its order."""
     try:
         said = yaml.safe_load(new)
         kept = comments(new)
@@ -96,7 +96,7 @@ def _scalars(node: Node | None) -> Iterator[ScalarNode]:
 
 
 def _span(text: str, node: Node) -> tuple[int, int]:
-    """Where a node begins and ends, without the empty lines and comments after it that PyYAML counts in."""
+    """Return where a node begins and ends, without the empty lines and comments after it that PyYAML counts in."""
     start, end = node.start_mark.index, node.end_mark.index
     if isinstance(node, CollectionNode) and not node.flow_style:
         last = node.value[-1]
@@ -106,7 +106,7 @@ def _span(text: str, node: Node) -> tuple[int, int]:
     return start, end
 
 
-def _new_value(text: str, name: Node, old: Node, value: Any) -> ImageInputs:
+def _new_value(text: str, name: Node, old: Node, value: Any) -> TextEdit:
     start, end = _span(text, old)
     between = text[name.end_mark.index : start]
     if start == end or ("\n" in between and "#" not in between):  # none yet, or a list below its key
@@ -114,8 +114,8 @@ def _new_value(text: str, name: Node, old: Node, value: Any) -> ImageInputs:
     return start, end, _flow(value)
 
 
-def _removal(text: str, mapping: MappingNode, pair: tuple[Node, Node]) -> ImageInputs:
-    """What takes an entry out of its mapping."""
+def _removal(text: str, mapping: MappingNode, pair: tuple[Node, Node]) -> TextEdit:
+    """Return the edit that takes an entry out of its mapping."""
     start, end = pair[0].start_mark.index, _span(text, pair[1])[1]
     k = mapping.value.index(pair)
     if mapping.flow_style:
@@ -152,7 +152,7 @@ def _at_end(text: str, lines: str) -> str:
     return text + ("\n" if text and not text.endswith("\n") else "") + lines
 
 
-def _apply(text: str, edits: list[ImageInputs]) -> str:
+def _apply(text: str, edits: list[TextEdit]) -> str:
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return text

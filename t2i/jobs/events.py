@@ -44,7 +44,7 @@ class Message(Event):
 
 @dataclass(frozen=True)
 class Planned(Event):
-    """What is about to be drawn is known, and nothing stands in its way.
+    """The images to draw are known, and nothing stands in their way.
 
     images: all of them.  models: names, in the order in which they are loaded; empty where that is not known yet.
     folder: of a batch.

@@ -37,7 +37,7 @@ SHOWN = 5  # files and seeds that are named
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a request would do.
+    """The consequences of a request, as data.
 
     models: of each model what is known of it and of the device that it would draw on, as plain JSON data.
     output: how many images, into which files, how many of them are missing.
@@ -53,7 +53,7 @@ class Preflight:
 
 @dataclass
 class Share:
-    """What one model would draw, as counts and distinct settings: memory does not grow with the list.
+    """The images that one model would draw, as counts and distinct settings: memory does not grow with the list.
 
     sizes: {what decides the size: settings}; steps: {value: images} as asked for, None is the model's own.
     has_adapters: their files are here.  wrong: rows that it cannot draw.

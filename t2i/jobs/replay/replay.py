@@ -65,7 +65,7 @@ def _read_prompt(path: Path, given: Collection[str], default: str, say: Callable
     text = import_settings(settings, from_picture="image" in given)
     text.lost += [f"our own record ({problem})" for problem in record.problems]
     overrides = PromptOverrides(text.values)
-    if "model" not in given and (model := _find_foreign(text, default)):
+    if "model" not in given and (model := _find_imported_model(text, default)):
         overrides = overrides.with_(model=model)
     known = {"negative_prompt": "negative prompt", "seed": "seed"}
     missing = [known.get(name, name) for name in ("steps", "guidance", "seed", "width", "height", "scheduler")]
@@ -174,7 +174,7 @@ def _find_ours(path: Path, made: Recipe, default: str) -> str:
     raise ModelUnavailable(message, "give its place: `model=FOLDER`; another model draws another image")
 
 
-def _find_foreign(text: ImportedSettings, default: str) -> str | None:
+def _find_imported_model(text: ImportedSettings, default: str) -> str | None:
     """Return the value of `model` for the checkpoint that another tool names; None: the default, which is noted."""
     named = CHECKPOINTS.get(text.model_hash) or CHECKPOINT_NAMES.get(text.model.removesuffix(".safetensors"))
     if named:

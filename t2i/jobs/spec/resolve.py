@@ -21,7 +21,7 @@ ALWAYS = ("negative_prompt", "steps", "guidance", "width", "height", "scheduler"
 
 
 class ModelKey(NamedTuple):
-    """What identifies a loaded pipeline: requests with equal keys share one."""
+    """The identity of a loaded pipeline: requests with equal keys share one."""
 
     model: str
     revision: str | None

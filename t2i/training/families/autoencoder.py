@@ -98,7 +98,7 @@ def build_autoencoder(config: AutoencoderModel, size: int, seed: int) -> Autoenc
 
 
 def estimate_cost(config: AutoencoderConfig) -> CostEstimate:
-    """What this config trains.  Work that begins with the discriminator is spread over the whole run.
+    """Estimate the cost of this config.  Work that begins with the discriminator is spread over the whole run.
 
     Raises ModelUnavailable: the loss needs ImageNet features, whose weights are not installed.
     """
@@ -284,7 +284,7 @@ def autoencoder(engine: Engine, weights: dict[str, Tensor], config: AutoencoderC
 
 
 def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """What comes back of images through the middle of their latents.  x: (B, 3, S, S) in [-1, 1].  Returns the same."""
+    """Reconstruct images from the means of their latents.  x: (B, 3, S, S) in [-1, 1].  Returns the same shape."""
     return vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
 
 
@@ -305,7 +305,7 @@ def draw_reconstructions(vae: AutoencoderKL, table: Table, held_out: Table | Non
 
 @torch.inference_mode()
 def measure(vae: AutoencoderKL, features: Features | None, table: Table, most: int | None = None) -> dict[str, float]:
-    """How near the reconstructions of whole images are: psnr, and where there are features, perceptual.
+    """Measure how near the reconstructions of whole images are: psnr, and where there are features, perceptual.
 
     most: images; None: all.  psnr: in dB, from the mean square error over all of them, of pixels within [-1, 1].
     perceptual: the mean of `feature_distance`.

@@ -25,7 +25,7 @@ def record(path: str | Path) -> Recipe:
     return made
 
 
-def foreign(path: Path, text: str) -> Path:
+def imported(path: Path, text: str) -> Path:
     """An image with another tool's text: PNG text, or EXIF in the other formats."""
     picture = Image.new("RGB", (32, 32))
     if path.suffix == ".png":
@@ -190,7 +190,7 @@ def test_another_tools_text_is_restored_as_far_as_it_goes(
     epsilon_pipeline: Path,
     suffix: str,
 ) -> None:
-    path = foreign(here / f"a.{suffix}", A1111)
+    path = imported(here / f"a.{suffix}", A1111)
     ran = t2i("--from", path.name, "-m", str(epsilon_pipeline), "-o", "b.png", steps="")
     assert ran.code == 0, ran.err
     made = record("b.png")
@@ -218,19 +218,19 @@ def test_a_foreign_model_is_looked_up_else_the_default_draws_and_that_is_said(
     here: Path,
     tiny_pipeline: Path,
 ) -> None:
-    path = foreign(here / "a.png", A1111.replace("Schedule type: Karras, ", ""))
+    path = imported(here / "a.png", A1111.replace("Schedule type: Karras, ", ""))
     ran = t2i("--from", "a.png", "-o", "b.png", steps="")
     assert "the model (dreamshaper_8, hash 0123456789): drawn with tiny; --model sets another" in ran.err
     known = recipe.read(Path(t2i("a horse", "-s", "7", "-o", "c.png").lines[0])).recipe
     assert known is not None
     text = A1111.replace("Schedule type: Karras, ", "").replace("0123456789", str(known.weights_hash)[:10])
-    foreign(path, text)
+    imported(path, text)
     ran = t2i("--from", "a.png", "-o", "d.png", steps="")
     assert (ran.code, "the model (" in ran.err) == (0, False)
-    foreign(path, A1111.replace("dreamshaper_8", "sd15/dreamshaper_8"))
+    imported(path, A1111.replace("dreamshaper_8", "sd15/dreamshaper_8"))
     assert "the model (sd15/dreamshaper_8" in t2i("--from", "a.png", "-o", "e.png", steps="").err
     for name, digits in (("v1-5-pruned-emaonly", "x"), ("anything", "6ce0161689")):
-        foreign(path, A1111.replace("dreamshaper_8", name).replace("0123456789", digits))
+        imported(path, A1111.replace("dreamshaper_8", name).replace("0123456789", digits))
         assert "'sd15' is not in the cache" in t2i("--from", "a.png", "--offline", steps="").err
 
 
@@ -243,7 +243,7 @@ def test_values_that_cannot_be_are_lost_and_said() -> None:
 
 def test_our_own_text_without_our_json_still_goes(t2i: Run, here: Path) -> None:
     path = Path(t2i("a horse", "-s", "7", "-o", "a.png").lines[0])
-    foreign(here / "b.png", str(recipe.read(path).parameters))
+    imported(here / "b.png", str(recipe.read(path).parameters))
     ran = t2i("--from", "b.png", "-o", "c.png", steps="")
     assert "not restored" not in ran.err
     assert record("c.png").image_hash == record(path).image_hash
@@ -257,7 +257,7 @@ def test_what_carries_no_record_is_a_clear_error(t2i: Run, here: Path) -> None:
     images.save(picture, here / "none.png")
     images.save(picture, here / "mark.png", recipe=Mark())
     (here / "text.png").write_text("no picture")
-    foreign(here / "words.png", "only a prompt")
+    imported(here / "words.png", "only a prompt")
     info = PngImagePlugin.PngInfo()
     info.add_itxt("t2i", "{broken")
     picture.save(here / "broken.png", pnginfo=info)

@@ -14,7 +14,7 @@ from t2i.jobs.spec.prompt_rows import NAMES, read_rows
 from t2i.metadata import recipe
 
 
-def told(line: str) -> dict[str, Any]:
+def recorded(line: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(line)
     return record
 
@@ -38,7 +38,7 @@ def test_rows_set_options_of_their_own(t2i: Run, here: Path, name: str, text: st
     (here / name).write_text(text or CSV.replace(",", "\t"))
     ran = t2i("--prompts", name, "-s", "5", "-n", "a mouse", "-o", "out/", "--json")
     assert ran.code == 0, ran.err
-    made = [told(line) for line in ran.lines]
+    made = [recorded(line) for line in ran.lines]
     assert [(m["prompt"], m["seed"]) for m in made] == [
         ("a horse", 5),
         ("a dog", 6),
@@ -142,7 +142,7 @@ def test_template_and_resolved_prompt_are_recorded_and_the_seed_decides(t2i: Run
 
 def test_raw_takes_a_prompt_as_it_is(t2i: Run) -> None:
     ran = t2i("a {red|blue horse __x__", "--raw", "--json")
-    assert (ran.code, told(ran.lines[0])["prompt"]) == (0, "a {red|blue horse __x__")
+    assert (ran.code, recorded(ran.lines[0])["prompt"]) == (0, "a {red|blue horse __x__")
     ran = t2i("a {red|blue horse")
     assert (ran.code, "--raw" in ran.err) == (2, True)
 
@@ -150,6 +150,6 @@ def test_raw_takes_a_prompt_as_it_is(t2i: Run) -> None:
 def test_another_folder_of_wildcards(t2i: Run, here: Path) -> None:
     (here / "mine").mkdir()
     (here / "mine" / "animal.txt").write_text("horse\n")
-    assert told(t2i("a __animal__", "--wildcards", "mine", "--json").lines[0])["prompt"] == "a horse"
+    assert recorded(t2i("a __animal__", "--wildcards", "mine", "--json").lines[0])["prompt"] == "a horse"
     ran = t2i("a __animal__")
     assert (ran.code, "no wildcard __animal__" in ran.err) == (2, True)

@@ -80,7 +80,7 @@ def test_a_picture_with_an_adapter_is_made_again(family: Family, t2i: Run, tmp_p
     Image.new("RGB", (30, 30), (10, 30, 220)).save("seen.png")
     other = t2i(*wanted, "-o", "c.png", steps="")
     assert other.code == 1
-    assert "--from a.png: the picture that its ip-adapter sees, seen.png (sha256 " in other.err
+    assert "--from a.png: the image prompt of its ip-adapter, seen.png (sha256 " in other.err
     assert "is not here: seen.png is another one" in other.err
 
 

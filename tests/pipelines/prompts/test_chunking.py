@@ -23,7 +23,7 @@ from t2i.pipelines.prompts.dynamic_prompts import resolve, resolve_negative
 SIZE = ("--size", "32", "--guidance", "3", "-s", "5")
 
 
-def told(line: str) -> dict[str, Any]:
+def recorded(line: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(line)
     return record
 
@@ -64,7 +64,7 @@ def test_raw_reads_weights_as_words_and_so_does_making_it_again(t2i: Run) -> Non
     assert record(path).image_hash != weighted.image_hash
     assert f"{path}: identical" in again(t2i, path)
     ran = t2i("--from", path, "a (blue:1.4) horse", "--json", steps="")
-    assert told(ran.lines[0])["reading"]  # another prompt is read as ever
+    assert recorded(ran.lines[0])["reading"]  # another prompt is read as ever
 
 
 def test_a_record_from_before_weights_is_read_as_it_was(t2i: Run) -> None:
@@ -193,7 +193,7 @@ def test_a_negative_prompt_is_chosen_by_the_images_seed(t2i: Run, here: Path) ->
     (here / "wildcards" / "bad.txt").write_text("blurry\ngrainy\n")
     template = "{cat|dog|fish}, __bad__"
     ran = t2i("a {cat|dog|fish}", "-n", template, "--guidance", "3", "-s", "1", "-b", "12", "--json")
-    made = [told(line) for line in ran.lines]
+    made = [recorded(line) for line in ran.lines]
     chosen = [row["negative_prompt"] for row in made]
     assert len(set(chosen)) > 3
     assert all(text.split(", ")[0] in ("cat", "dog", "fish") for text in chosen)
@@ -201,7 +201,7 @@ def test_a_negative_prompt_is_chosen_by_the_images_seed(t2i: Run, here: Path) ->
     assert [row["prompt"] for row in made] == [resolve("a {cat|dog|fish}", seed) for seed in range(1, 13)]
     # draws of its own: not always what the prompt drew
     assert any(text.split(",")[0] != row["prompt"][2:] for text, row in zip(chosen, made, strict=True))
-    one = told(t2i("a horse", "-n", template, "--guidance", "3", "-s", "7", "--json").lines[0])
+    one = recorded(t2i("a horse", "-n", template, "--guidance", "3", "-s", "7", "--json").lines[0])
     assert one["negative_prompt"] == chosen[6]
 
 
@@ -213,7 +213,7 @@ def test_a_chosen_negative_prompt_is_made_again_and_raw_chooses_nothing(t2i: Run
     raw = t2i("a horse", "-n", "{cat|dog}", "--raw", *SIZE).lines[0]
     assert (record(raw).negative_prompt, record(raw).negative_template) == ("{cat|dog}", "{cat|dog}")
     ran = t2i("--from", raw, "a {red|red} horse", "--json", steps="")
-    row = told(ran.lines[0])
+    row = recorded(ran.lines[0])
     assert (row["prompt"], row["negative_prompt"]) == ("a red horse", "{cat|dog}")  # a record's is as it was
 
 
@@ -221,7 +221,7 @@ def test_rows_choose_their_negative_prompts(t2i: Run, here: Path) -> None:
     rows = [{"prompt": "a horse", "negative_prompt": "{cat|dog}", "seed": k, "guidance": 3} for k in range(8)]
     (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ran = t2i("--prompts", "rows.jsonl", "-o", "out/", "--batch-size", "4", "--json")
-    made = [told(line) for line in ran.lines]
+    made = [recorded(line) for line in ran.lines]
     assert [row["negative_prompt"] for row in made] == [resolve_negative("{cat|dog}", k) for k in range(8)]
     assert {row["negative_prompt"] for row in made} == {"cat", "dog"}
     before = {name: os.stat(here / "out" / name).st_mtime_ns for name in files(here / "out") if name.endswith(".png")}

@@ -73,25 +73,25 @@ def calls(
     ]
 
 
-def told(result: Result) -> tuple[bytes, Any]:
+def contents(result: Result) -> tuple[bytes, Any]:
     return result.image.tobytes(), result.recipe
 
 
 def test_four_threads_draw_what_one_draws(epsilon_pipeline: Path, calls: list[dict[str, Any]]) -> None:
     model = TextToImage.load(epsilon_pipeline)
-    alone = [[told(result) for result in model(**call, batch_size=2)] for call in calls]
+    alone = [[contents(result) for result in model(**call, batch_size=2)] for call in calls]
     assert len({image for drawn in alone for image, _ in drawn}) == sum(map(len, alone))
     together: list[list[Any]] = [[] for _ in calls]
 
     def draw(k: int) -> None:
-        together[k] += [told(result) for result in model(**calls[k], batch_size=2)]
+        together[k] += [contents(result) for result in model(**calls[k], batch_size=2)]
 
     for _ in range(2):
         in_threads([lambda k=k: draw(k) for k in range(4)])  # type: ignore[misc]
         assert together == alone
         together = [[] for _ in calls]
     assert model.attached.adapters in (NO_ADAPTERS, *(call["adapters"] for call in calls if "adapters" in call))
-    again = [told(result) for result in model(**calls[0], batch_size=2)]
+    again = [contents(result) for result in model(**calls[0], batch_size=2)]
     assert again == alone[0]  # what a call names is for that call alone
 
 
@@ -99,13 +99,13 @@ def test_generators_that_are_read_by_turns_draw_what_each_draws_alone(
     epsilon_pipeline: Path, calls: list[dict[str, Any]]
 ) -> None:
     model = TextToImage.load(epsilon_pipeline)
-    alone = [[told(result) for result in model(**call, batch_size=1)] for call in calls]
+    alone = [[contents(result) for result in model(**call, batch_size=1)] for call in calls]
     generators: list[Iterator[Result]] = [model(**call, batch_size=1) for call in calls]
     together: list[list[Any]] = [[] for _ in calls]
     while any(len(drawn) < len(wanted) for drawn, wanted in zip(together, alone, strict=True)):
         for drawn, generator in zip(together, generators, strict=True):
             if (result := next(generator, None)) is not None:
-                drawn.append(told(result))
+                drawn.append(contents(result))
     assert together == alone
 
 
@@ -114,12 +114,12 @@ def test_adapters_that_are_set_belong_to_the_drawings_that_begin_after(
 ) -> None:
     model, style = TextToImage.load(epsilon_pipeline), Adapters.read(loras[0])
     settings, jobs = model.settings(steps=2), [Job("a horse", seed) for seed in (1, 2)]
-    plain = [told(result) for result in model.draw(jobs, settings, batch_size=1)]
+    plain = [contents(result) for result in model.draw(jobs, settings, batch_size=1)]
     begun = model.draw(jobs, settings, batch_size=1)
-    first = told(next(begun))
+    first = contents(next(begun))
     model.set_adapters(style)
-    styled = [told(result) for result in model.draw(jobs, settings, batch_size=1)]
-    assert [first, told(next(begun))] == plain
+    styled = [contents(result) for result in model.draw(jobs, settings, batch_size=1)]
+    assert [first, contents(next(begun))] == plain
     assert all(a[0] != b[0] for a, b in zip(plain, styled, strict=True))
     assert [recipe.adapters[0]["name"] for _, recipe in styled] == ["style0.safetensors"] * 2
 

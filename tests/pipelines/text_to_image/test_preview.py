@@ -141,4 +141,4 @@ def test_a_batch_has_no_previews(t2i: Run, here: Path) -> None:
     (here / "p.txt").write_text("a horse\n", encoding="utf-8")
     ran = t2i("--prompts", "p.txt", "-o", "out/", "--preview", "2")
     assert ran.code == 2
-    assert "--preview: a batch shows whole pictures" in ran.err
+    assert "--preview: a batch saves finished images" in ran.err
