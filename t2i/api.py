@@ -54,7 +54,7 @@ LOAD = tuple(name for name, known in OPTIONS.items() if _loads(known))
 DRAW = tuple(name for name, known in OPTIONS.items() if _draws(known))
 
 
-def load(model: str | Path = "mini", **options: Any) -> Model:
+def load(model: str | Path | None = None, **options: Any) -> Model:
     """Load a text-to-image model: a name of the registry, a pipeline or run folder, a Hub id, a .safetensors file.
 
     options: those of the model, its adapters and the device: see `help(t2i.load)` for their names.
@@ -62,6 +62,7 @@ def load(model: str | Path = "mini", **options: Any) -> Model:
 
     Raises UsageError, ModelUnavailable, ModelError, OutOfMemory (all of them `t2i.errors.T2IError`).
     """
+    model = OPTIONS["model"].default if model is None else model
     given = _named(options, LOAD, "load", {"safety": lambda safe: {"no_safety": not safe}})
     request = make_request({**given, "model": str(model)}, prompts=("",))
     chosen = request.options
@@ -117,7 +118,9 @@ class Model:
         """
         given = _named(options, DRAW, "a call", {})
         values = {**self._options, **given}
-        request = make_request(values, [prompt] if isinstance(prompt, str) else list(prompt))
+        if not isinstance(prompt, str) and isinstance(prompt, Sequence) and not prompt:
+            return Pictures([])
+        request = make_request(values, prompt)
         drawn: list[Picture] = []
         said: list[str] = []
         with _shown(progress) as show:
@@ -154,6 +157,8 @@ def _named(
             raise UsageError(f"{given} is no option of {where}", f"options: {', '.join(allowed)}")
         if value is None:
             continue
+        if known.name in found:
+            raise UsageError(f"{known.name} is given twice ({given!r})")
         found[known.name] = "none" if known.name == "quantize" and value == 0 else value
     return found
 

@@ -78,6 +78,9 @@ def _forget_idle_defaults(given: dict[str, Any]) -> None:
     They add no input image to a replayed record, and a default strength needs an image to act on.
     """
     source = click.get_current_context().get_parameter_source
+    sides = [name for name in ("width", "height") if source(name) is ParameterSource.COMMANDLINE]
+    if sides and source("size") is ParameterSource.DEFAULT_MAP:
+        given["size"] = None
     for name in ("image", "mask", "strength", "control", "upscale"):
         alone = name == "strength" and given["image"] is None and not given["prompt_file"]
         if (given["replay"] or alone) and source(name) is ParameterSource.DEFAULT_MAP:

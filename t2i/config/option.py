@@ -12,6 +12,8 @@ Nothing here imports more than pydantic: shell completion and help read these mo
 from __future__ import annotations
 
 import difflib
+import operator
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -23,6 +25,10 @@ from typing import Any, Literal, Self, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict
 
 from t2i.errors import UsageError
+
+BOOLEANS = ("bool", "bool_")  # Python's and numpy's: an integer to Python, and meant as none
+PATHS = ("PATH", "FILE", "FOLDER", "MODEL")  # in the metavar of a text option that may be given as a path
+EXACT = 2**53  # below it every whole number has a float of its own
 
 # What an option applies to. source: it names prompts. row: each image may have its own. run: all images of a run
 # share it. machine: like run; how images are computed, not which. output: what is printed.
@@ -108,25 +114,27 @@ class Known:
         if self.kind is bool:
             return self._flag(value)
         if self.kind is Path:
+            if not isinstance(value, str | os.PathLike):
+                raise UsageError(f"{self.words}: got {str(value)[:40]!r}, expected a path")
             return Path(value)
         if self.kind is str and not isinstance(value, str):
-            if isinstance(value, Path) and self.name in ("model", "lora", "embedding", "output"):
-                return str(value)
+            if isinstance(value, os.PathLike) and any(word in (self.option.metavar or "") for word in PATHS):
+                return os.fspath(value)
             raise UsageError(f"{self.words}: got {str(value)[:40]!r}, expected text")
         return value
 
     def _number(self, value: Any, kind: type[int] | type[float]) -> Any:
         try:
-            if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            if type(value).__name__ in BOOLEANS:
                 raise ValueError
-            return kind(value)
-        except (TypeError, ValueError):
+            return float(value) if kind is float else _whole(value)
+        except (TypeError, ValueError, OverflowError):
             expected = "a whole number" if kind is int else "a number"
             raise UsageError(f"{self.words}: got {str(value)[:40]!r}, expected {expected}") from None
 
     def _flag(self, value: Any) -> bool:
-        if isinstance(value, bool):
-            return value
+        if type(value).__name__ in BOOLEANS:
+            return bool(value)
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             return value.strip().lower() == "true"
         raise UsageError(f"{self.words}: got {str(value)[:40]!r}, allowed true, false")
@@ -139,6 +147,19 @@ class Known:
             note = "; 1 or less turns it off" if self.name == "guidance" else ""
             raise UsageError(f"{what}: got {value}, allowed {low:g} to {high:.17g}{unit}{note}")
         return value
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number; 2.0 is one, as pandas writes it.  Raises ValueError and TypeError for anything else."""
+    if isinstance(value, str) or not hasattr(value, "__index__"):
+        try:
+            return int(value) if isinstance(value, str) else _whole(str(float(value)))
+        except ValueError:
+            number = float(value)
+        if not number.is_integer() or abs(number) >= EXACT:
+            raise ValueError
+        return int(number)
+    return operator.index(value)
 
 
 class Options(BaseModel):
@@ -158,7 +179,7 @@ class Options(BaseModel):
         table = cls.table()
         read: dict[str, Any] = {}
         for given, value in values.items():
-            known = cls.find(given)
+            known = cls.find(given) if isinstance(given, str) else None
             if known is None:
                 raise unknown_option(given, tuple(table))
             if known.name in read:
@@ -227,9 +248,9 @@ def _describe(record: type[Options], name: str) -> Known:
 
 def unknown_option(given: str, names: tuple[str, ...]) -> UsageError:
     """Return an error that suggests the nearest name for an unknown option."""
-    near = difflib.get_close_matches(given, names, n=1)
+    near = difflib.get_close_matches(str(given), names, n=1)
     guess = f", did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"unknown option {given[:40]!r}{guess}", f"options: {', '.join(names)}")
+    return UsageError(f"unknown option {str(given)[:40]!r}{guess}", f"options: {', '.join(names)}")
 
 
 def read_size(size: Any, width: int | None = None, height: int | None = None) -> tuple[int | None, int | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from t2i.config.options import GenerateOptions
+from t2i.errors import UsageError
 from t2i.jobs.spec.prompt_files import read_prompts, usage_hints
 from t2i.jobs.spec.request import GenerateRequest, parse
 from t2i.jobs.spec.shard_options import check_shards, is_batch
@@ -15,7 +16,7 @@ from t2i.jobs.spec.tasks import Prompt, choose_seeds
 
 def make_request(
     values: Mapping[str, Any],
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     *,
     chosen: Collection[str] | None = None,
     stdin: BinaryIO | None = None,
@@ -23,11 +24,14 @@ def make_request(
 ) -> GenerateRequest:
     """Read options by name or alias into a request.
 
-    prompts: each is one prompt; "-" is a list of them on stdin.
+    prompts: one, or several; "-" is a list of them on stdin.
     chosen: the options that the user gave for this run, which override those of a replayed image; None: all of them.
     stdin: where "-" reads from; None: nowhere.  say: takes hints and what could not be restored, a line each.
     Raises UsageError, ImageError, ModelUnavailable.
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or not all(isinstance(p, str) for p in prompts):
+        raise UsageError(f"prompt: got {str(prompts)[:40]!r}, expected text, or a list of texts")
     given = GenerateOptions.read(values)
     chosen = set(given.model_fields_set if chosen is None else chosen)
     chosen |= {"width", "height"} if "size" in chosen else set()

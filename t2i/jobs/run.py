@@ -81,7 +81,13 @@ def execute(request: GenerateRequest, emit: Emit, slot: ModelSlot | None = None,
     if request.batch is not None:
         from t2i.jobs.batch.runner import execute_batch
 
-        execute_batch(request, emit)
+        if not save:
+            raise UsageError(
+                "a batch saves its images: that is how it resumes", "give `prompt`s instead of `prompt_file`"
+            )
+        slot = slot or ModelSlot()
+        with slot.lock:
+            execute_batch(request, emit, slot)
         return
     if not is_alone():
         raise UsageError(

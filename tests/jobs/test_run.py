@@ -7,10 +7,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from t2i.errors import PartialFailure, UsageError
 from t2i.imaging import images
@@ -177,6 +180,60 @@ def test_a_replay_from_python_is_verified(base: dict[str, Any]) -> None:
     assert drawn.verification is not None
     assert "identical" in drawn.verification
     assert not said
+
+
+def test_a_batch_uses_the_slot_and_always_saves(base: dict[str, Any]) -> None:
+    Path("list.txt").write_text("a horse\na cat\n")
+    slot = ModelSlot()
+    collect(make_request({**base}, "a horse"), slot=slot, save=False)
+    Path("out").mkdir()
+    request = make_request({**base, "prompt_file": Path("list.txt"), "output": Path("out")})
+    with pytest.raises(UsageError, match="a batch saves its images"):
+        collect(request, slot=slot, save=False)
+    assert not any(isinstance(event, Loading) for event in collect(request, slot=slot))
+
+
+def test_a_row_with_a_random_seed_takes_the_runs(base: dict[str, Any]) -> None:
+    """A seed drawn at each pass over the list would be another in the plan, the drawing and the manifest."""
+    Path("rows.jsonl").write_text('{"prompt": "a horse", "seed": -1}\n{"prompt": "a horse"}\n')
+    request = make_request({**base, "prompt_file": "rows.jsonl", "output": "out/"})
+    first = [event for event in collect(request) if isinstance(event, Drawn)]
+    assert [event.recipe.seed for event in first] == [7, 8]
+    assert len(Path("out/manifest.jsonl").read_text().splitlines()) == 2
+    assert not [event for event in collect(request) if isinstance(event, Drawn)]
+
+
+@pytest.mark.parametrize(
+    ("values", "prompts", "said"),
+    [
+        ({"steps": np.float32(2.5)}, "a", "steps: got '2.5', expected a whole number"),
+        ({"steps": torch.tensor(2.7)}, "a", "expected a whole number"),
+        ({"steps": Fraction(5, 2)}, "a", "expected a whole number"),
+        ({"steps": np.bool_(True)}, "a", "expected a whole number"),
+        ({"steps": float("inf")}, "a", "expected a whole number"),
+        ({"guidance": True}, "a", "guidance: got 'True', expected a number"),
+        ({"steps": 2, "num_inference_steps": 3}, "a", "steps is given twice"),
+        ({"wildcards": 5}, "a", "wildcards: got '5', expected a path"),
+        ({"image": np.zeros((4, 4, 3))}, "a", "image: got ndarray, expected a path or a Pillow image"),
+        ({"image": b"png"}, "a", "image: got bytes"),
+        ({"control": 5}, "a", "control: got '(5,)'"),
+        ({5: 3}, "a", "unknown option '5'"),
+        ({}, None, "prompt: got 'None', expected text"),
+        ({}, [5], "expected text, or a list of texts"),
+        ({}, b"a", "expected text"),
+    ],
+)
+def test_what_is_of_no_use_is_a_usage_error(values: Any, prompts: Any, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_request(values, prompts)
+    assert said in caught.value.message
+
+
+def test_whole_numbers_come_in_many_types() -> None:
+    for two in (2, 2.0, "2", " 2 ", "2.0", np.int64(2), np.float32(2), torch.tensor(2)):
+        assert make_request({"steps": two}, "a").options.steps == 2, two
+    assert make_request({"seed": 2**64 - 1}, "a").seeds == (2**64 - 1,)
+    assert make_request({"raw": np.bool_(True)}, "a").options.raw is True
 
 
 def test_preflight_is_data_and_loads_nothing(base: dict[str, Any]) -> None:

@@ -24,10 +24,10 @@ KINDS = 10_000  # distinct settings that are checked before anything is drawn: m
 class BatchModels:
     """The model that was used last, and the batch sizes of all."""
 
-    def __init__(self, jobs: JobList, emit: Emit) -> None:
+    def __init__(self, jobs: JobList, slot: ModelSlot, emit: Emit) -> None:
         self.jobs = jobs
         self.emit = emit
-        self._slot = ModelSlot()
+        self._slot = slot
         self._sizes: dict[tuple[Any, ...], int] = {}
 
     def check(self) -> int:

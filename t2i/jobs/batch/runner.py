@@ -16,12 +16,13 @@ from t2i.jobs.batch.job_list import make_job_list
 from t2i.jobs.batch.ledger import Ledger
 from t2i.jobs.batch.worker import Worker
 from t2i.jobs.events import Emit, ignore
+from t2i.jobs.planning.model_slot import ModelSlot
 from t2i.jobs.spec.request import GenerateRequest
 
 LAST_WORD_SECONDS = 10.0  # for the process with the error to report it
 
 
-def execute_batch(request: GenerateRequest, emit: Emit) -> None:
+def execute_batch(request: GenerateRequest, emit: Emit, slot: ModelSlot) -> None:
     """Draw the missing images of a batch, together with all processes that run the same command.
 
     emit: takes the images or shards of this process as they are saved; in the main process also messages about all.
@@ -31,13 +32,13 @@ def execute_batch(request: GenerateRequest, emit: Emit) -> None:
     if state.num_processes > 1 and request.options.device is None:
         device = "cpu" if state.device.type == "cpu" else str(state.device)  # Accelerate numbers CPUs too
         request = replace(request, options=request.options.override({"device": device}))
-    worker = _together(lambda: _begin(request, emit))
+    worker = _together(lambda: _begin(request, emit, slot))
     worker.draw()
     if state.is_main_process:
         worker.finish()
 
 
-def _begin(request: GenerateRequest, emit: Emit) -> Worker:
+def _begin(request: GenerateRequest, emit: Emit, slot: ModelSlot) -> Worker:
     """Make this process's worker; the main process also checks the list and opens the folder."""
     state = processes()
     if request.options.overwrite:
@@ -46,7 +47,7 @@ def _begin(request: GenerateRequest, emit: Emit) -> Worker:
         raise UsageError("`preview`: a batch saves finished images one after another", "leave it out")
     jobs = make_job_list(request)
     ledger = Ledger(jobs.folder, state.process_index, jobs.shards)
-    worker = Worker(jobs, ledger, emit, emit_once=emit if state.is_main_process else ignore)
+    worker = Worker(jobs, ledger, slot, emit, emit_once=emit if state.is_main_process else ignore)
     if state.is_main_process:
         worker.begin()
     return worker

@@ -16,6 +16,7 @@ from t2i.jobs.batch.progress import Progress
 from t2i.jobs.batch.shard_index import Line
 from t2i.jobs.batch.shard_packer import pack
 from t2i.jobs.events import Blanked, Done, Drawn, Emit, Failed, Planned, messages
+from t2i.jobs.planning.model_slot import ModelSlot
 
 if TYPE_CHECKING:
     from t2i.pipelines.text_to_image.results import Result
@@ -32,7 +33,7 @@ class Worker:
     emit: takes events of this process.  emit_once: takes events about the whole batch, in the main process alone.
     """
 
-    def __init__(self, jobs: JobList, ledger: Ledger, emit: Emit, emit_once: Emit) -> None:
+    def __init__(self, jobs: JobList, ledger: Ledger, slot: ModelSlot, emit: Emit, emit_once: Emit) -> None:
         self.jobs = jobs
         self.ledger = ledger
         self.emit = emit
@@ -40,7 +41,7 @@ class Worker:
         self.say = messages(emit_once)
         self.progress = Progress(emit is emit_once, ledger, emit)
         self.drawn = 0
-        self._models = BatchModels(jobs, emit_once)
+        self._models = BatchModels(jobs, slot, emit_once)
         self._failures: list[Exception] = []  # one after another, and nothing drawn before
 
     def begin(self) -> None:

@@ -118,7 +118,8 @@ def _read(option: Known, value: Any) -> dict[str, Any]:
     if name == "seed":
         if len(read) != 1:
             raise UsageError(f"seed: got {str(value)[:40]!r}, expected one number")
-        return {"seed": choose_seeds(read)[0]}
+        # -1: no seed of its own. A random one would be another at each pass over the list of a batch.
+        return {} if read == (-1,) else {"seed": choose_seeds(read)[0]}
     if name == "output":
         _check_inside(read)
     return {name: read}

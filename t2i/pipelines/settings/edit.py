@@ -126,6 +126,8 @@ def make_image_inputs(
     Raises UsageError for what is out of range, ImageError for a picture that cannot be read.
     """
     controls = [control] if isinstance(control, str | Control) else control
+    if not isinstance(controls, Sequence) or not all(isinstance(one, str | Control) for one in controls):
+        raise UsageError(f"control: got {str(control)[:40]!r}, expected TYPE:IMAGE or a Control, or several")
     return ImageInputs(
         image=None if image is None else ImageInput.of(image),
         mask=None if mask is None else ImageInput.of(mask),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
-from t2i.errors import ImageError
+from t2i.errors import ImageError, UsageError
 from t2i.imaging.decoding import decode
 from t2i.imaging.images import pixel_hash
 
@@ -32,8 +33,15 @@ class ImageInput:
     def of(cls, picture: str | Path | Image.Image) -> ImageInput:
         """A file, or a Pillow image.  Raises ImageError for what is no image, damaged, too large, or not there."""
         if isinstance(picture, Image.Image):
+            if 0 in picture.size:
+                raise ImageError(f"an image in memory has {picture.width}x{picture.height} pixels")
             held = picture.convert("RGB")
             return cls("", pixel_hash(held), held.size, held=held)
+        if not isinstance(picture, str | os.PathLike):
+            kind = type(picture).__name__
+            raise UsageError(
+                f"image: got {kind}, expected a path or a Pillow image", "Image.fromarray makes one of an array"
+            )
         path = Path(picture).expanduser()
         hash, size = _facts(path, *_stamp(path))
         return cls(path.name, hash, size, path)
