@@ -54,6 +54,10 @@ def test_flag_beats_environment_beats_file_beats_model(
     assert (record["steps"], record["guidance"], record["sampler"]) == (2, 3.0, "Euler")
     assert record["model"] == tiny_pipeline.name  # by T2I_MODEL, over the file
     assert drawn(capsys, tmp_path, "--steps", "1")["steps"] == 1
+    assert t2i(capsys, "config", "set", "generate.size", "32x40")[0] == 0
+    assert [drawn(capsys, tmp_path)[side] for side in ("width", "height")] == [32, 40]
+    beaten = drawn(capsys, tmp_path, "-W", "40", "-H", "32")  # a size of the file does not stand in their way
+    assert (beaten["width"], beaten["height"]) == (40, 32)
     monkeypatch.delenv("T2I_MODEL")
     assert drawn(capsys, tmp_path)["model"] == epsilon_pipeline.name
     assert drawn(capsys, tmp_path, "-m", str(tiny_pipeline))["model"] == tiny_pipeline.name
