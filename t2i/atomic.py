@@ -1,4 +1,4 @@
-"""Atomic files: a file is there whole or not at all, and nothing is overwritten unasked."""
+"""Atomic file writing: a file exists complete or not at all, and nothing is overwritten unless asked."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ def write(data: bytes, path: Path, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name when the block ends well: a temporary file in the same folder, fsync, then
-    link or rename.
+    """Yield a file to write to, which gets its name when the block ends without an error.
 
-    Missing folders are created; the mode follows the umask. On any failure nothing is left behind, and what was
-    there stays.
-    Raises UsageError for a file that exists (unless overwrite; no other process can slip in between) and for a folder
-    that cannot be written; T2IError where the disk fails.
+    It is a temporary file in the same folder, synced to disk and then linked or renamed. Missing folders are created;
+    the mode follows the umask. After a failure nothing is left behind, and an existing file stays as it was.
+    Raises UsageError: the file exists (unless overwrite; safe against other processes), or the folder is not writable.
+    Raises T2IError: the disk fails or is full.
     """
     temporary = path.parent / f".t2i-{secrets.token_hex(8)}.tmp"  # short: the name itself may be as long as allowed
     try:
@@ -51,7 +50,7 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a whole file, in hex.  Raises OSError."""
+    """Return the sha256 of a file, in hex.  Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -59,14 +58,15 @@ def file_hash(path: Path) -> str:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # not the picture exists, but a file where the folder should be
+    except FileExistsError:  # said of a file that stands where the folder should be
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished file of the same filesystem its name.
+    """Give a finished file its name; both are in one filesystem.  The temporary name may remain.
 
-    The temporary name may stay beside it.  Raises FileExistsError if the name is taken, by whomever and whenever.
+    A link, unlike a rename, fails where the name is taken, even by a process that took it a moment ago.
+    Raises FileExistsError.
     """
     try:
         os.link(temporary, path)
@@ -83,13 +83,13 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def not_written(path: Path, e: OSError) -> T2IError:
-    """What is said where a file could not be written: a UsageError, unless it is the disk that fails."""
+    """Return the error for a file that could not be written: a UsageError, unless the disk fails or is full."""
     message = f"cannot write {path}: {e.strerror or e}"
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return T2IError(message, "free some space, then run the same command again")
-    return UsageError(message, "choose another place with --output")
+    return UsageError(message, "choose another place: `output`")
 
 
 def already_exists(path: Path) -> UsageError:
-    """What is said where a file would have been overwritten."""
-    return UsageError(f"{path} exists already", "choose another name, or say --overwrite")
+    """Return the error for a file that would have been overwritten."""
+    return UsageError(f"{path} exists already", "choose another name, or set `overwrite`")

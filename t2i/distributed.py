@@ -1,4 +1,4 @@
-"""Which of several processes am I, and the door to Accelerate's view of them."""
+"""Processes of one program: rank, world size and gathering, by way of Accelerate."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints, saves and draws: the only one, or number 0 of a launcher's.
+    """Return whether this process prints and saves: it is the only one, or the launcher's number 0.
 
-    Read from the environment that a launcher sets, without importing Accelerate.
+    Read from the environment that a launcher sets: importing Accelerate takes a second.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_alone() -> bool:
-    """Whether no launcher has started others beside this process; read as `is_main` is."""
+    """Return whether this is the only process; read from the environment, as in `is_main`."""
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def processes() -> PartialState:
-    """All processes of this program, joined at the first call.  Ask for them here before anything else of Accelerate.
+    """Return the state of all processes of this program, which join at the first call.
 
-    Without an accelerator, or where it shall not be used, Accelerate must be told so: it would take each of several
-    processes for the only one, and all of them would write the same run.
+    Call it before anything else of Accelerate. Without a GPU, or where it is not to be used, Accelerate has to be told
+    so: otherwise each of several processes believes to be the only one, and all of them write the same run.
     """
     import torch
     from accelerate import PartialState
@@ -43,7 +43,7 @@ def processes() -> PartialState:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors of all processes, (B, ...) of one shape and dtype each: (processes * B, ...), in their order."""
+    """Gather the tensors of all processes, (B, ...) of one shape and dtype: (processes * B, ...), ordered by rank."""
     if processes().num_processes == 1:
         return x
     from accelerate.utils import gather as gather_all
@@ -54,12 +54,12 @@ def gather(x: Tensor) -> Tensor:
 
 @cache
 def _part_at_exit() -> None:
-    """Leave the group while the interpreter lives: a thread of gloo's that then frees a tensor aborts the process."""
+    """Leave the process group at exit: a gloo thread that frees a tensor after the interpreter aborts the process."""
 
     def part() -> None:
         import torch
 
-        gc.collect()  # a network wrapped for several processes holds the group, and so its threads
+        gc.collect()  # a DistributedDataParallel network that waits to be freed keeps the group's threads alive
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

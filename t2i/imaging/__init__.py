@@ -1,1 +1,1 @@
-"""The one door for pixels: safe decoding, grids, atomic saving."""
+"""Images as pixels: safe decoding, conversion to tensors, grids, atomic saving."""

@@ -1,6 +1,6 @@
-"""Pictures: uint8 <-> [-1, 1], grids, saving; and safe decoding, from `decoding.py`.
+"""Images: uint8 <-> [-1, 1], grids, saving; and safe decoding, from `decoding.py`.
 
-Outside this file a picture is float NCHW in [-1, 1], or a Pillow image in mode RGB.
+Outside this file an image is float NCHW in [-1, 1], or a Pillow image in mode RGB.
 """
 
 from __future__ import annotations
@@ -42,78 +42,78 @@ __all__ = [
 ]
 
 SAVE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-# Fixed here, so that the same picture and recipe always give the same bytes.
+# Fixed here, so that the same image and recipe always give the same bytes.
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95, "method": 4},
 }
-GAP = 2  # pixels between the pictures of a grid
+GAP = 2  # pixels between the images of a grid
 
 
 class Metadata(Protocol):
-    """What `save` embeds: `recipe.Recipe` and `recipe.Mark` are such."""
+    """Metadata that `save` embeds, such as `recipe.Recipe` and `recipe.Mark`."""
 
     def save_options(self, format: str) -> dict[str, Any]:
-        """Pillow's keyword arguments that write this into a file of the given Pillow format."""
+        """Return Pillow's keyword arguments that write this into a file of the given Pillow format."""
         ...
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square of the picture, resampled (Lanczos) to size x size."""
+    """Crop the largest centred square and resample it (Lanczos) to size x size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cropped first: `resize(box=...)` would mix in what lies outside the box.
+    # Cropped first: `resize(box=...)` would mix in pixels from outside the box.
     square = image.crop((left, top, left + side, top + side))
     return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def enlarge(image: Image.Image, least: int) -> Image.Image:
-    """Pixel by pixel, so that noise stays noise, by the least whole factor that makes it `least` pixels wide."""
+    """Enlarge, pixels staying sharp, by the smallest whole factor that makes the image `least` pixels wide."""
     factor = max(1, -(-least // image.width))
     return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """uint8 (3, H, W) of a picture."""
+    """Return the pixels of an image: uint8 (3, H, W)."""
     import torch
 
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """float32 (B, 3, H, W) in [-1, 1] of pictures of one size."""
+    """Convert images of one size to float32 (B, 3, H, W) in [-1, 1]."""
     import torch
 
     return from_uint8(torch.stack([pixels(image) for image in images]))
 
 
 def from_uint8(x: Tensor) -> Tensor:
-    """uint8 (...) in 0..255 -> float32 in [-1, 1]; `to_uint8` gives back exactly the same bytes."""
+    """Map uint8 (...) in 0..255 to float32 in [-1, 1]; `to_uint8` gives back exactly the same bytes."""
     return x.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """float (...) in [-1, 1] -> uint8 in 0..255, rounded, and clamped where it lies outside."""
+    """Map float (...) in [-1, 1] to uint8 in 0..255, rounded, and clamped outside of the range."""
     import torch
 
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_tensor(x: Tensor) -> list[Image.Image]:
-    """Pictures of a batch: float (B, 3, H, W), or (B, 1, H, W) for grey, in [-1, 1].
+    """Convert a batch to images: float (B, 3, H, W), or (B, 1, H, W) for grey, in [-1, 1].
 
     Raises NonFinite where the batch holds a NaN or infinity: it would be saved as black, and look like success.
     """
-    bad = [k for k, picture in enumerate(x) if not picture.isfinite().all()]
+    bad = [k for k, image in enumerate(x) if not image.isfinite().all()]
     if bad:
-        raise NonFinite(f"non-finite image: NaN or infinity in image {bad} of {len(x)}", "try --dtype float32")
+        raise NonFinite(f"non-finite image: NaN or infinity in image {bad} of {len(x)}", "try `dtype=float32`")
     rows = to_uint8(x.detach()).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
     return [Image.fromarray(row) for row in rows]
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """sha256 (hex) of the RGB bytes, row by row: the `image_hash` of a recipe."""
+    """Return the sha256 (hex) of the RGB bytes, row by row: the `image_hash` of a recipe."""
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
@@ -123,7 +123,7 @@ def grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """The pictures side by side, row by row, on white with a gap of 2 pixels; labels left and above, if given.
+    """Arrange images row by row, on white with a gap of 2 pixels; labels to the left and above, if given.
 
     columns: default: one per column label, else as square as can be.
     """
@@ -152,11 +152,11 @@ def grid(
 
 
 def save(image: Image.Image, path: Path, *, recipe: Metadata | None = None, overwrite: bool = False) -> Path:
-    """Write a picture so that the file is there whole or not at all; format by suffix: png, jpg, jpeg, webp.
+    """Write an image atomically; format by suffix: png, jpg, jpeg, webp.
 
-    Missing folders are created. The same picture and recipe give the same bytes.
-    Raises UsageError for another suffix, for a file that exists (unless overwrite; no other process can slip in
-    between) and for a folder that cannot be written; ImageError where encoding or the disk fails.
+    Missing folders are created. The same image and recipe give the same bytes.
+    Raises UsageError: another suffix, a file that exists (unless overwrite; safe against other processes), a folder
+    that is not writable.  Raises ImageError: encoding or the disk fails.
     """
     path = Path(path)
     kind = SAVE_FORMATS.get(path.suffix.lower())
@@ -175,7 +175,7 @@ def save(image: Image.Image, path: Path, *, recipe: Metadata | None = None, over
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, *, hold: int = 1500) -> Path:
-    """Write pictures of one size as an endless GIF or WebP, by suffix, 60 ms each; the last stays `hold` ms.
+    """Write images of one size as an endless GIF or WebP, by suffix, 60 ms each; the last stays `hold` ms.
 
     Raises UsageError where the file exists.
     """
@@ -188,7 +188,7 @@ def save_animation(frames: Sequence[Image.Image], path: Path, *, hold: int = 150
 
 
 def _wrap(label: str, font: Any, width: int) -> str:
-    """The label broken between words into lines of at most `width` pixels (a longer word stays whole)."""
+    """Break a label between words into lines of at most `width` pixels; a longer word stays whole."""
     lines: list[str] = []
     for word in label.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -199,7 +199,7 @@ def _wrap(label: str, font: Any, width: int) -> str:
 
 
 def _extent(label: str, font: Any) -> tuple[int, int]:
-    """Pixels (width, height) that a label of one or more lines takes, from its top down to where a g would end."""
+    """Return the (width, height) of a label in pixels, from its top down to the descender line."""
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     _, top, right, _ = pen.multiline_textbbox((0, 0), label, font, anchor="ld", spacing=2)
     return math.ceil(right), math.ceil(-top)

@@ -1,1 +1,1 @@
-"""How an image was made: the record, A1111's form, into files and back, differences."""
+"""Metadata of images: the record, A1111's text form, embedding in files, differences between records."""

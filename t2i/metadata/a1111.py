@@ -1,11 +1,11 @@
-"""AUTOMATIC1111's text form of how an image was made, which every other tool reads; written and parsed.
+"""AUTOMATIC1111's text form of generation settings, which every other tool reads: render and parse.
 
     a horse, oil on canvas
     Negative prompt: blurry
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, Model: mini, ...
 
-The form is ambiguous by design (a prompt may hold a line that looks like the last one); the parser keeps to the one
-rule that settles it: the last line holds the settings if at least three `key: value` pairs are found in it.
+The form is ambiguous by design: a prompt may hold a line that looks like the last one. The parser follows A1111's own
+rule: the last line holds the settings if at least three `key: value` pairs are found in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 
 NEGATIVE = "Negative prompt:"
-MAX_LENGTH = 1_000_000  # characters; of a longer text nothing is parsed
+MAX_LENGTH = 1_000_000  # characters; a longer text is not parsed
 # Starting at a word, and with a bound on its length, the work stays linear in a hostile text.
 _PAIR = re.compile(r'(?<!\w)(\w[\w \-/]{1,63}):\s*("(?:[^"\\]|\\.)+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"([0-9]+)x([0-9]+)")
@@ -23,7 +23,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def render(prompt: str, negative: str, settings: Mapping[str, object]) -> str:
-    """The text of one image; settings that are None are left out.
+    """Render the text of one image; settings that are None are left out.
 
     NUL, which PNG text cannot hold, and lone surrogates, which no encoding holds, become U+FFFD.
     """
@@ -33,16 +33,16 @@ def render(prompt: str, negative: str, settings: Mapping[str, object]) -> str:
 
 
 def quote(value: object) -> str:
-    """A value as it stands in the last line: JSON where it would be cut or misread otherwise."""
+    """Quote a value for the last line: as JSON where it would be cut or misread otherwise."""
     text = _UNWRITABLE.sub("\ufffd", str(value))
     plain = text == text.strip() and not any(c in text for c in ',:\n"')
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def parse(text: str) -> dict[str, str]:
-    """The settings by name, with "Prompt" and "Negative prompt"; a `512x768` value gives "Size-1" and "Size-2".
+    """Parse settings by name, with "Prompt" and "Negative prompt"; a `512x768` value gives "Size-1" and "Size-2".
 
-    Never fails: what cannot be understood is prompt.
+    Never fails: text that cannot be parsed is taken as the prompt.
     """
     if len(text) > MAX_LENGTH:
         return {"Prompt": text, "Negative prompt": ""}

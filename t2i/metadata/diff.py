@@ -1,4 +1,4 @@
-"""What two images' records say differently, and nothing of what they share."""
+"""Differences between the records of two images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SHORT = 10  # characters of a hash in the table; --json has all of it
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Name -> both values, for what differs between two images as `info.describe` tells of them.
+    """Return {name: (value in a, value in b)} of all entries that differ.
 
-    Our records are compared entry by entry (`versions.torch`), or else the settings of A1111's text, which both hold.
-    A value that one of them does not say is None.
+    a, b: images as `diagnostics.inspect` describes them. Our records are compared entry by entry (`versions.torch`);
+    where one of the images has none, the settings of A1111's text are. A missing value is None.
     """
     kind = "recipe" if a["recipe"] and b["recipe"] else "settings"
     left, right = (_flat(facts[kind] or {}) for facts in (a, b))
@@ -29,7 +29,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
 
 
 def difference_table(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The same as rows for a human: a name, and below each other the value of the first and of the second image."""
+    """Format the differences as rows of text: a name, and the values of the first and the second image, a line each."""
     rows = []
     for name, values in difference(a, b).items():
         first, second = (_words(name, value) for value in values)
@@ -38,7 +38,7 @@ def difference_table(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[s
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested entries by dotted names."""
+    """Flatten nested entries to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""Values as the JSON of a record holds them, with no folder of this machine in them; and whether they came back."""
+"""JSON-safe values for records, free of this machine's folders; and the check of values that are read back."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def public_name(model: str) -> str:
-    """A model's name as others may see it: a Hub id or a plain name as it is, of any other path the last part."""
+    """Return a model's name fit for others to see: a Hub id or plain name unchanged, else the last part of the path."""
     path = model.replace("\\", "/").rstrip("/")
     is_path = path.startswith(("/", ".", "~")) or ":" in path or path.count("/") > 1
     return path.rpartition("/")[2] if is_path else path
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config as JSON can hold it: no private entries, no tuples, no folders of this machine."""
+    """Return a scheduler's config as JSON can hold it: no private entries, no tuples, no folders of this machine."""
     plain: dict[str, Any] = _plain(dict(config))
     return plain
 
 
 def is_of_kind(value: object, kind: str) -> bool:
-    """Whether a JSON value is of a field's type."""
+    """Return whether a JSON value has a field's type."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     if kind == "list[dict[str, Any]]":
@@ -42,7 +42,7 @@ def is_of_kind(value: object, kind: str) -> bool:
 
 
 def _is_flat(value: object) -> bool:
-    """Whether it is an object of texts and finite numbers."""
+    """Return whether it is an object of texts and finite numbers."""
     items = value.values() if isinstance(value, dict) else [value]
     return isinstance(value, dict) and all(is_of_kind(item, "str") or is_of_kind(item, "float") for item in items)
 
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def infinities_to_words(value: Any) -> Any:
-    """DPM++ schedulers hold -inf, which JSON has no number for."""
+    """Write infinities as text: DPM++ schedulers hold -inf, for which JSON has no number."""
     if isinstance(value, dict):
         return {key: infinities_to_words(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -70,7 +70,7 @@ def infinities_to_words(value: Any) -> Any:
 
 
 def words_to_infinities(value: Any) -> Any:
-    """The way back."""
+    """Undo `infinities_to_words`."""
     if isinstance(value, dict):
         return {key: words_to_infinities(item) for key, item in value.items()}
     if isinstance(value, list):

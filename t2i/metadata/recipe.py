@@ -1,7 +1,7 @@
-"""How an image was made: the record, its JSON, and reading it back from a file (`metadata.py` tells where it stands).
+"""The record of how an image was made: its JSON form, and reading it back from a file.
 
-The JSON is exact for every text: it is pure ASCII, so that NUL, control characters and lone surrogates stand in it as
-escapes. In A1111's text NUL and lone surrogates become U+FFFD, since PNG cannot hold them.
+The JSON is exact for every text: it is pure ASCII, so that NUL, control characters and lone surrogates are escaped.
+In A1111's text NUL and lone surrogates become U+FFFD, since PNG cannot hold them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that is needed to make one image again, and nothing that tells who made it.
+    """Everything that is needed to reproduce one image, and nothing that identifies its maker.
 
     An absolute path in `model` or `scheduler_config` is cut to its last part, `device` to its kind.
     """
 
-    prompt: str  # as the model saw it
+    prompt: str  # after wildcards and choices
     negative_prompt: str = ""
     template: str = ""  # as the user wrote it, before wildcards and choices; empty: the prompt
-    negative_template: str = ""  # the same; empty: the negative prompt
+    negative_template: str = ""  # likewise; empty: the negative prompt
     reading: dict[str, Any] = field(default_factory=dict)  # weights, chunks; empty: as plain text, cut at the end
     steps: int
     sampler: str  # A1111's name, "DPM++ 2M"
@@ -55,13 +55,13 @@ class Recipe:
     machine: dict[str, Any] = field(default_factory=dict)  # what is not default: see pipelines/loading/plan.py
     safety: str = ""  # of the model's own checker: "checked", "off", "none here"; empty: not known
     versions: dict[str, str] = field(default_factory=dict)
-    image_hash: str | None = None  # images.pixel_hash of the picture
-    edit: dict[str, Any] = field(default_factory=dict)  # what it was drawn from beside words; empty: words alone
+    image_hash: str | None = None  # images.pixel_hash of the image
+    edit: dict[str, Any] = field(default_factory=dict)  # the input images; empty: the prompt alone
     options: dict[str, Any] = field(default_factory=dict)  # further ones that were set, by name: see config/options.py
     version: int = VERSION  # of this record's format
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the one moment at which a frozen dataclass may be changed
+        put = object.__setattr__  # the one moment at which a frozen dataclass may still be changed
         put(self, "template", self.template or self.prompt)
         put(self, "negative_template", self.negative_template or self.negative_prompt)
         put(self, "model", public_name(self.model))
@@ -69,9 +69,9 @@ class Recipe:
         put(self, "scheduler_config", plain_config(self.scheduler_config))
 
     def parameters(self) -> str:
-        """A1111's text form."""
+        """Render A1111's text form."""
         denoising = _denoising(self.edit)
-        # A1111's size of a picture in two passes is the first pass's
+        # A1111 records the size of the first of two passes
         size = self.edit.get("size") if "Hires upscale" in denoising else None
         settings = {
             "Steps": self.steps,
@@ -92,13 +92,13 @@ class Recipe:
         return a1111.render(self.prompt, self.negative_prompt, settings)
 
     def to_json(self) -> str:
-        """One line of ASCII; `from_json` gives back an equal recipe."""
+        """Return one line of ASCII, from which `from_json` restores an equal recipe."""
         data = asdict(self) | {"scheduler_config": infinities_to_words(self.scheduler_config)}
         return json.dumps(data, ensure_ascii=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Raises ImageError for broken JSON, a missing or mistyped field, and a record of a newer format."""
+        """Parse a recipe.  Raises ImageError: broken JSON, a missing or mistyped field, a newer format."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as e:
@@ -124,38 +124,38 @@ class Recipe:
             raise ImageError(f"the t2i record is incomplete: {e}") from None
 
     def save_options(self, format: str) -> dict[str, Any]:
-        """Pillow's keyword arguments that write this recipe into a file of the given Pillow format."""
+        """Return Pillow's keyword arguments that write this recipe into a file of the given Pillow format."""
         return embedding.embed(format, self.parameters(), self.to_json())
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an image file says about how it was made; what it does not say is None."""
+    """The metadata found in an image file; None: not there."""
 
     recipe: Recipe | None  # ours
     parameters: str | None  # A1111's text, ours or another tool's
     generated: bool  # marked as made by a trained model
-    problems: tuple[str, ...] = ()  # what was there and could not be understood
+    problems: tuple[str, ...] = ()  # texts that are there and could not be parsed
 
 
 @dataclass(frozen=True)
 class Mark:
-    """For a picture without a recipe of its own, such as a grid: says that a model made it, and no more."""
+    """A mark for an image without a recipe of its own, such as a grid: made by a model."""
 
     def save_options(self, format: str) -> dict[str, Any]:
-        """As `Recipe.save_options`."""
+        """Return Pillow's keyword arguments, like `Recipe.save_options`."""
         return embedding.embed(format)
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """A1111's text as a dict of settings, "Prompt" and "Negative prompt", as A1111 parses it."""
+    """Parse A1111's text into a dict of settings, "Prompt" and "Negative prompt", as A1111 does."""
     return a1111.parse(text)
 
 
 def read(data: bytes | Path, where: str | None = None) -> Record:
-    """The record of an image file, from whatever tool it comes.
+    """Read the record of an image file of any tool.
 
-    Raises ImageError only where the file is no readable image; a damaged record is a problem in the result.
+    Raises ImageError only where the file is no readable image; a damaged record is listed among the problems.
     """
     texts = embedding.extract(open_image(data, where or (str(data) if isinstance(data, Path) else "image")))
     recipe, problems = None, texts.problems
@@ -174,7 +174,7 @@ def labelled(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hashes(adapters: Sequence[Mapping[str, Any]], kind: str) -> str | None:
-    """`name: hash, name: hash` as A1111 writes it; a LoRA's hash is that of all behind its header."""
+    """Return `name: hash, name: hash` as A1111 writes it; a LoRA's hash leaves out its header."""
     pairs = []
     for adapter in adapters:
         if adapter.get("kind") == kind:
@@ -185,7 +185,7 @@ def _hashes(adapters: Sequence[Mapping[str, Any]], kind: str) -> str | None:
 
 
 def _denoising(edit: Mapping[str, Any]) -> dict[str, Any]:
-    """A1111's words for a strength: of image-to-image, or else of the second pass."""
+    """Return A1111's settings for a strength: of image-to-image, or else of the second pass."""
     if "image" in edit:
         return {"Denoising strength": edit.get("strength")}
     second = edit.get("upscale")

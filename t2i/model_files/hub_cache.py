@@ -1,6 +1,6 @@
-"""The Hub's cache on this machine: which models lie in it, how big they are, and taking them out.
+"""The Hub's cache on this machine: list the models in it with their sizes, and delete them.
 
-The Hub's library scans and deletes; here is what a t2i user asks of it. Nothing here touches the network.
+Scanning and deleting are the Hub library's own. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_CARD_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Revision:
-    """One commit of a model in the cache.  refs: the branches and tags that mean it.  files: (path, bytes), sorted."""
+    """One commit of a model in the cache.  refs: branches and tags that point to it.  files: (path, bytes), sorted."""
 
     commit: str
     refs: tuple[str, ...]
@@ -29,7 +29,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model in the cache.  revisions: what `main` is first, then the newest.  bytes: all of them, each file once."""
+    """A model in the cache.  revisions: that of `main` first, then by age, newest first.  bytes: each file once."""
 
     id: str
     bytes: int
@@ -37,7 +37,7 @@ class CachedModel:
 
     @property
     def license(self) -> str | None:
-        """The licence that the model's card names, where the card is in the cache."""
+        """Return the licence that the model's card names, where the card is in the cache."""
         for revision in self.revisions:
             if found := _card(revision.folder / "README.md").get("license"):
                 return str(found)[:80]
@@ -45,7 +45,7 @@ class CachedModel:
 
     @property
     def state(self) -> str:
-        """ "here": a whole pipeline that can be drawn with.  "partly here".  "no pipeline": something else."""
+        """Return "here" for a complete pipeline, "partly here", or "no pipeline" for anything else."""
         folder = self.revisions[0].folder
         if not (folder / "model_index.json").is_file():
             return "no pipeline"
@@ -57,14 +57,14 @@ class CachedModel:
 
 
 def cache_folder() -> Path:
-    """Where the Hub's library keeps models: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
+    """Return the Hub library's folder of models: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached_models() -> dict[str, CachedModel]:
-    """Every model in the cache by its Hub id, sorted; data sets are left out."""
+    """Return every model in the cache by its Hub id, sorted; data sets are left out."""
     scan = _scan()
     return {
         repo.repo_id: CachedModel(repo.repo_id, repo.size_on_disk, _revisions(repo))
@@ -74,12 +74,12 @@ def cached_models() -> dict[str, CachedModel]:
 
 
 def unfinished_bytes() -> int:
-    """Size of downloads in the cache that broke off; the next one of the same file goes on from there."""
+    """Return the size of incomplete downloads in the cache, which the next download of the file resumes."""
     return sum(file.size_on_disk for file in getattr(_scan(), "incomplete_files", ()))
 
 
 def freed_bytes(model: CachedModel, commits: Sequence[str]) -> int:
-    """What deleting these commits of a model would free: files that another of its commits shares stay."""
+    """Return the bytes that deleting these commits would free: files shared with other commits stay."""
     return int(_deletion(model, commits).expected_freed_size)
 
 
@@ -92,9 +92,9 @@ def remove(model: CachedModel, commits: Sequence[str]) -> None:
 
 
 def _deletion(model: CachedModel, commits: Sequence[str]) -> Any:
-    """The Hub library's plan to delete commits, made for this model alone.
+    """Return the Hub library's plan for deleting commits, restricted to this model.
 
-    By the commit it would take the first model that has it, and a copy of a model may have the same.
+    Asked for a commit alone, it takes the first model that has it, which may be a copy of this one.
     """
     scan = _scan()
     alone = frozenset(repo for repo in scan.repos if (repo.repo_type, repo.repo_id) == ("model", model.id))
@@ -102,7 +102,7 @@ def _deletion(model: CachedModel, commits: Sequence[str]) -> Any:
 
 
 def _scan() -> Any:
-    """The Hub library's own view of the cache; None where there is no cache yet.  Raises T2IError."""
+    """Scan the cache with the Hub's library; None where there is no cache yet.  Raises T2IError."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -111,7 +111,7 @@ def _scan() -> Any:
     except CacheNotFound:
         return None
     except (OSError, ValueError) as e:
-        raise T2IError(f"cannot read the cache {cache_folder()}: {e}", "HF_HUB_CACHE says where it is") from None
+        raise T2IError(f"cannot read the cache {cache_folder()}: {e}", "HF_HUB_CACHE sets the folder") from None
 
 
 def _revisions(repo: Any) -> tuple[Revision, ...]:
@@ -134,10 +134,10 @@ def _revisions(repo: Any) -> tuple[Revision, ...]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """The metadata at the head of a model card; empty where there is none, or none that can be read."""
+    """Return the metadata at the head of a model card; empty where it is missing or cannot be read."""
     from huggingface_hub.repocard import metadata_load
 
     try:
         return (metadata_load(path) or {}) if path.stat().st_size <= MAX_CARD_BYTES else {}
-    except Exception:  # any author may have written anything there
+    except Exception:  # a card is free text, and its author may have written anything
         return {}

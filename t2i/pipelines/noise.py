@@ -1,4 +1,4 @@
-"""The noise of one image: from its own CPU generator, in float32, whatever device and dtype the networks have.
+"""Noise of images: each from its own CPU generator, in float32, whatever device and dtype the networks have.
 
 torch draws other numbers in half precision (where their count is no multiple of 16), and other ones on a GPU.
 """
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per image, for its first noise and all later noise."""
+    """Make one CPU generator per image, for its first noise and all later noise."""
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def great_circle(a: torch.Tensor, b: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` points on the way from one noise to another, both ends among them: (count, ...), float32.
+    """Return `count` points on the great circle from one noise to another, both ends included: (count, ...), float32.
 
-    On the great circle every point is as long as noise is; on the straight line those in the middle are too short
+    On it every point has the norm of noise; on the straight line those in the middle are too short
     (Shoemake 1985; White 2016).
     """
     import torch
@@ -37,17 +37,18 @@ def great_circle(a: torch.Tensor, b: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def first_noise(pipe: Any, generators: Sequence[torch.Generator], settings: Settings) -> torch.Tensor:
-    """(B, C, h, w) standard normal noise, on the device and in the dtype of a pipeline with a U-Net."""
+    """Draw standard normal noise (B, C, h, w), on the device and in the dtype of a pipeline with a U-Net."""
     import torch
 
     scale = pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, settings.height // scale, settings.width // scale)
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    # The dtype is named: the default one belongs to the process, and other threads change it while they load.
+    noise = torch.cat([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in generators])
     return noise.to(device=pipe.device, dtype=pipe.dtype)
 
 
 def step_in_float32(scheduler: Any) -> Any:
-    """Let the scheduler compute, and draw its noise, in float32 whatever dtype the networks have.
+    """Make the scheduler compute, and draw its noise, in float32 whatever dtype the networks have.
 
     Returns the scheduler.
     """
@@ -66,10 +67,10 @@ def step_in_float32(scheduler: Any) -> Any:
 
 
 def draw_in_float32(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of a pipeline draw all its noise in float32, rounding it to the dtype that it asks for.
+    """Make a method of a pipeline draw all its noise in float32, and round it to the dtype that it asks for.
 
-    Image-to-image pipelines draw in the middle of their work (the picture's latents, then the noise upon them), where
-    no argument reaches.
+    Image-to-image pipelines draw in the middle of their work (the image's latents, then the noise on them), where
+    no argument reaches. The mode applies to this thread alone.
     """
     import torch
     from torch.overrides import TorchFunctionMode

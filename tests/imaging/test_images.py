@@ -240,7 +240,7 @@ def test_a_non_finite_image_is_an_error_and_never_black(bad: float) -> None:
     with pytest.raises(NonFinite) as caught:
         images.from_tensor(x)
     assert "[1] of 3" in caught.value.message
-    assert "--dtype float32" in str(caught.value.hint)
+    assert "`dtype=float32`" in str(caught.value.hint)
 
 
 def test_a_grid_puts_every_picture_in_its_place() -> None:

@@ -1,1 +1,1 @@
-"""LoRAs, textual inversion and IP-Adapters: found, checked, attached."""
+"""LoRAs, textual inversion and IP-Adapters: find, verify, attach."""

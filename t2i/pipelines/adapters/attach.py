@@ -1,4 +1,4 @@
-"""Adapters put into a loaded pipeline and taken out of it again, so that one base model serves many of them."""
+"""Attach adapters to a loaded pipeline and detach them again, so that one base model serves many of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
 
 @dataclass(frozen=True)
 class AttachedAdapters:
-    """What a pipeline wears.  records: for recipes.  options: what it is told at each call.
+    """The adapters of a pipeline.  records: for recipes.  options: arguments of every call of the pipeline.
 
-    words, parts: what it had before, to take all off again.
+    words, parts: the tokenizers, embedding tables and components from before, for `detach`.
     """
 
     adapters: Adapters = NO_ADAPTERS
@@ -28,19 +28,19 @@ class AttachedAdapters:
 
 
 def attach(pipe: Any, model: str, adapters: Adapters, found: Found) -> AttachedAdapters:
-    """Put all of these into a pipeline that wears nothing yet.  model: its name, for messages.
+    """Attach adapters to a pipeline that has none.  model: its name, for messages.
 
-    found: their files.  On an error the pipeline is as it was.  Raises UsageError, ModelError, ImageError.
+    found: their files.  After an error the pipeline is as it was.  Raises UsageError, ModelError, ImageError.
     """
     words = textual_inversion.remember(pipe) if adapters.embeddings else None
     parts = ip_adapter.parts_before(pipe) if adapters.ip_adapters else None
     try:
-        # IP-Adapters replace the layers that attend, so they come before what is hung into those.
-        pictures, options = ip_adapter.attach(pipe, model, _pairs(adapters.ip_adapters, found.ip_adapters))
+        # IP-Adapters replace attention processors, so they come before the LoRA layers inside of these.
+        ip_adapters, options = ip_adapter.attach(pipe, model, _pairs(adapters.ip_adapters, found.ip_adapters))
         attached = [
             *lora.attach(pipe, model, _pairs(adapters.loras, found.loras)),
             *textual_inversion.attach(pipe, model, _pairs(adapters.embeddings, found.embeddings)),
-            *pictures,
+            *ip_adapters,
         ]
     except BaseException:
         detach(pipe, AttachedAdapters(adapters, words=words, parts=parts))
@@ -57,7 +57,7 @@ def attach(pipe: Any, model: str, adapters: Adapters, found: Found) -> AttachedA
 
 
 def detach(pipe: Any, attached: AttachedAdapters) -> None:
-    """Take everything off: the pipeline draws what it drew before, bit for bit."""
+    """Detach all adapters: the pipeline draws as before, bit for bit."""
     if attached.adapters.loras and hasattr(pipe, "unload_lora_weights"):
         lora.detach(pipe)
     if attached.words is not None:

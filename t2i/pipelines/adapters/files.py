@@ -1,4 +1,4 @@
-"""The file of an adapter: found on this machine or on the Hub, and checked as every model file is."""
+"""Files of adapters: find them on this machine or on the Hub, and verify them as model files are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 6  # names in a message
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A checked .safetensors file.  name: as records know it, without folders of this machine.  sha256: of the file."""
+    """A verified .safetensors file.  name: for records, without folders of this machine.  sha256: of the file."""
 
     path: Path
     name: str
@@ -30,11 +30,11 @@ class AdapterFile:
 
     @property
     def stem(self) -> str:
-        """The name that A1111 would know it by."""
+        """Return the name under which A1111 knows it."""
         return self.path.stem
 
     def autov3(self) -> str:
-        """sha256 of all behind the header, by which A1111 and model sites tell LoRAs apart: metadata may change."""
+        """Return the sha256 of all after the header, by which A1111 identifies LoRAs though their metadata changes."""
         with self.path.open("rb") as file:
             file.seek(int.from_bytes(file.read(8), "little") + 8)
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -50,18 +50,18 @@ class Found:
 
 
 def find_all(adapters: Adapters, offline: bool = False) -> Found:
-    """Find and check all files of these adapters.  Raises as `find` does."""
+    """Find and verify all files of these adapters.  Raises as `find` does."""
     return Found(
-        tuple(find(lora.path, "--lora", offline) for lora in adapters.loras),
-        tuple(find(embedding.path, "--embedding", offline) for embedding in adapters.embeddings),
-        tuple(find(adapter.path, "--ip-adapter", offline) for adapter in adapters.ip_adapters),
+        tuple(find(lora.path, "lora", offline) for lora in adapters.loras),
+        tuple(find(embedding.path, "embedding", offline) for embedding in adapters.embeddings),
+        tuple(find(adapter.path, "ip_adapter", offline) for adapter in adapters.ip_adapters),
     )
 
 
-def find(location: str, option: str = "--lora", offline: bool = False) -> AdapterFile:
-    """The file at `location`: a file, a folder that holds one, or the Hub's owner/name[/file].
+def find(location: str, option: str = "lora", offline: bool = False) -> AdapterFile:
+    """Find and verify the file at `location`: a file, a folder that holds one, or the Hub's owner/name[/file].
 
-    option: that asked for it, for messages.
+    option: the field that names it, for messages.
     Raises UsageError (no such file, or several), ModelUnavailable (the Hub), ModelError (a pickle, damaged).
     """
     path = Path(location).expanduser()
@@ -71,7 +71,7 @@ def find(location: str, option: str = "--lora", offline: bool = False) -> Adapte
     elif not path.is_file():
         match = HUB.fullmatch(location)
         if match is None or _is_local(path):
-            raise UsageError(f"{option} {location}: no such file", "a .safetensors file, a folder, or a Hub id")
+            raise UsageError(f"`{option}={location}`: no such file", "a .safetensors file, a folder, or a Hub id")
         path, file = _from_hub(match[1], match[2], option, offline)
         name = f"{match[1]}/{file}"
     check_safetensors(path)
@@ -83,12 +83,12 @@ def find(location: str, option: str = "--lora", offline: bool = False) -> Adapte
 
 @lru_cache(maxsize=256)
 def _hash(path: Path, size: int, time: int) -> str:
-    """size, time: of the file; another of either, another file."""
+    """Hash a file once.  size, time: of the file; it is hashed again when either changes."""
     return hash_weights(path)
 
 
 def _is_local(path: Path) -> bool:
-    """Whether a path that does not exist was meant for this machine: it starts in a folder that does."""
+    """Return whether a missing path was meant for this machine, not the Hub: it begins with a folder that exists."""
     parts = path.parts
     return path.is_absolute() or parts[0] in (".", "..", "~") or (len(parts) > 1 and Path(parts[0]).is_dir())
 
@@ -101,22 +101,22 @@ def _only_file(folder: Path, option: str) -> Path:
     pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in PICKLES]
     if pickles:
         raise ModelError(f"{folder.name}: only pickled weights ({pickles[0]}); they can run any code", SAFETENSORS_HINT)
-    raise UsageError(f"{option} {folder}: no .safetensors file in this folder")
+    raise UsageError(f"`{option}={folder}`: no .safetensors file in this folder")
 
 
 def _choose(names: Sequence[str], where: str, option: str) -> str | None:
-    """The one that is meant; None where there is none.  Raises UsageError where it is not clear which."""
+    """Choose the only or the usual file; None where there is none.  Raises UsageError for an ambiguous choice."""
     usual = [name for name in names if name in USUAL]
     if len(usual) == 1 or len(names) == 1:
         return (usual or list(names))[0]
     if names:
         shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        raise UsageError(f"{option} {where}: {len(names)} files, one must be named", shown)
+        raise UsageError(f"`{option}={where}`: {len(names)} files, one must be named", shown)
     return None
 
 
 def _from_hub(id: str, file: str | None, option: str, offline: bool) -> tuple[Path, str]:
-    """(the file in the Hub's cache, its name there); downloaded where that is needed and allowed."""
+    """Return (the file in the Hub's cache, its name there), downloading it where needed and allowed."""
     from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.constants import is_offline_mode
 
@@ -131,15 +131,15 @@ def _from_hub(id: str, file: str | None, option: str, offline: bool) -> tuple[Pa
         raise
     except Exception as e:  # the Hub's answers and the HTTP library's own errors, whichever library that is
         why = OFFLINE if offline else f"the Hub says {type(e).__name__}"
-        message = f"{option} {id}{f'/{file}' if file else ''}: no such file here, not in the cache, and {why}"
+        message = f"`{option}={id}{f'/{file}' if file else ''}`: no such file here, not in the cache, and {why}"
         command = f"hf download {f'{id} {file}' if file else id}"
         raise ModelUnavailable(message, f"with a network, `{command}` gets it") from None
     where = "in the cache" if offline else "on the Hub"
-    raise ModelUnavailable(f"{option} {id}: no .safetensors file of it is {where}", "owner/name/file names one")
+    raise ModelUnavailable(f"`{option}={id}`: no .safetensors file of it is {where}", "owner/name/file names one")
 
 
 def _cached(id: str) -> list[str]:
-    """The files of a Hub repository that are in the cache."""
+    """Return the files of a Hub repository that are in the cache."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(id, local_files_only=True, allow_patterns=["*.safetensors"]))

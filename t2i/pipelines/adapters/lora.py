@@ -1,4 +1,4 @@
-"""LoRAs put into a pipeline by diffusers and peft, and counted: diffusers passes over tensors that fit nothing."""
+"""LoRAs: loaded by diffusers and peft, with a count of matching tensors, since diffusers skips others silently."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 SHOWN = 3  # names in a warning
-# The two factors of a change, and which side of the layer each of them meets
+# (name of a low-rank factor, its dimension that meets the layer, the layer's attributes with that width)
 FACTORS = (("lora_A", 1, ("in_features", "in_channels")), ("lora_B", 0, ("out_features", "out_channels")))
 LAYER = re.compile(r"(.+?)\.(lora_|lokr_|hada_|alpha$)")
 
 
 def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) -> list[Attached]:
-    """Load these LoRAs and switch them on together, each with its scale.  model: its name, for messages.
+    """Load LoRAs and activate them together, each with its scale.  model: its name, for messages.
 
     Raises UsageError (the pipeline takes none), ModelError (nothing of a file fits, or it is of another base model).
     """
     if not wanted:
         return []
     if not hasattr(pipe, "load_lora_weights"):
-        raise UsageError(f"--lora: {model} (a {type(pipe).__name__}) takes no LoRA", "leave --lora out")
+        raise UsageError(f"`lora`: {model} (a {type(pipe).__name__}) takes no LoRA", "leave `lora` out")
     done = []
     for k, (lora, file) in enumerate(wanted):
         name = f"lora{k}"
@@ -39,7 +39,7 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) ->
         with silence_libraries():
             try:
                 pipe.load_lora_weights(adapter_name=name, **_where(file))
-            except Exception as e:  # whatever peft and diffusers find wrong with a file
+            except Exception as e:  # peft and diffusers raise nearly anything for a file of another kind
                 raise _not_understood(pipe, model, file, e) from e
         if not any(f".{name}." in key for part in _parts(pipe).values() for key in part.state_dict()):
             raise _fits_nothing(pipe, model, file, total)
@@ -50,7 +50,7 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Lora, AdapterFile]]) ->
 
 
 def detach(pipe: Any) -> None:
-    """Take all LoRAs out again: the weights are those that were loaded, bit for bit."""
+    """Unload all LoRAs: the weights are those that were loaded, bit for bit."""
     with silence_libraries():
         pipe.unload_lora_weights()
 
@@ -66,14 +66,14 @@ def _attached(lora: Lora, file: AdapterFile, total: int, lost: list[str]) -> Att
 
 
 def _match(pipe: Any, model: str, file: AdapterFile) -> tuple[int, list[str]]:
-    """(number of tensors, names of those that belong to no layer).  Raises ModelError where nothing fits."""
+    """Return (number of tensors, names of those that match no layer).  Raises ModelError where none matches."""
     with silence_libraries():
         try:
             state, alphas = _read(pipe, file)
             parts = _by_part(pipe, state, alphas)
-        except Exception as e:  # what diffusers' conversion says of names that it does not know
+        except Exception as e:  # diffusers' conversion raises nearly anything for names that it does not know
             raise _not_understood(pipe, model, file, e) from e
-    # what the conversion leaves out (DoRA's magnitudes) is in the file all the same
+    # The conversion may drop DoRA's magnitudes; they are in the file all the same, and count as lost.
     lost = [key for key in tensor_shapes(file.path) if "dora_scale" in key and not _has_magnitudes(state)]
     total = len(state) + len(alphas) + len(lost)
     fitting = 0
@@ -97,7 +97,7 @@ def _match(pipe: Any, model: str, file: AdapterFile) -> tuple[int, list[str]]:
 
 
 def _check_width(pipe: Any, model: str, file: AdapterFile, where: str, key: str, value: Any, layer: Any) -> None:
-    """Raises ModelError where a low-rank factor is as wide as another model's layer."""
+    """Raise ModelError where a low-rank factor has the width of another model's layer."""
     for factor, dimension, names in FACTORS:
         here = next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
         there = value.shape[dimension] if f"{factor}." in key and getattr(value, "ndim", 0) > 1 else None
@@ -107,7 +107,7 @@ def _check_width(pipe: Any, model: str, file: AdapterFile, where: str, key: str,
 
 
 def _read(pipe: Any, file: AdapterFile) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors under diffusers' names, and the alphas that stand beside them, as diffusers converts the file."""
+    """Return the tensors under diffusers' names, and their alphas, as diffusers converts the file."""
     options: dict[str, Any] = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
     read = type(pipe).lora_state_dict
     if "return_alphas" in inspect.signature(read).parameters:
@@ -119,7 +119,7 @@ def _read(pipe: Any, file: AdapterFile) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 def _by_part(pipe: Any, state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{part of the pipeline: its tensors under peft's names}; "": what names no part."""
+    """Return {component of the pipeline: its tensors under peft's names}; "": tensors that name no component."""
     from diffusers.utils.state_dict_utils import (
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,
@@ -140,7 +140,7 @@ def _by_part(pipe: Any, state: Mapping[str, Any], alphas: Mapping[str, Any]) -> 
             done = not some or "lora_A" in next(iter(some)) or any("lokr_" in key for key in some)
             return convert_unet_state_dict_to_peft(some) if part and not done else some
 
-        # an alpha is named after the factor beside it
+        # An alpha has the name of the factor that it scales.
         beside = {key.removesuffix(".alpha"): value for key, value in tensors.items() if key.endswith(".alpha")}
         factors = rename({key: value for key, value in tensors.items() if not key.endswith(".alpha")})
         both = factors | {f"{key}.alpha": value for key, value in rename(beside).items()}
@@ -151,13 +151,13 @@ def _by_part(pipe: Any, state: Mapping[str, Any], alphas: Mapping[str, Any]) -> 
 
 
 def _parts(pipe: Any) -> dict[str, Any]:
-    """The networks of a pipeline that a LoRA may change."""
+    """Return the networks of a pipeline that a LoRA may change."""
     names = pipe._lora_loadable_modules
     return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
 
 
 def _where(file: AdapterFile) -> dict[str, Any]:
-    """How to name the file to diffusers, so that it reads nothing else and asks no network."""
+    """Return arguments for diffusers by which it reads this file, nothing else, and uses no network."""
     return {
         "pretrained_model_name_or_path_or_dict": str(file.path.parent),
         "weight_name": file.path.name,
@@ -171,7 +171,7 @@ def _has_magnitudes(state: Mapping[str, Any]) -> bool:
 
 
 def _made_for(pipe: Any, file: AdapterFile) -> str:
-    """What the file seems to be for, and what the model is."""
+    """Say for which models the file seems to be made, and what this model is."""
     return f"it seems to be for {family(tensor_shapes(file.path))}; this model is {pipeline_family(pipe)}"
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA file is, from its names, shapes and metadata; no tensor is read but the single numbers called alpha."""
+"""Inspect a LoRA file by names, shapes and metadata; no tensors are read but the scalars called alpha."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 Shapes = Mapping[str, tuple[int, ...]]
 
 TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
-FAMILIES = {*TEXT_WIDTHS.values(), "Stable Diffusion 3", "FLUX.1"}  # that are told apart for sure
+FAMILIES = {*TEXT_WIDTHS.values(), "Stable Diffusion 3", "FLUX.1"}  # that are recognised for sure
 # (names that only files of this family have, the family)
 NAMES = (
     (r"single_transformer_blocks|single_blocks|double_blocks", "FLUX.1"),
@@ -38,7 +38,7 @@ SHORT_TAGS = 10
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """What `t2i lora info` says.  ranks, blocks: value: how many layers.  alphas: as they stand in the file."""
+    """Facts about a LoRA file.  ranks, blocks: {value: number of layers}.  alphas: as in the file."""
 
     family: str
     format: str
@@ -54,12 +54,12 @@ class LoraFacts:
     metadata: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return the facts as JSON can hold them."""
         return asdict(self) | {"ranks": {str(rank): count for rank, count in self.ranks.items()}}
 
 
 def family(shapes: Shapes) -> str:
-    """Which models these tensors are for, as far as names and widths tell."""
+    """Guess by names and widths for which models these tensors are made."""
     for pattern, name in NAMES:
         if any(re.search(pattern, key) for key in shapes):
             return name
@@ -79,7 +79,7 @@ def family(shapes: Shapes) -> str:
 
 
 def pipeline_family(pipe: Any) -> str:
-    """The same for a pipeline that is loaded."""
+    """Return the family of a loaded pipeline, in the same words as `family`."""
     kind = type(pipe).__name__
     for start, name in (
         ("StableDiffusionXL", "Stable Diffusion XL"),
@@ -96,7 +96,7 @@ def pipeline_family(pipe: Any) -> str:
 
 
 def facts(path: Path) -> LoraFacts:
-    """All that a checked .safetensors file says of itself."""
+    """Read all facts about a verified .safetensors file."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -111,8 +111,8 @@ def facts(path: Path) -> LoraFacts:
             if key.endswith("alpha") and math.prod(shapes[key]) == 1:
                 alphas.add(round(float(file.get_tensor(key).reshape(())), 6))
     ranks = Counter(shape[0] for key, shape in shapes.items() if DOWN.search(key) and shape)
-    told = _read_json(metadata.get("lora_adapter_metadata"))
-    alphas |= {float(value) for key, value in told.items() if key.endswith(".lora_alpha") and _is_number(value)}
+    adapter = _read_json(metadata.get("lora_adapter_metadata"))
+    alphas |= {float(value) for key, value in adapter.items() if key.endswith(".lora_alpha") and _is_number(value)}
     layers = Counter(_part(key) for key in shapes if DOWN.search(key))
     return LoraFacts(
         family=family(shapes),
@@ -151,7 +151,7 @@ def _has_second_encoder(shapes: Shapes) -> bool:
 
 
 def _tags(text: str | None) -> dict[str, int]:
-    """The most frequent words that kohya's trainer saw, over all its folders."""
+    """Return the most frequent tags of kohya's training data, over all its folders."""
     counted: Counter[str] = Counter()
     for folder in _read_json(text).values():
         if isinstance(folder, dict):

@@ -1,4 +1,4 @@
-"""Adapters as a user asks for them: small files that change what a model draws.
+"""Specifications of adapters: small files that change what a model draws.
 
 LoRA PATH[:SCALE], textual inversion PATH[:TOKEN], IP-Adapter PATH:IMAGE[:SCALE]. A path is a .safetensors file, a
 folder that holds one, or a file on the Hub: owner/name or owner/name/file. Nothing here opens a file.
@@ -29,7 +29,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A textual inversion: a new word for the text encoder.  token: that word; empty: what the file calls it."""
+    """A textual inversion: a new word for the text encoder.  token: that word; empty: the name in the file."""
 
     path: str
     token: str = ""
@@ -37,7 +37,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class IPAdapter:
-    """A picture as a prompt.  image: its path."""
+    """An image as a prompt.  image: its path."""
 
     path: str
     image: str
@@ -46,7 +46,7 @@ class IPAdapter:
 
 @dataclass(frozen=True)
 class Adapters:
-    """All that a model is to wear, each kind in the order it was asked for."""
+    """All adapters of a model, each kind in the order given."""
 
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
@@ -57,19 +57,19 @@ class Adapters:
 
     @classmethod
     def read(cls, loras: Specs = (), embeddings: Specs = (), ip_adapters: Specs = ()) -> Adapters:
-        """From what a user writes.  Raises UsageError: no number, an image missing, something said twice."""
+        """Parse specifications.  Raises UsageError: not a number, an image missing, a file given twice."""
         found = cls(
             tuple(read_lora(spec) for spec in _several(loras)),
             tuple(read_embedding(spec) for spec in _several(embeddings)),
             tuple(read_ip_adapter(spec) for spec in _several(ip_adapters)),
         )
-        for words, paths in (
-            ("--lora", [lora.path for lora in found.loras]),
-            ("--embedding", [embedding.path for embedding in found.embeddings]),
+        for option, paths in (
+            ("lora", [lora.path for lora in found.loras]),
+            ("embedding", [embedding.path for embedding in found.embeddings]),
         ):
             twice = next((path for path in paths if paths.count(path) > 1), None)
             if twice:
-                raise UsageError(f"{words} {twice}: given twice", "once is enough; a LoRA's strength is its scale")
+                raise UsageError(f"`{option}={twice}`: given twice", "once is enough; a LoRA's strength is its scale")
         return found
 
 
@@ -78,7 +78,7 @@ NO_ADAPTERS = Adapters()
 
 @dataclass(frozen=True)
 class Attached:
-    """One adapter that is in a pipeline.  record: as the recipe keeps it.  line, warning: for the user."""
+    """One adapter of a pipeline.  record: for recipes.  line, warning: for the user."""
 
     record: Mapping[str, Any]
     line: str
@@ -86,30 +86,30 @@ class Attached:
 
 
 def read_lora(spec: str) -> Lora:
-    """PATH[:SCALE].  Raises UsageError."""
+    """Parse PATH[:SCALE].  Raises UsageError."""
     path, tail = split_last(spec)
-    scale = 1.0 if tail is None else read_scale(tail, f"--lora {path[:80]}")
+    scale = 1.0 if tail is None else read_scale(tail, f"`lora={path[:80]}`")
     if not path:
-        raise UsageError("--lora: no path", "--lora PATH, and its scale behind a colon")
+        raise UsageError("`lora`: no path", "`lora=PATH` or `lora=PATH:SCALE`")
     return Lora(path, scale)
 
 
 def read_embedding(spec: str) -> Embedding:
-    """PATH[:TOKEN].  Raises UsageError."""
+    """Parse PATH[:TOKEN].  Raises UsageError."""
     path, token = split_last(spec)
     if token is not None and (len(token) > MAX_TOKEN or len(token.split()) != 1 or not token.isprintable()):
-        raise UsageError(f"--embedding {spec[:80]}: the token must be one word, at most {MAX_TOKEN} characters")
+        raise UsageError(f"`embedding={spec[:80]}`: the token must be one word, at most {MAX_TOKEN} characters")
     if not path:
-        raise UsageError("--embedding: no path", "--embedding PATH or PATH:TOKEN")
+        raise UsageError("`embedding`: no path", "`embedding=PATH` or `embedding=PATH:TOKEN`")
     return Embedding(path, token or "")
 
 
 def read_ip_adapter(spec: str) -> IPAdapter:
-    """PATH:IMAGE[:SCALE].  Raises UsageError."""
-    path, image, scale = split_image(spec, "--ip-adapter")
+    """Parse PATH:IMAGE[:SCALE].  Raises UsageError."""
+    path, image, scale = split_image(spec, "ip_adapter")
     if not path or not image:
-        message = f"--ip-adapter {spec[:80]}: expected PATH:IMAGE or PATH:IMAGE:SCALE"
-        raise UsageError(message, "for example --ip-adapter ip-adapter_sd15.safetensors:face.png:0.6")
+        message = f"`ip_adapter={spec[:80]}`: expected PATH:IMAGE or PATH:IMAGE:SCALE"
+        raise UsageError(message, "for example `ip_adapter=ip-adapter_sd15.safetensors:face.png:0.6`")
     return IPAdapter(path, image, scale)
 
 

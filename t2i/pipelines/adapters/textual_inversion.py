@@ -20,46 +20,48 @@ WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the seco
 
 @dataclass(frozen=True)
 class Word:
-    """The new word of a file.  tensors: {its name in the file: (vectors, width)}."""
+    """The new word of a file.  tensors: {name in the file: (vectors, width)}."""
 
     token: str
     tensors: Mapping[str, tuple[int, int]]
 
     @property
     def vectors(self) -> int:
-        """How many tokens it takes of those that the encoder reads."""
+        """Return the number of tokens that it takes in the encoder."""
         return max(count for count, _ in self.tensors.values())
 
     def spelled(self) -> list[str]:
-        """The tokens that stand for it, as diffusers names them: word, word_1, word_2, ..."""
+        """Return the tokens that stand for it, as diffusers names them: word, word_1, word_2, ..."""
         return [self.token, *(f"{self.token}_{k}" for k in range(1, self.vectors))]
 
 
 def read_word(wanted: Embedding, file: AdapterFile) -> Word:
-    """The word of a checked file, without its vectors.  Raises ModelError where it holds no textual inversion."""
+    """Read the word of a verified file, without its vectors.  Raises ModelError: not a textual inversion."""
     shapes = {name: shape if len(shape) == 2 else (1, *shape) for name, shape in tensor_shapes(file.path).items()}
     names = set(shapes)
     ours = names <= set(ENCODERS) or len(names) == 1
     if not ours or any(len(shape) != 2 or 0 in shape for shape in shapes.values()):
         few = ", ".join(sorted(names)[:3])
-        hint = "a LoRA goes to --lora" if any("lora" in name for name in names) else "expected one tensor of vectors"
+        hint = "a LoRA belongs to `lora`" if any("lora" in name for name in names) else "expected one tensor of vectors"
         raise ModelError(f"{file.name} holds no textual inversion (its tensors: {few[:120]})", hint)
     inside = next(iter(names)) if len(names) == 1 and not names & {*NAMELESS, *ENCODERS} else ""
     token = wanted.token or inside or file.stem
     if len(token.split()) != 1:
-        raise UsageError(f"--embedding {file.name}: its token {token!r} is not one word", "--embedding PATH:TOKEN")
+        raise UsageError(
+            f"`embedding={file.name}`: its token {token!r} is not one word", "give one: `embedding=PATH:TOKEN`"
+        )
     return Word(token, {name: (shape[0], shape[1]) for name, shape in shapes.items()})
 
 
 def attach(pipe: Any, model: str, wanted: Sequence[tuple[Embedding, AdapterFile]]) -> list[Attached]:
-    """Teach the text encoders these words.  model: its name, for messages.
+    """Add these words to the tokenizers and text encoders.  model: its name, for messages.
 
     Raises UsageError (the pipeline takes none, the word exists), ModelError (made for another text encoder).
     """
     if not wanted:
         return []
     if not hasattr(pipe, "load_textual_inversion"):
-        raise UsageError(f"--embedding: {model} (a {type(pipe).__name__}) takes none", "leave --embedding out")
+        raise UsageError(f"`embedding`: {model} (a {type(pipe).__name__}) takes none", "leave `embedding` out")
     from safetensors.torch import load_file
 
     done = []
@@ -82,14 +84,14 @@ def attach(pipe: Any, model: str, wanted: Sequence[tuple[Embedding, AdapterFile]
 
 @dataclass(frozen=True)
 class Before:
-    """Tokenizers and word tables as they were."""
+    """Tokenizers and embedding tables from before, with the sizes of their vocabularies."""
 
     tokenizers: Mapping[str, Any]
     tables: Mapping[str, tuple[Any, int]]
 
 
 def remember(pipe: Any) -> Before:
-    """What `restore` needs; call it before `attach`."""
+    """Save the tokenizers and embedding tables for `restore`; call it before `attach`."""
     encoders = {name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part}
     return Before(
         {name: copy.deepcopy(part) for name, part in pipe.components.items() if name.startswith("tokenizer") and part},
@@ -98,7 +100,7 @@ def remember(pipe: Any) -> Before:
 
 
 def restore(pipe: Any, before: Before) -> None:
-    """Take the words back: the tables are the objects that they were."""
+    """Remove the words: the embedding tables are the very objects from before."""
     for name, tokenizer in before.tokenizers.items():
         setattr(pipe, name, tokenizer)
     for name, (table, size) in before.tables.items():
@@ -108,7 +110,7 @@ def restore(pipe: Any, before: Before) -> None:
 
 
 def with_words(tokenizers: Sequence[Any], words: Sequence[Word]) -> list[Any]:
-    """Copies of tokenizers that know these words, to count with before a model is loaded."""
+    """Return copies of tokenizers that know these words, to count tokens before a model is loaded."""
     copies = [copy.deepcopy(tokenizer) for tokenizer in tokenizers] if words else list(tokenizers)
     for tokenizer in copies if words else ():
         for word in words:
@@ -118,7 +120,7 @@ def with_words(tokenizers: Sequence[Any], words: Sequence[Word]) -> list[Any]:
 
 
 def _encoders(pipe: Any, model: str, word: Word, file: AdapterFile) -> dict[str, str]:
-    """{tensor of the file: text encoder that it is for}.  Raises ModelError where there is none of its width."""
+    """Return {tensor of the file: its text encoder}.  Raises ModelError where no encoder has its width."""
     widths = {}
     for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         if getattr(pipe, name, None) is not None:
@@ -131,7 +133,7 @@ def _encoders(pipe: Any, model: str, word: Word, file: AdapterFile) -> dict[str,
         if not fitting:
             here = " and ".join(map(str, dict.fromkeys(widths.values())))
             made = "Stable Diffusion XL" if len(word.tensors) > 1 else WIDTHS.get(width, "another text encoder")
-            message = f"{file.name} has vectors of {width} numbers, the text encoder of {model} reads {here}"
+            message = f"{file.name} has vectors {width} wide, the text encoder of {model} reads {here}"
             raise ModelError(message, f"it was made for {made}: use it with such a model")
         found[name] = fitting[0]
     return found
@@ -141,5 +143,5 @@ def _check_free(word: Word, tokenizer: Any, file: AdapterFile) -> None:
     vocabulary = tokenizer.get_vocab()
     taken = next((token for token in word.spelled() if token in vocabulary), None)
     if taken is not None:
-        message = f"--embedding {file.name}: its token {taken!r} is a word of the model already"
-        raise UsageError(message, f"give it another: --embedding {file.name}:TOKEN")
+        message = f"`embedding={file.name}`: its token {taken!r} is a word of the model already"
+        raise UsageError(message, f"give it another: `embedding={file.name}:TOKEN`")

@@ -18,9 +18,9 @@ class DCGAN(LatentPipeline):
     """From noise to images in one step."""
 
     def __init__(self, generator: Generator, classes: Sequence[str] = ()) -> None:
-        """classes: names, in the order of their numbers; none for an unconditional generator."""
+        """Set up the pipeline.  classes: names, in the order of their numbers; none for an unconditional generator."""
         super().__init__(classes, generator=generator)
 
     def decode(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """z: (B, latent).  labels: (B,) int64, for models that have classes.  Returns (B, 3, S, S) in [-1, 1]."""
+        """Decode z (B, latent), with labels (B,) int64 for models that have classes: (B, 3, S, S) in [-1, 1]."""
         return self.network(z, labels)

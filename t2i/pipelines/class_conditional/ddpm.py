@@ -1,10 +1,10 @@
-"""Diffusion in pixels, with or without classes: from a saved U-Net to pictures (Ho et al. 2020, algorithm 2).
+"""Diffusion in pixels, with or without classes: from a saved U-Net to images (Ho et al. 2020, algorithm 2).
 
     draw = DDPM.from_pretrained("runs/ddpm-cifar10-10m")
     draw(8, labels=["horse"], seed=0, sampler="dpm++2m", steps=20, guidance=2.0)[0].save("horse.png")
 
 The folder is diffusers' own: `diffusers.DDPMPipeline` draws with an unconditional one and loads the U-Net of any.
-Names of classes stand beside, in classes.json. An image is a function of the model, the settings, its class, its seed.
+The names of the classes are in classes.json. An image is a function of the model, the settings, its class, its seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CLASSES_FILE = "classes.json"
 KINDS = ("DDPMPipeline", "DDIMPipeline")
 SAMPLER, SPACING, STEPS = "dpm++2m", "trailing", 20
-BATCH = 64  # pictures drawn at once, unless said
+BATCH = 64  # images drawn at once by default
 
 
 class DDPM:
@@ -59,9 +59,10 @@ class DDPM:
         name: str = "model",
         hash: str | None = None,
     ) -> None:
-        """Use `from_pretrained` for a saved model.  Raises ModelError: a scheduler, or classes, that do not fit.
+        """Set up the pipeline; use `from_pretrained` for a saved model.
 
-        name, hash: of the model and of its weights, for the records of what it draws.
+        name, hash: of the model and of its weights, for records.
+        Raises ModelError: a scheduler, or classes, that do not fit.
         """
         self.name, self.hash = name, hash
         self.unet, self.scheduler, self.classes = unet, scheduler, tuple(classes)
@@ -69,7 +70,7 @@ class DDPM:
         self.clip = bool(scheduler.config.get("clip_sample", True))
         embeddings = unet.config.num_class_embeds or 0
         if embeddings and not classes:
-            self.classes = tuple(map(str, range(embeddings)))  # of a folder from elsewhere
+            self.classes = tuple(map(str, range(embeddings)))  # a folder from elsewhere has no names
         if embeddings - len(self.classes) not in (0, 1):
             raise ModelError(f"the U-Net has {embeddings} class embeddings, for {len(self.classes)} classes")
         # The number of the class that stands for "no class"; None where the model has not learned one.
@@ -87,13 +88,13 @@ class DDPM:
 
     @classmethod
     def from_files(cls, found: ModelFiles, device: str | None = None) -> DDPM:
-        """Load a model that has been located.  Raises UsageError, ModelError."""
+        """Load located files.  Raises UsageError, ModelError."""
         if found.kind not in KINDS:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {KINDS[0]}", "t2i generate draws from text")
         import diffusers
 
         folder, index = found.path, read_json(found.path / "model_index.json")
-        # as diffusers does: a part without a folder of its own stands in the pipeline's
+        # As diffusers does: a component without a folder of its own is in the pipeline's.
         where = {name: folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler")}
         kind = getattr(diffusers, str(index["scheduler"][1]), None)
         if kind is None:
@@ -135,7 +136,7 @@ class DDPM:
         spacing: str | None = None,
         batch_size: int = BATCH,
     ) -> list[Image]:
-        """Draw `batch` pictures; picture k has seed + k, whatever is drawn beside it.
+        """Draw `batch` images; image k has seed + k, whatever the batch size.
 
         labels: names or numbers of classes, one for all or a list that is gone through in turn; None: all in turn.
         sampler: a key of SAMPLERS, default dpm++2m.  steps: default 20.  spacing: a key of SPACINGS, default trailing.
@@ -146,9 +147,9 @@ class DDPM:
         return draw_batches(self, batch, labels, seed, batch_size, **settings)
 
     def settings(self, **given: Any) -> dict[str, Any]:
-        """What `draw` takes besides seeds and labels, with the defaults of what is not given.
+        """Complete the settings of `draw` with defaults, and check them.
 
-        Raises UsageError: out of range, or not known.
+        Raises UsageError: out of range, or unknown.
         """
         settings: dict[str, Any] = {"sampler": SAMPLER, "steps": STEPS, "guidance": 1.0, "spacing": SPACING} | given
         _choose("sampler", settings["sampler"], SAMPLERS)
@@ -157,7 +158,7 @@ class DDPM:
         return settings
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture's recipe says of how it was drawn."""
+        """Return the fields of a recipe that depend on the settings."""
         return {
             "steps": settings["steps"],
             "sampler": settings["sampler"],
@@ -169,14 +170,14 @@ class DDPM:
         }
 
     def draw(self, seeds: Sequence[int], labels: Tensor | None, **settings: Any) -> list[Image]:
-        """The end of a `walk`, as pictures."""
+        """Draw one batch: the end of a `walk`, as images."""
         *_, (_, x, _) = self.walk(seeds, labels, **settings)
         return images.from_tensor(x.cpu())
 
     def interpolate(
         self, first: int, last: int, count: int = 10, label: str | int | None = None, **settings: Any
     ) -> list[Image]:
-        """`count` pictures on the way from one seed to another, all of one class: the first where there are any.
+        """Draw `count` images on the way from one seed to another, all of one class: by default the first.
 
         settings: as for `walk`; the sampler must draw no fresh noise (Song et al. 2021, section 5.3).
         Raises UsageError: one seed twice, no such class, such a sampler.
@@ -186,7 +187,7 @@ class DDPM:
 
         def fresh() -> Tensor:
             raise UsageError(
-                "interpolate: this sampler draws fresh noise in every step, which leaves no way between pictures",
+                "interpolate: this sampler draws fresh noise in every step, which leaves no path between images",
                 "choose ddim, dpm++2m, heun or euler",
             )
 
@@ -206,10 +207,10 @@ class DDPM:
         guidance: float = 1.0,
         spacing: str | None = None,
     ) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """One batch, step by step: yields (s, x_s, x0), the time reached, the images there, and the guess that led.
+        """Sample one batch step by step: yields (s, x_s, x0), the time, the images there, and the prediction used.
 
         seeds: one per image.  labels: (B,) int64, for models that have classes.
-        Raises UsageError: a setting that is not known; NonFinite: the network answered with NaN or infinity.
+        Raises UsageError: an unknown setting; NonFinite: the network returned NaN or infinity.
         """
         generators = make_generators(seeds)
 
@@ -238,14 +239,16 @@ class DDPM:
             yield s, x_s, x0
 
     def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
-        """Class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError: no such class."""
+        """Return class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError."""
         return label_numbers(self.classes, batch, labels)
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """(B, C, H, W), of each generator its own, on the U-Net's device."""
+        """Draw noise (B, C, H, W), one image from each generator, on the U-Net's device."""
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
+        # The dtype is named: the default one belongs to the process, and other threads change it while they load.
+        noise = [torch.randn(shape, generator=generator, dtype=torch.float32) for generator in generators]
+        return torch.stack(noise).to(self.unet.device)
 
     def _times(self, spacing: str, steps: int) -> list[float]:
         most = self.schedule.steps or 1000
@@ -255,7 +258,7 @@ class DDPM:
         try:
             return make(self.schedule, steps)
         except ValueError as e:
-            raise UsageError(f"spacing: {e}", "--spacing trailing fits every model") from None
+            raise UsageError(f"spacing: {e}", "`spacing=trailing` fits every model") from None
 
     def _denoiser(self, labels: Tensor | None, guidance: float) -> Denoiser:
         def network(x_t: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
@@ -266,7 +269,9 @@ class DDPM:
         if labels is not None:
             labels = labels.to(self.unet.device)
             if guidance > 1 and self.null is None:
-                raise UsageError(f"guidance {guidance:g}: this model has learned no null class", "--guidance 1 is off")
+                raise UsageError(
+                    f"guidance {guidance:g}: this model has learned no null class", "`guidance=1` turns it off"
+                )
             null = torch.full_like(labels, self.null or 0)
             denoise = guided(denoise, labels, null, guidance)
         return clipped(denoise) if self.clip else denoise

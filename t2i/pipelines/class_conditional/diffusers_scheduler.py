@@ -1,4 +1,4 @@
-"""Our schedules as diffusers' schedulers, and back: how an exported folder says what its U-Net was trained for."""
+"""Conversion of our schedules to diffusers' schedulers, as exported with a U-Net, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def make_scheduler(schedule: str, predict: str) -> Any:
-    """The scheduler to export with a U-Net that learned to `predict` under one of our schedules, by name."""
+    """Make the scheduler to export with a U-Net that learned to `predict` under one of our schedules, by name."""
     import diffusers
 
     if schedule == "flow":
@@ -30,9 +30,9 @@ def make_scheduler(schedule: str, predict: str) -> Any:
 
 
 def read_scheduler(config: Mapping[str, Any]) -> tuple[Schedule, str]:
-    """The schedule, and what the network predicts, of a scheduler's config.
+    """Return the schedule, and the prediction target of the network, from a scheduler's config.
 
-    Raises ModelError: something that this toolkit has no schedule for.
+    Raises ModelError: a config for which this toolkit has no schedule.
     """
     names = {value: name for name, value in PREDICTION_TYPES.items()}
     predict = names.get(str(config.get("prediction_type", "epsilon")))

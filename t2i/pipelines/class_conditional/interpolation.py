@@ -1,4 +1,4 @@
-"""The way from one seed to another: a strip of pictures, and an animation that goes there and back."""
+"""Interpolation between two seeds: a strip of images, and an animation there and back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from t2i.metadata.recipe import Mark
 if TYPE_CHECKING:
     from t2i.pipelines.class_conditional.protocol import ImageModel
 
-BETWEEN = 6  # frames of the animation from one picture of the strip to the next
-SCALE = 96  # least pixels per side of a picture
+BETWEEN = 6  # frames of the animation from one image of the strip to the next
+SCALE = 96  # least pixels per side of an image
 
 
 def save_interpolation(
@@ -24,9 +24,9 @@ def save_interpolation(
     animation: str = "webp",
     **settings: Any,
 ) -> list[Path]:
-    """interpolation.png, `count` pictures from one seed to the other, and interpolation.webp (or .gif), in a folder.
+    """Save interpolation.png, `count` images from seed to seed, and interpolation.webp (or .gif) in a folder.
 
-    label: None: the first class, where there are any.  settings: what the model's `interpolate` takes besides.
+    label: None: the first class, where there are any.  settings: further arguments of the model's `interpolate`.
     Raises UsageError: one seed twice, no such class or setting, files that exist.
     """
     frames = model.interpolate(*ends, (count - 1) * BETWEEN + 1, label, **settings)

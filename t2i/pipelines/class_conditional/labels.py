@@ -1,4 +1,4 @@
-"""Which class each image of a batch is of."""
+"""Class labels of a batch: names or numbers to numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Labels = Sequence[str | int] | str | int | None
 
 
 def label_numbers(classes: Sequence[str], batch: int, labels: Labels) -> Tensor | None:
-    """Class numbers of a batch, (B,) int64; None for a model without classes.
+    """Return class numbers of a batch, (B,) int64; None for a model without classes.
 
-    classes: the model's names.  labels: names or numbers, one for all or a list that is gone through in turn; None: all
-    in turn.  Raises UsageError: no such class.
+    classes: the model's names.  labels: names or numbers, one for all or a list that is cycled through; None: all in
+    turn.  Raises UsageError: no such class.
     """
     if not classes:
         if labels is not None:

@@ -1,4 +1,4 @@
-"""What pipelines that draw in one step from a vector of noise have in common: DCGAN and VAE.
+"""The base of pipelines that draw in one step from a latent vector: DCGAN and VAE.
 
 A diffusers pipeline of one network: its folder has diffusers' layout, and needs t2i to be loaded.
 An image is a function of the model, its class and its seed.
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 
 class LatentPipeline(DiffusionPipeline):
-    """Draws images with one network; what it is and how it decodes, a final class says.
+    """Draws images with one network; final classes say which one, and how it decodes.
 
     network: with `config.latent`, the numbers of noise, and `config.num_classes`.
     classes: names, in the order of their numbers; none for an unconditional model.
     """
 
-    name, hash = "model", None  # of the model and of its weights, for the records of what it draws
+    name, hash = "model", None  # of the model and of its weights, for records
 
     def __init__(self, classes: Sequence[str], **network: Any) -> None:
-        """network: one, by the name of its folder.  Raises ModelError: classes that do not fit."""
+        """Set up the pipeline.  network: one, by the name of its folder.  Raises ModelError: classes do not match."""
         super().__init__()
         ((_, self.network),) = network.items()
         if self.network.config.num_classes != len(classes):
@@ -51,7 +51,7 @@ class LatentPipeline(DiffusionPipeline):
 
     @abstractmethod
     def decode(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """z: (B, latent).  labels: (B,) int64, for models that have classes.  Returns (B, 3, S, S), about [-1, 1]."""
+        """Decode z (B, latent), with labels (B,) int64 for models that have classes: (B, 3, S, S), about [-1, 1]."""
 
     @classmethod
     def from_pretrained(
@@ -65,7 +65,7 @@ class LatentPipeline(DiffusionPipeline):
 
     @classmethod
     def from_files(cls, found: ModelFiles, device: str | None = None) -> Self:
-        """Load a model that has been located.  Raises UsageError, ModelError."""
+        """Load located files.  Raises UsageError, ModelError."""
         if found.kind != cls.__name__:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {cls.__name__}")
         with silence_libraries():
@@ -74,44 +74,46 @@ class LatentPipeline(DiffusionPipeline):
         return pipe.to(choose_device(device))
 
     def __call__(self, batch: int = 1, labels: Labels = None, seed: int = 0, *, batch_size: int = 64) -> list[Image]:
-        """Draw `batch` pictures; picture k has seed + k, whatever is drawn beside it.
+        """Draw `batch` images; image k has seed + k, whatever the batch size.
 
-        labels: names or numbers of classes, one for all or a list that is gone through in turn; None: all in turn.
+        labels: names or numbers of classes, one for all or a list that is cycled through; None: all in turn.
         batch_size: how many are drawn at once.  Raises UsageError, NonFinite.
         """
         return draw_batches(self, batch, labels, seed, batch_size)
 
     def settings(self, **given: Any) -> dict[str, Any]:
-        """What `draw` takes besides seeds and labels: nothing.  Raises UsageError where something is given."""
+        """Return the settings of `draw`, which has none.  Raises UsageError where one is given."""
         if given:
             raise UsageError(f"{', '.join(given)}: a {type(self).__name__} draws in one step", "leave it out")
         return {}
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture's recipe says of how it was drawn."""
+        """Return the fields of a recipe that depend on the pipeline."""
         kind = type(self).__name__
         return {"steps": 1, "sampler": kind, "scheduler": kind, "guidance": 1.0, "device": str(self.network.device)}
 
     def draw(self, seeds: Sequence[int], labels: Tensor | None = None) -> list[Image]:
-        """One batch of pictures.  seeds: one per image.  labels: (B,) int64, for models that have classes."""
-        return self.pictures(self.latents(seeds), labels)
+        """Draw one batch.  seeds: one per image.  labels: (B,) int64, for models that have classes."""
+        return self.decode_images(self.latents(seeds), labels)
 
     def interpolate(self, first: int, last: int, count: int = 10, label: str | int | None = None) -> list[Image]:
-        """`count` pictures on the way from one seed to another, all of one class: the first where there are any.
+        """Draw `count` images on the way from one seed to another, all of one class: by default the first.
 
         Raises UsageError: one seed twice, no such class.
         """
         a, b = self.latents(limits.check_ends(first, last))
         given = 0 if label is None and self.classes else label
-        return self.pictures(great_circle(a, b, count), self.label_numbers(count, given))
+        return self.decode_images(great_circle(a, b, count), self.label_numbers(count, given))
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
-        """The noise of these seeds: (B, latent)."""
-        return torch.stack([torch.randn(self.network.config.latent, generator=g) for g in make_generators(seeds)])
+        """Draw the noise of these seeds: (B, latent)."""
+        # The dtype is named: the default one belongs to the process, and other threads change it while they load.
+        size, dtype = self.network.config.latent, torch.float32
+        return torch.stack([torch.randn(size, generator=g, dtype=dtype) for g in make_generators(seeds)])
 
     @torch.inference_mode()
-    def pictures(self, z: Tensor, labels: Tensor | None) -> list[Image]:
-        """z: (B, latent).  labels: (B,) int64, for models that have classes.  Raises NonFinite."""
+    def decode_images(self, z: Tensor, labels: Tensor | None) -> list[Image]:
+        """Decode z (B, latent) to images.  labels: (B,) int64, for models that have classes.  Raises NonFinite."""
         device = self.network.device
         x = self.decode(z.to(device), None if labels is None else labels.to(device))
         if not x.isfinite().all():
@@ -119,5 +121,5 @@ class LatentPipeline(DiffusionPipeline):
         return images.from_tensor(x.clamp(-1, 1).cpu())
 
     def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
-        """Class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError: no such class."""
+        """Return class numbers of a batch, (B,) int64; None for an unconditional model.  Raises UsageError."""
         return label_numbers(self.classes, batch, labels)

@@ -1,4 +1,4 @@
-"""What the pipelines of all families that draw without a prompt have in common."""
+"""The protocol of all pipelines that draw without a prompt, and drawing in batches."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 
 class ImageModel(Protocol):
-    """What every family's pipeline offers: image k of a batch is a function of the model, its class and its seed."""
+    """A pipeline of any family: image k of a batch is a function of the model, its class and its seed."""
 
     name: str
     hash: str | None
     classes: tuple[str, ...]
 
     def label_numbers(self, batch: int, labels: Labels) -> Tensor | None:
-        """Class numbers of a batch, (B,) int64; None for an unconditional model."""
+        """Return class numbers of a batch, (B,) int64; None for an unconditional model."""
         ...
 
     def settings(self, **given: Any) -> dict[str, Any]:
-        """What `draw` takes besides, with defaults.  Raises UsageError for what the model has no use for."""
+        """Complete the settings of `draw` with defaults.  Raises UsageError for unknown or useless ones."""
         ...
 
     def draw(self, seeds: Sequence[int], labels: Tensor | None, **settings: Any) -> list[Image]:
-        """One batch of pictures."""
+        """Draw one batch."""
         ...
 
     def interpolate(self, first: int, last: int, count: int, label: str | int | None, **settings: Any) -> list[Image]:
-        """`count` pictures on the way from one seed to another."""
+        """Draw `count` images on the way from one seed to another."""
         ...
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture's recipe says of how it was drawn."""
+        """Return the fields of a recipe that depend on the settings."""
         ...
 
 
 def draw_batches(
     model: ImageModel, batch: int, labels: Labels, seed: int, batch_size: int, **settings: Any
 ) -> list[Image]:
-    """`batch` pictures, at most `batch_size` at once; picture k has seed + k.  Raises UsageError, NonFinite."""
+    """Draw `batch` images, at most `batch_size` at once; image k has seed + k.  Raises UsageError, NonFinite."""
     numbers = model.label_numbers(batch, labels)
     drawn: list[Image] = []
     for begin in range(0, batch, batch_size):

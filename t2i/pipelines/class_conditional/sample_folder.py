@@ -1,10 +1,10 @@
-"""Many pictures into one folder, by any number of processes: the same command again makes only what is missing.
+"""Sampling into a folder, by any number of processes; resumable: the same command again draws only missing images.
 
-sampling.json      the settings and the model's hash; a folder is of one setting
-000000.png ...     picture k has seed + k and, unless labels are given, class k in turn
+sampling.json      the settings and the model's hash, the same for all images of a folder
+000000.png ...     image k has seed + k and, unless labels are given, class k in turn
 
-Work is cut into groups of `batch_size` by position. A group is drawn whole, so that a picture made again after a kill,
-or on another number of processes, is the same bit for bit on the same hardware.
+Work is divided into groups of `batch_size` by position. A group is always drawn whole, so that an image drawn after a
+kill, or by another number of processes, is the same bit for bit on the same hardware.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to draw.  count may grow from call to call; all else belongs to the folder."""
+    """A request for samples.  count: may grow from call to call; all else is fixed for the folder."""
 
     count: int
     labels: tuple[str, ...] = ()  # none: all classes in turn
@@ -60,14 +60,14 @@ class SampleRequest:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        """Raises UsageError for everything that can be judged without the model."""
+        """Check what can be checked without the model.  Raises UsageError."""
         limits.check_image_count(self.count)
         limits.check_seeds((self.seed, self.seed + self.count - 1))
         limits.check_batch_size(self.batch_size)
 
 
 def sample_folder(model: ImageModel, request: SampleRequest, folder: Path, **given: Any) -> Iterator[list[Path]]:
-    """Draw this process's groups of what is missing in the folder; yields each group's paths, old and new.
+    """Draw this process's share of the missing groups of a folder; yields each group's paths, old and new.
 
     given: settings of the model, such as `steps`; its defaults for the others.
     Raises UsageError: the folder belongs to another model or other settings; NonFinite.
@@ -81,7 +81,7 @@ def sample_folder(model: ImageModel, request: SampleRequest, folder: Path, **giv
     state.wait_for_everyone()
     begins = range(0, request.count, request.batch_size)
     for begin in begins[state.process_index :: state.num_processes]:
-        # whole, even where `count` ends within it: what is drawn beside a picture decides its last bits
+        # The whole group even where `count` ends within it: the batch size shows in the last bits of an image.
         group = range(begin, begin + request.batch_size)
         wanted = {k: folder / f"{k:06d}.png" for k in group if k < request.count}
         missing = {k: path for k, path in wanted.items() if not path.exists()}
@@ -97,16 +97,18 @@ def sample_folder(model: ImageModel, request: SampleRequest, folder: Path, **giv
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
-    """Write down whose folder it is, or see that it is ours."""
+    """Write the manifest, or check that the folder has the same one.  Raises UsageError."""
     settings = json.loads(json.dumps(settings))
     path = folder / MANIFEST
     if path.exists():
         found = read_json(path)
         changes = [f"{k} was {found.get(k)!r}, now {v!r}" for k, v in settings.items() if found.get(k) != v]
         if changes:
-            raise UsageError(f"{folder} holds pictures of other settings: {'; '.join(changes)}", "-o another folder")
+            raise UsageError(
+                f"{folder} holds images of other settings: {'; '.join(changes)}", "choose another `output`"
+            )
     elif folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty, and not a folder of samples", "-o another folder")
+        raise UsageError(f"{folder} is not empty, and not a folder of samples", "choose another `output`")
     else:
         atomic.write(json.dumps(settings, indent=1).encode(), path)
 

@@ -1,6 +1,6 @@
-"""The two processes of diffusion as pictures: an image dissolving into noise, a sample coming out of it.
+"""A figure of the forward and the reverse process: noise added to an image, a sample denoised.
 
-Ho et al. 2020, figure 2. Time runs from left to right in both rows; above stands what is left of the image, as the
+Ho et al. 2020, figure 2. Time runs from left to right in all rows; the column labels are the
 signal-to-noise ratio (SNR) in decibels, 10 log10(alpha^2 / sigma^2).
 """
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from t2i.pipelines.class_conditional.ddpm import DDPM
 
-SHOWN = 11  # pictures of a row
-SCALE = 96  # least pixels per side of a picture
+SHOWN = 11  # images of a row
+SCALE = 96  # least pixels per side of an image
 
 
 def trajectory(
     model: DDPM, seed: int = 0, label: str | int | None = None, photo: Image | None = None, steps: int = 100
 ) -> tuple[Image, list[Image]]:
-    """A sheet and the frames of an animation.
+    """Draw a sheet and the frames of an animation.
 
-    photo: a picture to dissolve, cut to the model's size; none: the sample itself, dissolved again.
-    Rows of the sheet: the picture with ever more noise; and from noise at the right to the sample at the left, x_t and
-    the guess x0 that the network makes of it.
+    photo: an image for the forward process, cropped to the model's size; none: the sample itself.
+    Rows of the sheet: the forward process x_t; the reverse process x_t, from noise at the right to the sample at the
+    left; and the network's prediction of x0.
     """
     numbers = model.label_numbers(1, label)
     walk = list(model.walk([seed], numbers, "ddpm", steps))
@@ -50,14 +50,14 @@ def trajectory(
     rows = [[forward[k][1] for k in reversed(shown)], [reverse[k][1] for k in reversed(shown)]]
     rows.append([guesses[k] for k in reversed(shown)])
     labels = [decibels(model.schedule, reverse[k][0]) for k in reversed(shown)]
-    pictures = [images.enlarge(image, SCALE) for row in rows for image in images.from_tensor(torch.cat(row).cpu())]
+    cells = [images.enlarge(image, SCALE) for row in rows for image in images.from_tensor(torch.cat(row).cpu())]
     names = ["noise added", "noise removed", "guess of x0"]
-    sheet = images.grid(pictures, columns=SHOWN, row_labels=names, column_labels=labels)
+    sheet = images.grid(cells, columns=SHOWN, row_labels=names, column_labels=labels)
     return sheet, _frames(model.schedule, forward[::-1], reverse, guesses)
 
 
 def decibels(schedule: Schedule, t: float) -> str:
-    """The signal-to-noise ratio at t, in words for a label."""
+    """Return the signal-to-noise ratio at t as a label."""
     alpha, sigma = factors(schedule, t)
     if not sigma:
         return "image"
@@ -65,7 +65,7 @@ def decibels(schedule: Schedule, t: float) -> str:
 
 
 def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path, animation: str = "webp") -> list[Path]:
-    """trajectory.png and an animation, webp or gif, in a folder.  Raises UsageError where they exist."""
+    """Save trajectory.png and an animation, webp or gif, in a folder.  Raises UsageError where they exist."""
     png = images.save(sheet, folder / "trajectory.png", recipe=Mark())
     return [png, images.save_animation(frames, folder / f"trajectory.{animation}")]
 
@@ -73,7 +73,7 @@ def save_trajectory(sheet: Image, frames: Sequence[Image], folder: Path, animati
 def _frames(
     schedule: Schedule, forward: list[tuple[float, Tensor]], reverse: list[tuple[float, Tensor]], guesses: list[Tensor]
 ) -> list[Image]:
-    """First the picture dissolves, then the sample comes out, its guess beside it."""
+    """Make frames of the forward process, then of the reverse process with the prediction of x0 next to it."""
     frames = []
     for t, x_t in forward:
         frames.append(_frame([x_t, x_t], ["noise added", decibels(schedule, t)]))
@@ -84,8 +84,8 @@ def _frames(
 
 
 def _frame(x: list[Tensor], labels: list[str]) -> Image:
-    pictures = [images.enlarge(image, SCALE) for image in images.from_tensor(torch.cat(x).cpu())]
-    return images.grid(pictures, columns=2, column_labels=labels)
+    cells = [images.enlarge(image, SCALE) for image in images.from_tensor(torch.cat(x).cpu())]
+    return images.grid(cells, columns=2, column_labels=labels)
 
 
 def _pad(image: Image, size: tuple[int, int]) -> Image:

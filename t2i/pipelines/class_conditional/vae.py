@@ -16,18 +16,18 @@ from t2i.pipelines.class_conditional.latent import LatentPipeline
 
 
 class VAE(LatentPipeline):
-    """From noise of the prior to the mean of what the decoder says: images in one step, without the pixels' noise."""
+    """From noise of the prior to the mean of the decoder: images in one step, without the pixels' noise."""
 
     def __init__(self, vae: VAENetwork, classes: Sequence[str] = ()) -> None:
-        """classes: names, in the order of their numbers; none for an unconditional model."""
+        """Set up the pipeline.  classes: names, in the order of their numbers; none for an unconditional model."""
         super().__init__(classes, vae=vae)
 
     def decode(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """z: (B, latent).  labels: (B,) int64, for models that have classes.  Returns (B, 3, S, S), about [-1, 1]."""
+        """Decode z (B, latent), with labels (B,) int64 for models that have classes: (B, 3, S, S), about [-1, 1]."""
         return self.network.decode(z, labels)
 
     @torch.inference_mode()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images, (B, 3, S, S) in [-1, 1], through the mean of their posterior and back."""
+        """Reconstruct images, (B, 3, S, S) in [-1, 1], from the mean of their posterior."""
         mean, _ = self.network.encode(x, labels)
         return self.network.decode(mean, labels)

@@ -1,1 +1,1 @@
-"""Loading a model: memory, device, precision, offloading."""
+"""Loading of models: memory, device, precision, offloading."""

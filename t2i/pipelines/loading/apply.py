@@ -1,4 +1,4 @@
-"""A plan, carried out on a diffusers pipeline by diffusers' own means; and what surrounds the drawing itself."""
+"""Apply a memory plan to a diffusers pipeline; determinism; errors for memory that runs out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from t2i.pipelines.loading.plan import SMALLER, MemoryPlan
 
 
 def apply_plan(pipe: Any, plan: MemoryPlan) -> Any:
-    """The pipeline on its device as the plan says: offloaded or whole, decoding in tiles, compiled."""
+    """Put a pipeline on its device as planned, by diffusers' own means: offloaded or whole, tiled, compiled."""
     import torch
 
     level, device = plan.level, torch.device(plan.device)
     if level.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif level.offload == "group":
-        streams = device.type in ("cuda", "xpu")  # the next layer comes while this one computes
+        streams = device.type in ("cuda", "xpu")  # the next layer is copied while this one computes
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=streams)
     else:
         pipe = pipe.to(device)
@@ -36,9 +36,9 @@ def apply_plan(pipe: Any, plan: MemoryPlan) -> Any:
 
 
 def compile_denoiser(pipe: Any) -> None:
-    """Compile the network that denoises, at its first call; what is compiled is kept for the next process.
+    """Compile the denoising network at its first call; the compiled code is cached for later processes.
 
-    It is compiled in place: its class, its config and its weights stay what they are.
+    It is compiled in place: its class, its config and its weights stay as they are.
     """
     keep_compiled()
     for name in DENOISERS:
@@ -48,23 +48,23 @@ def compile_denoiser(pipe: Any) -> None:
 
 
 def keep_compiled() -> None:
-    """Where torch keeps compiled code: below XDG_CACHE_HOME/t2i, unless the user has chosen a place.
+    """Set torch's cache of compiled code to a folder in XDG_CACHE_HOME/t2i, unless the user has chosen one.
 
-    torch's own default is a folder for temporary files, which a restart empties.
+    torch's own default is a temporary folder, which a restart empties.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     name = "TORCHINDUCTOR_CACHE_DIR"
-    if os.environ.get(name, default_cache_dir()) == default_cache_dir():  # torch itself sets it, when it is first asked
+    if os.environ.get(name, default_cache_dir()) == default_cache_dir():  # torch sets its own default at first use
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i" / "compiled"
         os.environ[name] = str(cache)
 
 
 def make_deterministic() -> None:
-    """Let torch compute the same bits at every run of the same work, in this process and for the rest of it.
+    """Make torch compute the same bits at every run of the same work, for the rest of this process.
 
-    It is a setting of the whole process, so it is made when a model is loaded and not around a drawing: other threads
-    may be drawing at that moment, and would change their way of computing in the middle.
+    The setting belongs to the whole process. So it is made when a model is loaded and never around a drawing: other
+    threads would change their algorithms in the middle of their own.
     """
     import torch
 
@@ -82,12 +82,12 @@ def explained(plan: MemoryPlan) -> Iterator[None]:
         if not plan.options.deterministic or "deterministic" not in str(e):
             raise
         reason = one_line(e)
-        raise ModelError(f"the model cannot draw deterministically: {reason}", "leave --deterministic out") from e
+        raise ModelError(f"the model cannot draw deterministically: {reason}", "leave `deterministic` out") from e
 
 
 @contextmanager
 def advice(doing: str, plan: MemoryPlan | None) -> Iterator[None]:
-    """Turn memory that has run out inside into OutOfMemory that names the next rung.  doing: "drawing 4 at once"."""
+    """Turn errors of exhausted memory into OutOfMemory that names the next level.  doing: "drawing 4 at once"."""
     try:
         yield
     except Exception as e:
@@ -99,7 +99,7 @@ def advice(doing: str, plan: MemoryPlan | None) -> Iterator[None]:
 
 
 def give_memory_back() -> None:
-    """What nothing refers to any more, to the device and the system."""
+    """Return unused memory to the device and the system."""
     import gc
 
     import torch

@@ -1,4 +1,4 @@
-"""What is measured of this machine: its device, the memory that is free there, and whether it computes in bfloat16."""
+"""Facts about this machine: devices, free memory, support for bfloat16; and recognition of exhausted memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # cgroups of version 1 say "no limit" as a number near 2**63
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions, as torch names them; the last is ARM's
-CUDA_BF16 = (8, 0)  # compute capability from which bfloat16 is computed in, not emulated
+CUDA_BF16 = (8, 0)  # least compute capability with bfloat16 in hardware, not emulated
 EXHAUSTED = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 
 
@@ -21,7 +21,7 @@ class Machine:
     """A device to draw on.
 
     free, total: bytes of its memory, which on a CPU and on Apple's chips is the main memory.  ram: free main memory.
-    bfloat16: whether it computes in it.  why: how that is known, in words.
+    bfloat16: whether the hardware computes in it.  why: how that is known.
     """
 
     device: str
@@ -33,17 +33,17 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """cpu, cuda, mps or xpu."""
+        """Return "cpu", "cuda", "mps" or "xpu"."""
         return self.device.partition(":")[0]
 
     @property
     def own_memory(self) -> bool:
-        """Whether the device has memory of its own, so that weights may wait in the main memory."""
+        """Return whether the device has memory of its own, so that weights can wait in main memory."""
         return self.kind in ("cuda", "xpu")
 
 
 def measure(device: str) -> Machine:
-    """Look at this device of this machine, now."""
+    """Measure a device of this machine, now."""
     import torch
 
     ram, all_ram = main_memory()
@@ -65,7 +65,7 @@ def measure(device: str) -> Machine:
 
 
 def cpu_bf16() -> list[str]:
-    """The instructions of this CPU that compute in bfloat16."""
+    """Return the instruction sets of this CPU that compute in bfloat16."""
     import torch
 
     known = torch.cpu.get_capabilities()
@@ -73,9 +73,9 @@ def cpu_bf16() -> list[str]:
 
 
 def main_memory() -> tuple[int, int]:
-    """(free, all) bytes of main memory that this process may take: the machine's, or a container's where that is less.
+    """Return (free, total) bytes of main memory for this process: the machine's, or a container's if that is less.
 
-    Free is what can be had without swapping, which counts file caches that the system would give back.
+    Free memory can be had without swapping; it includes file caches that the system would give back.
     """
     import psutil
 
@@ -87,7 +87,7 @@ def main_memory() -> tuple[int, int]:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an error says that memory is used up: Python's, torch's on any device, or the system's."""
+    """Return whether an error means exhausted memory: Python's, torch's on any device, or the system's."""
     if isinstance(e, MemoryError):
         return True
     torch: Any = sys.modules.get("torch")  # an error of torch's implies that torch is loaded
@@ -95,12 +95,12 @@ def is_out_of_memory(e: BaseException) -> bool:
         return True
     if isinstance(e, OSError) and e.errno == errno.ENOMEM:
         return True
-    # safetensors and the CPU allocator have no class of error for it
+    # safetensors and the CPU allocator have no class of their own for it.
     return isinstance(e, RuntimeError | OSError) and any(words in str(e) for words in EXHAUSTED)
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of each control group above this process that limits memory; none outside of Linux."""
+    """Return (limit, used) in bytes of each control group that limits this process's memory; none outside of Linux."""
     try:
         lines = PROC_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -130,7 +130,7 @@ def _number(path: Path) -> int | None:
 
 
 def _statistic(path: Path, name: str) -> int:
-    """File pages that the system takes back before it runs out."""
+    """Read a number of a control group's statistics, such as file pages that the system can take back."""
     try:
         rows = dict(line.split() for line in path.read_text(encoding="ascii").splitlines())
         return int(rows.get(name, 0))

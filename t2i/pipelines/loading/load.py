@@ -1,4 +1,4 @@
-"""From a model's checked files to a loaded pipeline, which diffusers builds."""
+"""Load a model's verified files as a diffusers pipeline; choose its device and dtype."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
 }
-SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its pictures equal the CPU's
+SMALL_BYTES = 10**9  # below it float32 fits any GPU, and its images equal the CPU's
 
 
 def choose_device(device: str | None) -> str:
-    """The device to draw on; None: CUDA, else Intel's XPU, else Apple's MPS, else the CPU.
+    """Choose the device to draw on; None: CUDA, else Intel's XPU, else Apple's MPS, else the CPU.
 
-    Raises UsageError for one that does not exist here.
+    Raises UsageError for a device that this machine does not have.
     """
     import torch
 
@@ -52,10 +52,10 @@ def choose_device(device: str | None) -> str:
 
 
 def choose_dtype(dtype: str | None, machine: Machine, files: ModelFiles) -> str:
-    """The dtype to draw in.  None: float32 for small models, so that their pictures are equal everywhere.
+    """Choose the dtype to draw in.  None: float32 for small models, so that their images are equal everywhere.
 
-    Large ones: on a CPU bfloat16 where it computes in it, else float32; on a GPU the model's own, float16 where that
-    is bfloat16 and the GPU does not compute in it.
+    Large models: on a CPU bfloat16 where the hardware supports it, else float32; on a GPU the model's own, or float16
+    where that is bfloat16 and the GPU does not support it.
     Raises UsageError for an unknown name.
     """
     if dtype is not None:
@@ -72,9 +72,9 @@ def choose_dtype(dtype: str | None, machine: Machine, files: ModelFiles) -> str:
 
 
 def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
-    """Why `choose_dtype` took it, in words."""
+    """Say why `choose_dtype` took it."""
     if files.bytes < SMALL_BYTES and dtype == "float32":
-        return "a small model: its pictures are equal on every machine"
+        return "a small model: its images are equal on every machine"
     if machine.kind == "cpu" or (dtype == "float16" and not machine.bfloat16):
         return machine.why
     return "the model's own" if files.defaults.dtype == dtype else f"half the memory; {machine.why}"
@@ -83,9 +83,9 @@ def dtype_reason(dtype: str, machine: Machine, files: ModelFiles) -> str:
 def load_pipeline(
     files: ModelFiles, device: str, dtype: str, components: dict[str, Any] | None = None, plan: MemoryPlan | None = None
 ) -> Any:
-    """The diffusers pipeline, on the device, in the dtype.
+    """Load the diffusers pipeline on the device, in the dtype.
 
-    components: parts that are loaded already (tokenizers).  plan: offloading and all the rest; None: plain.
+    components: loaded already (tokenizers).  plan: offloading and so on; None: plain.
     Raises ModelError: not text-to-image, weights missing or of the wrong shape, anything diffusers cannot build.
     """
     import torch
@@ -110,30 +110,30 @@ def load_pipeline(
             if is_out_of_memory(e):
                 raise
             refuse_missing_weights(name, said)
-            if "meta tensor" in str(e):  # where torch keeps what a single file should have had, and had not
+            if "meta tensor" in str(e):  # weights that a single file lacks stay on torch's meta device
                 raise ModelError(f"cannot load {name}: weights are missing from it", "get the model again") from e
             reason = one_line(e, 300)
             hint = "get the model again"
             if not files.path.is_dir():
-                hint += "; if it has other sizes than usual, give the folder of its configs: --config FOLDER"
+                hint += "; if it has other sizes than usual, give the folder of its configs: `config=FOLDER`"
             raise ModelError(f"cannot load {name}: {type(e).__name__}: {reason}", hint) from e
     refuse_missing_weights(name, said)
     return pipe
 
 
 def _without_safety(files: ModelFiles) -> dict[str, Any]:
-    """What to tell diffusers where a model's safety checker is not to be loaded, or is not there."""
+    """Return arguments for diffusers to load a model without its safety checker."""
     index = read_json((files.path if files.path.is_dir() else files.config or files.path) / "model_index.json")
     if SAFETY not in index:
         return {}
-    # what cuts pictures to the checker's size goes with it, unless something else uses it
+    # The preprocessor of the checker goes with it, unless an image encoder uses it too.
     shared = None not in (index.get("image_encoder") or [None])
     alone = {"feature_extractor": None} if "feature_extractor" in index and not shared else {}
     return {SAFETY: None, **alone} | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
 
 
 def _quantization(files: ModelFiles, plan: MemoryPlan) -> Any:
-    """The config for those of a pipeline's components that quantisation reaches."""
+    """Return the quantisation config for those components of a pipeline that are quantised."""
     index = read_json(files.path / "model_index.json")
     parts = {name: str(value[0]) for name, value in index.items() if is_quantized(name) and isinstance(value, list)}
     parts = {name: library for name, library in parts.items() if (files.path / name).is_dir()}
@@ -141,7 +141,7 @@ def _quantization(files: ModelFiles, plan: MemoryPlan) -> Any:
 
 
 def refuse_missing_weights(name: str, said: list[str]) -> None:
-    """What a file lacks, the libraries fill with random numbers, and only warn."""
+    """Raise ModelError where the libraries warn of missing weights, which they fill with random numbers."""
     for line in said:
         if "newly initialized" in line:
             words = re.sub(r"\x1b\[[0-9;]*m", "", line).split()
@@ -150,9 +150,9 @@ def refuse_missing_weights(name: str, said: list[str]) -> None:
 
 
 def pipeline_class(name: str) -> Any:
-    """diffusers' text-to-image class for a model saved by the pipeline class of this name.
+    """Return diffusers' text-to-image class for a model saved by the pipeline class of this name.
 
-    Importing every pipeline to find it (`AutoPipelineForText2Image`) takes a second, so it is asked last.
+    `AutoPipelineForText2Image` comes last, since it imports every pipeline, which takes a second.
     Raises ModelError where the model does not make images from text.
     """
     import inspect

@@ -1,13 +1,13 @@
-"""How much memory a model will need, told from its files: headers of weights and configs, nothing loaded.
+"""Estimate of the memory that a model needs, from the headers of its weights and its configs; nothing is loaded.
 
-Weights are counted exactly: elements of each tensor times the bytes of the dtype they are loaded as. What the networks
-hold while they compute is estimated:
+Weights are counted exactly: elements of each tensor times the bytes of the dtype in which they are loaded. Activations
+are estimated:
 
-    denoiser   40 x B x positions x channels x bytes of its first level (of all of a transformer), B twice for guidance
-    decoder    6 x B x width x height x channels x bytes of its last level but one
-    either     and three times the largest tensor of weights: the libraries' own copies
-
-The larger of the two counts, since one comes after the other.
+    denoiser   30 x B x positions x channels x bytes of its first level (of all of a transformer), B twice for guidance
+    decoder    5 x B x width x height x channels x bytes of its last level but one
+    both       the larger one, and half of the smaller one, part of which the allocator keeps
+    copies     three times the largest tensor of weights, as the libraries reorder them
+    overhead   150 MB: code that the libraries compile, their threads and buffers
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from t2i.model_files.weight_files import LOADED, tensor_shapes
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 DENOISERS = ("unet", "transformer", "prior")
-# Peaks over the weights on a CPU (torch 2.13, one core of an Intel Xeon with AMX, 2026-11-25), one picture of 512x512
-# with guidance, estimated : measured in MB. Networks of SD 1.5's sizes: denoiser 596 : 502 in float32, 298 : 328 in
-# bfloat16; decoder 1787 : 1140, 893 : 734. mini's: denoiser 360 : 382, 180 : 304; decoder 427 : 538, 214 : 408.
-DENOISER = 40
-DECODER = 6
+# Fitted to peaks of whole drawings with guidance in fresh processes (torch 2.13, one core of an AMD EPYC with
+# AVX512_BF16, 2026-11-28), weights included, estimated : measured in MB. tests/pipelines/loading compares them again.
+#                            mini 512x512   mini 768x768   112M parameters, 512x512   SD 1.5's sizes, 512x512
+#     float32                  697 : 588     1274 : 884         1573 : 1354                5892 : 5095
+#     bfloat16                 423 : 280      710 : 416          862 : 748                 3021 : 2678
+# On an Intel Xeon with AMX mini took up to 445 MB in bfloat16, which the overhead covers.
+DENOISER = 30
+DECODER = 5
 COPIES = 3
+OVERHEAD = 150_000_000
 TILE = 512  # pixels of a side that diffusers decodes at once where tiling is on and the config says no other
 EMBEDDING = re.compile(r"(token|position|class)_embedding|embed_tokens|(^|\.)shared\.|pos_embed")  # tables, not layers
-# In a single file: which part of the pipeline the tensors of a prefix are
+# (prefix of tensors in a single file, component of the pipeline)
 PREFIXES = (
     (re.compile(r"first_stage_model\.|vae\."), "vae"),
     (re.compile(r"cond_stage_model\.|conditioner\.|text_encoders?\."), "text_encoder"),
@@ -41,23 +45,23 @@ PREFIXES = (
 
 @dataclass(frozen=True)
 class Component:
-    """The weights of one network.  small: of its elements, those that quantisation makes small."""
+    """The weights of one network.  small: how many of its elements are quantised."""
 
     elements: int
     small: int
     largest: int  # elements of its largest tensor
 
     def bytes(self, dtype: str, bits: int = 0) -> int:
-        """In memory, in this dtype; bits: 8 or 4 for what quantisation reaches."""
+        """Return the bytes in memory, in this dtype; bits: 8 or 4 for quantised elements."""
         kept = self.elements - (self.small if bits else 0)
         return kept * BYTES[dtype] + (self.small * bits // 8 if bits else 0)
 
 
 @dataclass(frozen=True)
 class Networks:
-    """A model as far as memory is concerned.
+    """The sizes of a model's networks.
 
-    configs: of its networks, by component; empty where they are not known.
+    configs: by component; empty where they are not known.
     """
 
     components: Mapping[str, Component]
@@ -65,54 +69,56 @@ class Networks:
 
     @property
     def elements(self) -> int:
-        """Numbers in all weights."""
+        """Return the number of elements of all weights."""
         return sum(part.elements for part in self.components.values())
 
     def weights(self, dtype: str, bits: int = 0) -> int:
-        """Bytes of all weights; bits reach the denoiser and the text encoders, as `quantize.py` has it."""
+        """Return the bytes of all weights; bits apply to the denoiser and the text encoders, as in `quantize.py`."""
         return sum(self.component(name, dtype, bits) for name in self.components)
 
     def component(self, name: str, dtype: str, bits: int = 0) -> int:
-        """Bytes of one network's weights."""
+        """Return the bytes of one network's weights."""
         return self.components[name].bytes(dtype, bits if is_quantized(name) else 0)
 
     def largest_component(self, dtype: str, bits: int = 0) -> int:
-        """Bytes of the network that is the largest."""
+        """Return the bytes of the largest network."""
         return max((self.component(name, dtype, bits) for name in self.components), default=0)
 
     def largest_tensors(self, dtype: str) -> int:
-        """Bytes of the two largest tensors: one computes while the next one comes."""
+        """Return the bytes of two largest tensors: one computes while the next one is copied."""
         return 2 * self._largest() * BYTES[dtype]
 
     def activations(self, width: int, height: int, batch: int, dtype: str, *, tiling: bool = False) -> int:
-        """Bytes that computing takes beyond the weights, for images of this size drawn `batch` at once."""
+        """Estimate the bytes that drawing takes besides the weights, for `batch` images of this size at once."""
         scale = self.vae_scale
         decoder = self._decoder(min(width, self.tile), min(height, self.tile), 1) if tiling else 0
         decoder = decoder or self._decoder(width, height, batch)
         denoiser = self._denoiser(width // scale, height // scale, 2 * batch)
-        return BYTES[dtype] * (max(decoder, denoiser) + COPIES * self._largest())
+        # One runs after the other, but in buffers of other sizes: the allocator does not reuse all of the former.
+        both = max(decoder, denoiser) + min(decoder, denoiser) // 2
+        return BYTES[dtype] * (both + COPIES * self._largest()) + OVERHEAD
 
     @property
     def vae_scale(self) -> int:
-        """Pixels of a picture's side per position of the latents."""
+        """Return how many pixels of a side one position of the latents stands for."""
         vae = self.configs.get("vae", {})
         levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4
-        if "temperal_downsample" in vae:  # their spelling
+        if "temperal_downsample" in vae:  # diffusers' spelling
             return int(2 ** len(vae["temperal_downsample"]))
         return int(2 ** (len(levels) - 1))
 
     @property
     def tile(self) -> int:
-        """Pixels of a tile's side."""
+        """Return the pixels of a tile's side."""
         size = self.configs.get("vae", {}).get("sample_size")
         return int(size) if isinstance(size, int) and size > 0 else TILE
 
     def denoiser(self) -> Mapping[str, Any]:
-        """The config of the network that denoises."""
+        """Return the config of the denoising network."""
         return next((self.configs[name] for name in DENOISERS if name in self.configs), {})
 
     def _largest(self) -> int:
-        """Elements of the largest tensor."""
+        """Return the elements of the largest tensor."""
         return max((part.largest for part in self.components.values()), default=0)
 
     def _decoder(self, width: int, height: int, batch: int) -> int:
@@ -129,15 +135,15 @@ class Networks:
 
 
 def is_quantized(component: str) -> bool:
-    """Whether quantisation reaches a component: what denoises and what reads text; never what decodes."""
+    """Return whether a component is quantised: the denoiser and the text encoders are, the decoder never is."""
     return component in DENOISERS or component.startswith("text_encoder")
 
 
 @lru_cache(maxsize=16)
 def networks(weights: tuple[Path, ...], folder: Path, configs: Path | None = None) -> Networks:
-    """What a model's checked files say.  folder: of the pipeline, or of the one file; configs: of a single file.
+    """Read the sizes of a model from verified files.  folder: of the pipeline or the file; configs: of a single file.
 
-    Raises ModelError for a config that is no JSON.
+    Raises ModelError: a config is no JSON.
     """
     parts: dict[str, list[tuple[str, int, int]]] = {}
     for file in _loaded(weights):
@@ -157,7 +163,7 @@ def _configs(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _loaded(weights: tuple[Path, ...]) -> list[Path]:
-    """The files that loading reads: of a component with variants (fp16, non_ema) those without a variant's name."""
+    """Select the files that loading reads: of a component with variants (fp16, non_ema) those without a variant."""
     plain = {file.parent for file in weights if LOADED.fullmatch(file.name)}
     return [file for file in weights if LOADED.fullmatch(file.name) or file.parent not in plain]
 

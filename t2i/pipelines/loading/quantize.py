@@ -1,7 +1,7 @@
 """Weights in 8 or 4 bits, by diffusers' own means: bitsandbytes on a GPU, torchao on a CPU.
 
-What denoises and what reads text is quantised, in its linear layers; the decoder never is. In 4 bits a CPU has nothing:
-torchao's kinds need a GPU, and diffusers gives its Quanto up.
+The denoiser and the text encoders are quantised, in their linear layers; the decoder never is. 4 bits need a GPU:
+torchao has no such kind for a CPU, and diffusers has deprecated Quanto.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ INSTALL = "pip install 't2i[quantize]'"
 
 
 def check_bits(bits: int, device: str) -> int:
-    """Raises UsageError where this kind of device has no such weights, T2IError where the library is missing."""
+    """Return the bits.  Raises UsageError: not on this kind of device; T2IError: the library is missing."""
     kind = device.partition(":")[0]
     if bits == 4 and kind == "cpu":
-        raise UsageError("--quantize 4: diffusers has no 4-bit weights that compute on a CPU", "--quantize 8")
+        raise UsageError("`quantize=4`: diffusers has no 4-bit weights that compute on a CPU", "`quantize=8`")
     if not is_available(bits, device):
         library = LIBRARIES.get(kind, "bitsandbytes")
         raise T2IError(f"weights in {bits} bits need {library}, which is not installed", INSTALL)
@@ -28,13 +28,13 @@ def check_bits(bits: int, device: str) -> int:
 
 
 def is_available(bits: int, device: str) -> bool:
-    """Whether weights in so many bits can be had on this device, with what is installed."""
+    """Return whether such weights work on this device with the installed libraries."""
     kind = device.partition(":")[0]
     return bits in BITS and not (bits == 4 and kind == "cpu") and find_spec(LIBRARIES.get(kind, "")) is not None
 
 
 def pipeline_config(bits: int, device: str, dtype: str, components: dict[str, str]) -> Any:
-    """diffusers' PipelineQuantizationConfig for these components: {name: the library of its class}."""
+    """Make diffusers' PipelineQuantizationConfig for these components: {name: the library of its class}."""
     from diffusers import PipelineQuantizationConfig
 
     config = _torchao if device.partition(":")[0] == "cpu" else _bitsandbytes

@@ -1,9 +1,9 @@
-"""A model in memory, and the way back to its files: where memory runs out, it is loaded anew on the next rung.
+"""Loading with retries: where memory runs out, the model is loaded again on the next level of its memory plan.
 
-In a long batch the rung on which a group is drawn is a function of what is drawn at once, and of the machine's memory:
-each begins where its own size and number of pictures fit by the estimate, or, where that did not hold, where such a
-group has fitted before. What was drawn before, or is drawn elsewhere, does not count. So a batch that was killed and is
-run again draws each group as an uninterrupted one would.
+In a long batch the level on which a group is drawn is a function of the group's size and of the machine's memory: each
+begins on the level on which its own batch fits by the estimate, or, where the estimate was wrong, on which such a batch
+has fitted before. Other groups do not count, so a batch that was killed and is run again draws each group as an
+uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from t2i.pipelines.loading.skeleton import PipelineSkeleton
 
 Say = Callable[[str], None]
 T = TypeVar("T")
-SHARE = 0.9  # of all memory, where the choice must not depend on what happens to be free
+SHARE = 0.9  # of all memory, where the choice must not depend on what is free at the moment
 
 
 def make_plan(
@@ -35,9 +35,9 @@ def make_plan(
     images: int | None = None,
     steady: bool = False,
 ) -> MemoryPlan:
-    """What this model is drawn with on this machine.
+    """Plan how to draw with this model on this machine.
 
-    asked: for what pictures, as `TextToImage.settings` takes it.  images: how many at most.
+    asked: settings of the images, as `TextToImage.settings` takes them.  images: how many at most.
     steady: choose by the memory that the machine has instead of what is free now: a batch that is run again must choose
     the same.
     Raises UsageError, ModelError, T2IError (a library for quantised weights is missing).
@@ -45,27 +45,26 @@ def make_plan(
     if files.path.is_file():  # diffusers quantises what it reads from a folder
         if options.bits:
             raise UsageError(
-                f"--quantize {options.bits}: {files.model.name} is a single file", "use the model's folder"
+                f"`quantize={options.bits}`: {files.model.name} is a single file", "use the model's folder"
             )
         options = replace(options, bits=0)
     machine = measure(choose_device(device))
     if steady:
         machine = replace(machine, free=int(SHARE * machine.total))
     skeleton = PipelineSkeleton(files)
-    pictures = skeleton.largest(asked, batch_size, images)
+    batch = skeleton.largest(asked, batch_size, images)
     dtype = choose_dtype(options.dtype, machine, files)
     why = "" if options.dtype else dtype_reason(dtype, machine, files)
     options = replace(options, dtype=dtype if options.dtype else None)
-    plan = choose_plan(machine, dtype, skeleton.networks, pictures, options, why)
+    plan = choose_plan(machine, dtype, skeleton.networks, batch, options, why)
     return replace(plan, steady=steady)
 
 
 class RetryingLoader:
-    """A pipeline on a rung of its plan.
+    """Loads a pipeline on a level of its plan, and again on the next one where memory runs out.
 
-    say: takes a line for the user, when a rung is taken.
-    Raises OutOfMemory that names the next rung, or after the last one where rungs are taken by themselves; else as
-    `load_pipeline` does.
+    say: takes a line for the user when a level is taken.
+    Raises OutOfMemory: it names the next level, or there is none; else as `load_pipeline` does.
     """
 
     def __init__(self, files: ModelFiles, plan: MemoryPlan, components: dict[str, Any] | None, say: Say) -> None:
@@ -75,22 +74,22 @@ class RetryingLoader:
         self.pipe: Any = None
         self._components = components or {}
         self._base: MemoryPlan | None = None
-        self._fitting: dict[ImageBatch, MemoryPlan] = {}  # where batches that did not fit have fitted
-        self._told: set[ImageBatch] = set()
+        self._fitting: dict[ImageBatch, MemoryPlan] = {}  # plans of batches that needed another level than estimated
+        self._announced_batches: set[ImageBatch] = set()
         if plan.options.deterministic:
             make_deterministic()
         while not self._load():
             pass
         self._base = self.plan
 
-    def draw(self, pictures: ImageBatch, adopt: Callable[[Any], None], once: Callable[[], T]) -> T:
-        """What `once` draws, on a higher rung where memory runs out and that is wanted; never fewer pictures at once.
+    def draw(self, batch: ImageBatch, adopt: Callable[[Any], None], once: Callable[[], T]) -> T:
+        """Call `once`, again on the next level where memory runs out and that is wanted; never with a smaller batch.
 
-        adopt: takes a new pipeline that is to be drawn with, or None: let the old one go.
+        adopt: takes the pipeline to draw with from now on; None: release the old one.
         """
-        if self._begin(pictures, adopt):
+        if self._begin(batch, adopt):
             adopt(self.pipe)
-        doing = f"drawing {pictures.batch} of {pictures.width}x{pictures.height} at once"
+        doing = f"drawing {batch.batch} of {batch.width}x{batch.height} at once"
         while True:
             try:
                 with advice(doing, self.plan), explained(self.plan):
@@ -99,9 +98,9 @@ class RetryingLoader:
                 if not self.can_retreat:
                     raise
                 said = e.message
-            adopt(None)  # outside of the handler, which holds on to all that was computed
+            adopt(None)  # outside of the handler, whose traceback refers to all that was computed
             self._move(self._announced(said))
-            self._fitting[pictures] = self.plan
+            self._fitting[batch] = self.plan
             adopt(self.pipe)
 
     def reload(self) -> Any:
@@ -112,21 +111,21 @@ class RetryingLoader:
 
     @property
     def can_retreat(self) -> bool:
-        """Whether there is a next rung, and it is to be taken."""
-        return self.plan.options.auto_retry and self.plan.higher() is not None
+        """Return whether there is a next level, and it is to be taken."""
+        return self.plan.options.auto_retry and self.plan.next() is not None
 
-    def _begin(self, pictures: ImageBatch, adopt: Callable[[Any], None]) -> bool:
-        """Stand where a batch like this is to be drawn; returns whether the pipeline is another one now."""
+    def _begin(self, batch: ImageBatch, adopt: Callable[[Any], None]) -> bool:
+        """Load on the level of this batch where it is another one; returns whether the pipeline is new."""
         base = self._base or self.plan
-        wanted = self._fitting.get(pictures) or (base.fit_to(pictures) if base.steady else base)
+        wanted = self._fitting.get(batch) or (base.fit_to(batch) if base.steady else base)
         if wanted.level == self.plan.level:
             self.plan = wanted
             return False
         adopt(None)
         self._move(wanted)
-        if pictures not in self._told:
-            self._told.add(pictures)
-            self.say(f"{pictures.batch} of {pictures.width}x{pictures.height} at once: {wanted.summary() or 'plain'}")
+        if batch not in self._announced_batches:
+            self._announced_batches.add(batch)
+            self.say(f"{batch.batch} of {batch.width}x{batch.height} at once: {wanted.summary() or 'plain'}")
         return True
 
     def _move(self, plan: MemoryPlan) -> None:
@@ -135,9 +134,9 @@ class RetryingLoader:
             pass
 
     def _load(self) -> bool:
-        """Load as planned; False where memory ran out and the next rung was taken."""
+        """Load as planned; False where memory ran out and the next level was chosen."""
         self.pipe = None  # before the next one needs its memory
-        # Looking for what nothing refers to takes a fifth of a second: not before a first small model.
+        # Collecting garbage takes a fifth of a second, and before a first small model there is none.
         if self._base is not None or self.plan.retries or self.files.bytes >= SMALL_BYTES:
             give_memory_back()
         try:
@@ -149,14 +148,14 @@ class RetryingLoader:
             if not self.can_retreat:
                 raise
             said = e.message
-        self.plan = self._announced(said)  # outside of the handler, which holds on to what is to be given back
+        self.plan = self._announced(said)  # outside of the handler, whose traceback refers to what is to be freed
         return False
 
     def _announced(self, said: str) -> MemoryPlan:
-        """The next rung, which is said to be taken."""
-        higher = self.plan.higher()
-        assert higher is not None, "can_retreat comes first"
+        """Tell the user that the next level is taken, and return it."""
+        following = self.plan.next()
+        assert following is not None, "can_retreat comes first"
         here = self.plan.level.words()
-        new = [f"{what} ({option})" for what, option in higher.level.words().items() if what not in here]
+        new = [f"{what} ({option})" for what, option in following.level.words().items() if what not in here]
         self.say(f"note: {said}; going on with {', '.join(new)}")
-        return higher
+        return following

@@ -1,4 +1,4 @@
-"""A pipeline before it is loaded: what its class and its configs say, enough to choose settings and judge memory."""
+"""A pipeline without weights: its class and configs, enough to choose settings and estimate memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN_SIZE = 128  # positions of a side, of the transformers whose configs name no
 
 
 class PipelineSkeleton:
-    """What is known of a model's pipeline without its weights.  Raises ModelError as `pipeline_class` does."""
+    """The facts about a model's pipeline without its weights.  Raises ModelError as `pipeline_class` does."""
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
@@ -32,19 +32,19 @@ class PipelineSkeleton:
         self.traits = PipelineTraits.of(type(kind.__name__, (), {"__call__": kind.__call__, **parts})())
 
     def settings(self, **chosen: Any) -> Settings:
-        """As `TextToImage.settings` has them, but for the scheduler, which is not made.  Raises UsageError."""
+        """Complete settings, as `TextToImage.settings` does but for checks of the scheduler.  Raises UsageError."""
         return choose_settings(self.traits, self.files.defaults, **chosen)
 
     def batch_size(self, width: int, height: int) -> int:
-        """How many images are drawn at once unless the user says."""
+        """Return the default number of images drawn at once."""
         return batch_size_for(self.networks.elements, width, height)
 
     def largest(
         self, asked: Iterable[Mapping[str, Any]], batch_size: int | None, images: int | None = None
     ) -> ImageBatch:
-        """The largest pictures that are asked for, as `settings` takes it; what is wrong is judged where it stands.
+        """Return the largest batch of several settings; invalid ones are left out, and are reported elsewhere.
 
-        batch_size: how many at once; None: what the model's default is.  images: how many there are at most.
+        asked: as `settings` takes it.  batch_size: None: the default.  images: how many there are at most.
         """
         found = []
         for chosen in asked:

@@ -1,1 +1,1 @@
-"""From the words of a prompt to embeddings."""
+"""Prompts: choices, weights, tokens, embeddings."""

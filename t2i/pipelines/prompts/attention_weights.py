@@ -1,4 +1,4 @@
-r"""Weights in a prompt, as A1111 writes them: how strongly its words are to be felt.
+r"""Attention weights in a prompt, in A1111's syntax.
 
 | written | weight |
 | --- | --- |
@@ -7,11 +7,11 @@ r"""Weights in a prompt, as A1111 writes them: how strongly its words are to be 
 | `[red]`, `[[red]]` | 1 / 1.1, 1 / 1.1 / 1.1 |
 | `\(`, `\)`, `\[`, `\]` | 1: the bracket itself |
 
-Brackets within brackets multiply. A bracket without its partner is itself, and so is the end of `(16:9)`, where a
-whole number follows a digit.
+Nested brackets multiply. A bracket without its partner is literal, and so is the end of `(16:9)`, where a whole number
+follows a digit.
 
-People also write brackets as in prose, "a horse (brown)". So a prompt is read this way only where it can be meant:
-where at least one weight has a number, a bracket is doubled or one is escaped. Any other prompt is plain text.
+People also write brackets as in prose, "a horse (brown)". So a prompt is parsed only where weights can be meant: where
+at least one weight has a number, a bracket is doubled or one is escaped. Any other prompt is plain text.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import NamedTuple
 from t2i.errors import UsageError
 
 EMPHASIS = 1.1
-MAX_WEIGHT = 10.0  # of one number, and of brackets within brackets; beyond 1.6 pictures begin to fall apart
+MAX_WEIGHT = 10.0  # of one number, and of nested brackets; beyond 1.6 images begin to fall apart
 _NUMBER = r"(?::\s{0,9}(\d*\.\d+|\d+\.)|(?<!\d):\s{0,9}(\d+))\s{0,9}\)"
 _SPECIAL = re.compile(rf"\\[()\[\]]|[()\[\]]|{_NUMBER}", re.ASCII)
 
 
 class Fragment(NamedTuple):
-    """Words of a prompt that have one weight.  weight: at least 0; 1 is as if nothing were said."""
+    """A part of a prompt with one weight.  weight: at least 0; 1 is neutral."""
 
     text: str
     weight: float = 1.0
 
 
 def parse(prompt: str) -> list[Fragment]:
-    """The prompt in pieces; put together, their texts are the prompt without what says the weights.
+    """Split a prompt into fragments, whose joined texts are the prompt without the syntax of weights.
 
     Neighbours differ in weight; none is empty, unless the prompt is.  Never fails.
     """
@@ -58,17 +58,17 @@ def parse(prompt: str) -> list[Fragment]:
 
 
 def words(prompt: str) -> str:
-    """The prompt without its weights."""
+    """Return the prompt without its weights."""
     return "".join(fragment.text for fragment in parse(prompt))
 
 
 def has_weights(prompt: str) -> bool:
-    """Whether anything in the prompt is read as said above: if not, it is plain text."""
+    """Return whether the prompt has weights or escapes; otherwise it is plain text."""
     return _read(prompt)[1]
 
 
 def with_numbers(prompt: str) -> str:
-    """A prompt of A1111, where single brackets are weights too, as one that means the same here."""
+    """Convert a prompt of A1111, where single brackets are weights too, to one with the same meaning here."""
     marks, meant = _read(prompt)
     if meant or all(text for text, _ in marks):
         return prompt
@@ -85,23 +85,24 @@ def with_numbers(prompt: str) -> str:
 
 
 def check_weights(prompt: str) -> Sequence[Fragment]:
-    """`parse`, with every weight in its range.  Raises UsageError."""
+    """Parse a prompt and check the range of every weight.  Raises UsageError."""
     fragments = parse(prompt)
     for text, weight in fragments:
         if not weight <= MAX_WEIGHT:
             message = f"prompt: weight {weight:g} of {text.strip()[:40]!r}, expected 0 to {MAX_WEIGHT:g}"
-            raise UsageError(message, r"write \( for a bracket that is meant as one; --raw takes the prompt as it is")
+            raise UsageError(message, r"write \( for a literal bracket; `raw` takes the prompt as it is")
     return fragments
 
 
 def _read(prompt: str) -> tuple[list[tuple[str, float | None]], bool]:
-    """Texts (text, 1), brackets that open ("", factor) and that close ("", None), in their order, each with its
-    partner; and whether something stands there that plain prose does not hold.
+    """Return marks, and whether the prompt holds anything that plain prose does not.
+
+    A mark is a text (text, 1), an opening bracket ("", factor) or a closing one ("", None); brackets come in pairs.
     """
     marks: list[tuple[str, float | None]] = []
-    waiting: list[tuple[str, int, int]] = []  # brackets that are open: which, its mark, its place in the prompt
+    waiting: list[tuple[str, int, int]] = []  # open brackets: kind, index of the mark, position in the prompt
     many = {"(": 0, "[": 0}  # how many of each
-    closed = (-1, -1)  # the places of the last pair
+    closed = (-1, -1)  # positions of the last pair
     meant, at = False, 0
     for match in _SPECIAL.finditer(prompt):
         found, number = match[0], match[1] or match[2]
@@ -117,7 +118,7 @@ def _read(prompt: str) -> tuple[list[tuple[str, float | None]], bool]:
             meant = meant or found[0] == "\\"
             marks.append((found.removeprefix("\\"), 1.0))
         else:
-            while waiting[-1][0] != kind:  # it was opened within these and never closed: a bracket as any letter
+            while waiting[-1][0] != kind:  # opened inside of this pair and never closed: a literal bracket
                 many[waiting.pop()[0]] -= 1
             many[kind] -= 1
             _, mark, start = waiting.pop()

@@ -1,11 +1,11 @@
-"""How a model's text encoders read a prompt: with weights or without, in one piece or in chunks.
+"""Chunking of prompts: how a model's text encoders read them, with or without weights, in one piece or in chunks.
 
-It needs the tokenizers and not the weights, so that a user is told before these are loaded.
+It needs the tokenizers and not the weights, so that users are warned before these are loaded.
 
-CLIP encoders (Stable Diffusion 1, 2 and XL) see a sequence of embeddings, one per token, and a picture attends to each.
-So a token can be scaled by itself, and a prompt that is longer than the encoder reads becomes several sequences, one
-behind the other. T5 (Stable Diffusion 3, FLUX) reads whole sentences at length; nothing of the kind is known to work
-there, so weights are left out of the text, and what is too long is cut.
+CLIP encoders (Stable Diffusion 1, 2 and XL) give a sequence of embeddings, one per token, and an image attends to each.
+So a token can be scaled by itself, and a prompt that is longer than the encoder's context becomes several sequences,
+concatenated. T5 (Stable Diffusion 3, FLUX) reads whole sentences at length; nothing of the kind is known to work there,
+so weights are removed from the text, and long prompts are truncated.
 """
 
 from __future__ import annotations
@@ -21,70 +21,70 @@ from t2i.pipelines.prompts.attention_weights import Fragment, check_weights, wor
 Family = Literal["sd", "sdxl", "sd3", "flux"]
 USUAL = 77  # tokens that CLIP reads, begin and end among them
 MAX_CHUNKS = 20  # 1,500 tokens
-# Of a pipeline's class name, in this order: image-to-image and so on are named alike and encode alike.
+# Beginnings of a pipeline's class name, in this order: image-to-image and so on are named alike and encode alike.
 _PREFIXES: dict[str, Family] = {
     "StableDiffusionXL": "sdxl",
     "StableDiffusion3": "sd3",
     "StableDiffusion": "sd",
     "Flux": "flux",
 }
-# Pipelines that are called like these and encode in another way.
+# Pipelines with such names that encode in another way.
 _OTHERS = ("Flux2", "InstructPix2Pix", "LatentUpscale", "ImageVariation", "Onnx")
 
 
 def family(pipeline: str) -> Family | None:
-    """What a pipeline's class name says of its encoders; None: nothing is known of them."""
+    """Return the family of a pipeline's text encoders by its class name; None: not known."""
     known = (name for prefix, name in _PREFIXES.items() if pipeline.startswith(prefix))
     return None if any(other in pipeline for other in _OTHERS) else next(known, None)
 
 
 @dataclass(frozen=True)
 class PromptChunker:
-    """A model's way to read.  tokenizers: of all its encoders."""
+    """Splits prompts for the text encoders of a model.  tokenizers: of all its encoders."""
 
     family: Family | None
     tokenizers: tuple[Any, ...]
 
     @classmethod
     def of(cls, pipeline: str, tokenizers: Collection[Any]) -> PromptChunker:
-        """pipeline: its class by name."""
+        """Create one for a pipeline, given by the name of its class."""
         return cls(family(pipeline), tuple(tokenizers))
 
     @property
     def weighs(self) -> bool:
-        """Whether weights are applied and long prompts can be read in chunks."""
+        """Return whether weights are applied and long prompts can be read in chunks."""
         clip = all(type(tokenizer).__name__.startswith("CLIPTokenizer") for tokenizer in self.tokenizers)
         return self.family in ("sd", "sdxl") and bool(self.tokenizers) and clip
 
     @property
     def chunk(self) -> int:
-        """Words' tokens in one chunk."""
+        """Return the tokens of one chunk, without its begin and end tokens."""
         return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
 
     def chunked(self, weights: bool = True, chunks: bool | None = None) -> bool:
-        """Whether a long prompt is read in chunks.  chunks: what the user says; None: where it is usual.
+        """Return whether a long prompt is read in chunks.  chunks: the user's choice; None: where it is usual.
 
-        weights: False: everything is to be as diffusers does it.
+        weights: False: everything is done as diffusers does it.
         """
         usual = weights and self.weighs and self.chunk == USUAL - 2
         return self.weighs and (usual if chunks is None else chunks)
 
     def fragments(self, prompt: str, weights: bool = True) -> Sequence[Fragment]:
-        """The prompt as it is encoded.  Raises UsageError for a weight out of range."""
+        """Split a prompt as it is encoded.  Raises UsageError for a weight out of range."""
         if not weights:
             return [Fragment(prompt)]
         return check_weights(prompt) if self.weighs else [Fragment(words(prompt))]
 
     def is_long(self, fragments: Sequence[Fragment]) -> bool:
-        """Whether this is more than one chunk."""
+        """Return whether this is more than one chunk."""
         text = "".join(fragment.text for fragment in fragments)
-        taught = any(map(_taught, self.tokenizers))
-        if not taught and len(text.encode("utf-8", "replace")) <= self.chunk:  # no token is less than a byte
+        added = any(map(_has_added_words, self.tokenizers))
+        if not added and len(text.encode("utf-8", "replace")) <= self.chunk:  # no token is less than a byte
             return False
         return any(self._count(tokenizer, text) > self.chunk for tokenizer in self.tokenizers)
 
     def chunks(self, fragments: Sequence[Fragment]) -> int:
-        """In how many chunks this is read.  Raises UsageError where they are too many."""
+        """Return in how many chunks this is read.  Raises UsageError where they are too many."""
         if not self.is_long(fragments):
             return 1
         text = "".join(fragment.text for fragment in fragments)
@@ -94,7 +94,7 @@ class PromptChunker:
             found = max(_pieces(tokenizer, fragments) for tokenizer in self.tokenizers)
         if found > MAX_CHUNKS:
             message = f"prompt: more than {MAX_CHUNKS} chunks of {self.chunk} tokens"
-            raise UsageError(message, "shorten it; --no-chunks cuts it to one")
+            raise UsageError(message, "shorten it; `chunks=False` truncates it to one")
         return found
 
     def _count(self, tokenizer: Any, text: str) -> int:
@@ -103,21 +103,21 @@ class PromptChunker:
 
 
 def spelled(text: str, tokenizer: Any) -> str:
-    """The text as a pipeline hands it on: a word of several vectors (textual inversion) is written as several."""
-    if not _taught(tokenizer):
+    """Return the text as a pipeline tokenizes it: a textual inversion of several vectors becomes several words."""
+    if not _has_added_words(tokenizer):
         return text
     from diffusers.loaders import TextualInversionLoaderMixin
 
     return str(TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer))
 
 
-def _taught(tokenizer: Any) -> bool:
-    """Whether a tokenizer has learned a word of several vectors."""
+def _has_added_words(tokenizer: Any) -> bool:
+    """Return whether a tokenizer knows a textual inversion of several vectors."""
     return any(token.endswith("_1") for token in tokenizer.get_added_vocab())
 
 
 def _pieces(tokenizer: Any, fragments: Sequence[Fragment]) -> int:
-    """How many chunks compel makes of it, which parts at commas and full stops where it can."""
+    """Return how many chunks compel makes of it, which splits at commas and full stops where it can."""
     provider = compel_provider(tokenizer, None, device="cpu", truncate=False)
     with silence_libraries():
         texts, weights = [spelled(fragment.text, tokenizer) for fragment in fragments], [1.0] * len(fragments)
@@ -126,7 +126,7 @@ def _pieces(tokenizer: Any, fragments: Sequence[Fragment]) -> int:
 
 
 def compel_provider(tokenizer: Any, encoder: Any, *, device: Any, truncate: bool, last: bool = True) -> Any:
-    """compel's encoding of weighted text.  last: the encoder's last layer (SD 1), else the one before it (SD XL)."""
+    """Make compel's encoder of weighted text.  last: use the last layer (SD 1), else the one before it (SD XL)."""
     from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType, SplitLongTextMode
 
     layers = ReturnedEmbeddingsType

@@ -1,16 +1,16 @@
-"""The prompt language of sd-dynamic-prompts: one prompt stands for many, and an image's seed says which.
+"""Dynamic prompts in the syntax of sd-dynamic-prompts: a template, resolved by an image's seed.
 
 | written | becomes |
 | --- | --- |
 | `{red|blue} horse` | one of them, each as likely as the others |
 | `{3::red|blue}` | red three times as often |
-| `{2$$red|blue|green}`, `{1-2$$...}` | two different ones, or one to two, joined by `,` in the order they are drawn |
+| `{2$$red|blue|green}`, `{1-2$$...}` | two different ones, or one to two, joined by `,` in the order drawn |
 | `{2$$ and $$red|blue|green}` | joined by ` and ` |
 | `__animals__`, `__big/cat*__` | a line of `animals.txt`, or of one of the files, in the folder of wildcards |
 
-Options may hold the same again. `\\{`, `\\}` and `\\|` are the characters themselves. Choice k of a prompt is a
-function of (the image's seed, k), so that an image is the same alone and among others; a negative prompt has draws of
-its own. Weights, `(word:1.2)`, are no choice: they stay in the prompt for the encoder (see `weighting.py`).
+Options may be nested. `\\{`, `\\}` and `\\|` are literal characters. Choice k of a prompt is a function of (the image's
+seed, k), so that an image is the same alone and in a batch; a negative prompt has choices of its own. Weights,
+`(word:1.2)`, are no choice: they stay in the prompt for the encoder (see `attention_weights.py`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from t2i.errors import UsageError
 from t2i.pipelines.settings.limits import check_prompt
 from t2i.randomness import derive_seed
 
-MAX_DEPTH = 20  # of options within options, and of wildcards that name wildcards
+MAX_DEPTH = 20  # of nested options, and of wildcards that name wildcards
 MAX_CHOICES = 1_000  # in one prompt
 MAX_WILDCARD_BYTES = 10_000_000
-RAW = "--raw takes the prompt as it is"
+RAW = "`raw` takes the prompt as it is"
 _SPECIAL = re.compile(r"\\[{}|]|[{}]|__")
 _COUNT = re.compile(r"\s*(\d*)(-?)(\d*)\$\$(?:([^${}|]*)\$\$)?")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
@@ -34,7 +34,7 @@ _WILDCARD = re.compile(r"__([\w./* -]*?[\w*])__")
 
 
 def is_template(prompt: str) -> bool:
-    """Whether anything in the prompt is to be chosen, or escaped."""
+    """Return whether a prompt has choices or escapes."""
     return _SPECIAL.search(prompt) is not None
 
 
@@ -46,7 +46,7 @@ class Wildcards:
         self._read: dict[str, tuple[str, ...]] = {}
 
     def lines(self, name: str) -> tuple[str, ...]:
-        """The lines of a wildcard's file or files, without blank ones and `#` comments.  Raises UsageError."""
+        """Return the lines of a wildcard's files, without blank ones and `#` comments.  Raises UsageError."""
         if name not in self._read:
             self._read[name] = tuple(line for file in self._files(name) for line in _lines(file))
         if not self._read[name]:
@@ -61,14 +61,14 @@ class Wildcards:
         found = sorted(folder.rglob("*.txt")) if folder else []
         known = [file.relative_to(folder or "").with_suffix("").as_posix() for file in found]
         where = f"there are: {', '.join(known[:20])}" if known else f"no .txt files in {self.folder or 'wildcards'}"
-        raise UsageError(f"prompt: no wildcard __{name[:60]}__ ({where})", f"--wildcards FOLDER; {RAW}")
+        raise UsageError(f"prompt: no wildcard __{name[:60]}__ ({where})", f"`wildcards=FOLDER`; {RAW}")
 
 
 def resolve(prompt: str, seed: int, wildcards: Wildcards | None = None, purpose: str = "prompt") -> str:
-    """The prompt of the image with this seed.
+    """Resolve a template to the prompt of the image with this seed.
 
-    wildcards: where `__name__` is looked up.  purpose: what the prompt is for; another one, other draws.
-    Raises UsageError: a brace without its partner, no such wildcard, a prompt that goes on for ever or beyond 1 MB.
+    wildcards: for `__name__`.  purpose: of the prompt; each has choices of its own.
+    Raises UsageError: an unbalanced brace, an unknown wildcard, a prompt without end or beyond 1 MB.
     """
     if not is_template(prompt):
         return prompt
@@ -76,12 +76,12 @@ def resolve(prompt: str, seed: int, wildcards: Wildcards | None = None, purpose:
 
 
 def resolve_negative(prompt: str, seed: int, wildcards: Wildcards | None = None) -> str:
-    """The negative prompt of the image with this seed: see `resolve`."""
+    """Resolve the negative prompt of the image with this seed; see `resolve`."""
     return resolve(prompt, seed, wildcards, "negative prompt")
 
 
 class _Chooser:
-    """The choices of one image, counted."""
+    """Makes and counts the choices of one image."""
 
     def __init__(self, seed: int, wildcards: Wildcards, purpose: str) -> None:
         self.seed = seed
@@ -90,9 +90,9 @@ class _Chooser:
         self.made = 0
 
     def text(self, template: str, depth: int) -> str:
-        """The template with everything chosen."""
+        """Return the template with all choices made."""
         if depth > MAX_DEPTH:
-            raise UsageError(f"prompt: more than {MAX_DEPTH} levels of options within options", RAW)
+            raise UsageError(f"prompt: more than {MAX_DEPTH} levels of nested options", RAW)
         parts, at = [], 0
         while match := _SPECIAL.search(template, at):
             parts.append(template[at : match.start()])
@@ -112,7 +112,7 @@ class _Chooser:
         return "".join([*parts, template[at:]])
 
     def options(self, inside: str, depth: int) -> str:
-        """What stands between two braces, chosen."""
+        """Make the choice between two braces."""
         if inside[:1] in ("!", "@"):
             what = {"!": "all combinations", "@": "one after the other"}[inside[0]]
             raise UsageError(f"prompt: {{{inside[0]}...}} ({what}) is not drawn here", "a prompt file lists them")
@@ -130,7 +130,7 @@ class _Chooser:
         return separator.join(self.text(options[k], depth + 1) for k in picked)
 
     def number(self, count: re.Match[str], most: int) -> int:
-        """How many options `2$$`, `1-3$$`, `-3$$` or `2-$$` asks for, at most all."""
+        """Return how many options `2$$`, `1-3$$`, `-3$$` or `2-$$` asks for, at most all."""
         if not (count[1] or count[3]):
             raise UsageError(f"prompt: {{{count[0]}...}} names no number", "for example {2$$red|green|blue}")
         low = int(count[1] or 0)
@@ -141,7 +141,7 @@ class _Chooser:
         return low + min(int(self.fraction() * (high - low + 1)), high - low)
 
     def pick(self, weights: Sequence[float], number: int) -> list[int]:
-        """The indices of `number` different options, each as likely as its weight among those that are left."""
+        """Return the indices of `number` different options, each as likely as its weight among the remaining ones."""
         left = list(range(len(weights)))
         picked = []
         for _ in range(number):
@@ -158,12 +158,12 @@ class _Chooser:
         return picked
 
     def wildcard(self, name: str, depth: int) -> str:
-        """A line of a wildcard's file."""
+        """Choose a line of a wildcard's file."""
         lines = self.wildcards.lines(name.strip())
         return self.text(lines[self.pick([1.0] * len(lines), 1)[0]], depth + 1)
 
     def fraction(self) -> float:
-        """A number in [0, 1), another one each time."""
+        """Return a number in [0, 1), another one each time."""
         self.made += 1
         if self.made > MAX_CHOICES:
             raise UsageError(f"prompt: more than {MAX_CHOICES} choices in one prompt", RAW)
@@ -171,7 +171,7 @@ class _Chooser:
 
 
 def _closing(template: str, start: int) -> int:
-    """Where the brace that opens at `start` is closed."""
+    """Return the position at which the brace that opens at `start` is closed."""
     depth = 0
     for match in _SPECIAL.finditer(template, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -181,7 +181,7 @@ def _closing(template: str, start: int) -> int:
 
 
 def _split(inside: str) -> list[str]:
-    """The options between `|`, leaving those of inner braces together."""
+    """Split options at `|`, except inside of inner braces."""
     options, depth, at = [], 0, 0
     for match in re.finditer(r"\\[{}|]|[{}|]", inside):
         depth += {"{": 1, "}": -1}.get(match[0], 0)

@@ -1,10 +1,9 @@
-"""From prompts to what a pipeline draws by: each text encoded alone and once, with its weights, a long one in chunks.
+"""Prompt embeddings: each text is encoded alone and once, with its weights, a long one in chunks.
 
-Encoded alone, a text gives the same numbers whatever stands beside it in a batch and whatever was drawn before: that it
-is remembered can change no picture. Plain text is encoded by the pipeline itself, the rest by compel, which scales a
-token's distance from the empty prompt by a weight above 1, and for one below 1 also blends with the embedding in which
-these words are hidden from the encoder (0: nothing else is left). The pooled embedding of SD XL is that of the plain
-words' first chunk.
+Encoded alone, a text has the same embedding whatever else is in the batch and whatever was drawn before, so caching
+cannot change an image. Plain text is encoded by the pipeline itself, the rest by compel, which scales a token's
+distance from the empty prompt by a weight above 1, and for one below 1 also blends with the embedding in which these
+words are masked (0: only that is left). The pooled embedding of SD XL is that of the plain words' first chunk.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ CACHE_BYTES = 64_000_000  # 400 prompts of SD 1, 100 of SD XL, 16 of FLUX.1 in h
 
 
 class Encoded(NamedTuple):
-    """One text as the pipeline takes it.  embeds: (1, tokens, width).  pooled: (1, width), where there is one."""
+    """The embedding of one text.  embeds: (1, tokens, width).  pooled: (1, width), where there is one."""
 
     embeds: torch.Tensor
     pooled: torch.Tensor | None = None
 
     @property
     def bytes(self) -> int:
+        """Return the size in memory."""
         return sum(part.numel() * part.element_size() for part in self if part is not None)
 
 
 class PromptEncoder:
-    """Encodes the prompts of one loaded pipeline.  Call `clear` whenever its text encoders change (adapters)."""
+    """Encodes the prompts of one loaded pipeline.  Call `clear` whenever adapters change its text encoders."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -50,25 +50,25 @@ class PromptEncoder:
 
     @property
     def bytes(self) -> int:
-        """What is remembered."""
+        """Return the size of the cache."""
         return sum(known.bytes for known in self._cache.values())
 
     def clear(self) -> None:
-        """Forget all that was encoded, and count with the tokenizers that the pipeline has now."""
+        """Empty the cache, and count tokens with the tokenizers that the pipeline has now."""
         self._cache.clear()
-        self._providers.clear()  # compel remembers the empty prompt
+        self._providers.clear()  # compel caches the empty prompt
         if self.pipe is not None:
-            self.chunker = chunker_of(self.pipe)  # adapters that are taken off put other tokenizers back
+            self.chunker = chunker_of(self.pipe)  # detaching adapters replaces tokenizers
 
     def release(self) -> None:
-        """Let the pipeline go, whose memory is needed; what is known of its tokenizers stays."""
+        """Release the pipeline, whose memory is needed; the tokenizers stay."""
         self.pipe = None
         self.clear()
 
     def runs(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> Iterator[list[Job]]:
-        """These jobs in runs that can be drawn at once, each image as it is alone: they are of one length in chunks.
+        """Split jobs into runs that can be drawn at once with each image as it is alone: all have as many chunks.
 
-        Where a pipeline is told of no negative prompt at all if it is empty, those with and without are apart.
+        Where a pipeline gets no negative prompt if it is empty, images with and without one are drawn apart.
         """
         apart = guided and self.chunker.family in (None, "flux")
 
@@ -79,14 +79,14 @@ class PromptEncoder:
             yield list(run)
 
     def chunks(self, job: Job, settings: Settings, guided: bool) -> int:
-        """How many chunks this image's prompts are read in: as many as the longer of the two needs."""
+        """Return the number of chunks of an image's prompts: that of the longer of the two."""
         if not settings.chunks:
             return 1
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
         return max(self.chunker.chunks(self._fragments(text, settings)) for text in texts)
 
-    def reading(self, job: Job, settings: Settings, guided: bool) -> dict[str, Any]:
-        """How this image's prompts are read, for its record; empty: as plain text, and what is too long is cut."""
+    def describe(self, job: Job, settings: Settings, guided: bool) -> dict[str, Any]:
+        """Describe how an image's prompts are read, for its record; empty: as plain text, truncated where too long."""
         texts = [job.prompt, settings.negative_of(job)] if guided else [job.prompt]
         found: dict[str, Any] = {}
         if settings.weights and any(map(has_weights, texts)):
@@ -96,9 +96,9 @@ class PromptEncoder:
         return found
 
     def options(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> dict[str, Any]:
-        """The prompts of one batch as the pipeline's arguments: embeddings where it is known how it encodes.
+        """Return the prompts of one batch as arguments of the pipeline: embeddings for the families known here.
 
-        guided: whether negative prompts do anything.
+        guided: whether negative prompts have an effect.
         """
         if self.chunker.family is None:
             return self._texts(jobs, settings, guided)
@@ -114,7 +114,7 @@ class PromptEncoder:
         return options
 
     def _texts(self, jobs: Sequence[Job], settings: Settings, guided: bool) -> dict[str, Any]:
-        """The prompts as texts, their weights taken out."""
+        """Return the prompts as texts without weights."""
 
         def text(written: str) -> str:
             return "".join(fragment.text for fragment in self._fragments(written, settings))
@@ -129,22 +129,22 @@ class PromptEncoder:
         return self.chunker.fragments(text, settings.weights)
 
     def _negative(self, text: str, settings: Settings, length: int, prompt: Encoded) -> Encoded:
-        """SD XL is trained with zeros in place of an empty prompt, and says so in its config."""
+        """Encode a negative prompt; an empty one of SD XL is zeros, as in its training, where its config says so."""
         if not text and self.chunker.family == "sdxl" and self.pipe.config.get("force_zeros_for_empty_prompt"):
             return Encoded(*(part if part is None else part.new_zeros(part.shape) for part in prompt))
         return self._encode(text, settings, length)
 
     def _encode(self, text: str, settings: Settings, length: int) -> Encoded:
-        """One text, as long as `length` chunks: chunks of the empty prompt stand behind its own."""
+        """Encode one text, padded to `length` chunks with chunks of the empty prompt."""
         import torch
 
         fragments, layer = self._fragments(text, settings), self._layer(settings)
         long = settings.chunks and self.chunker.is_long(fragments)
-        known = self._remembered(fragments, long, layer)
+        known = self._cached(fragments, long, layer)
         missing = length * (self.chunker.chunk + 2) - known.embeds.shape[1] if length > 1 else 0
         if missing <= 0:
             return known
-        empty = self._remembered([Fragment("")], False, layer).embeds
+        empty = self._cached([Fragment("")], False, layer).embeds
         return known._replace(embeds=torch.cat([known.embeds] + [empty] * (missing // empty.shape[1]), dim=1))
 
     def _layer(self, settings: Settings) -> int:
@@ -161,7 +161,8 @@ class PromptEncoder:
             raise UsageError(f"`clip_skip={wanted}`: this model's text encoder has {layers} layers")
         return wanted
 
-    def _remembered(self, fragments: Sequence[Fragment], long: bool, layer: int) -> Encoded:
+    def _cached(self, fragments: Sequence[Fragment], long: bool, layer: int) -> Encoded:
+        """Encode fragments, or return their cached embedding; the least recently used one leaves first."""
         key = (*fragments, long, layer)
         if key not in self._cache:
             weighted = any(fragment.weight != 1 for fragment in fragments)
@@ -174,7 +175,10 @@ class PromptEncoder:
         return found
 
     def _by_pipeline(self, fragments: Sequence[Fragment], layer: int) -> Encoded:
-        """As diffusers does it: what is longer than the encoder reads is cut.  layer: as `_layer` returns it."""
+        """Encode as diffusers does: a prompt longer than the encoder's context is truncated.
+
+        layer: as `_layer` returns it.
+        """
         import torch
 
         pipe, text = self.pipe, "".join(fragment.text for fragment in fragments)
@@ -208,7 +212,7 @@ class PromptEncoder:
         return embeds.to(pipe.text_encoder.dtype)
 
     def _by_compel(self, fragments: Sequence[Fragment], long: bool, layer: int) -> Encoded:
-        """Weighted, or long.  Raises ModelError where compel does not find the words among the tokens."""
+        """Encode weighted or long text.  Raises ModelError where compel cannot match words and tokens."""
         import torch
 
         if (long, layer) not in self._providers:
@@ -216,14 +220,14 @@ class PromptEncoder:
         providers = self._providers[long, layer]
         with silence_libraries(), torch.no_grad():
             parts = [self._weigh(fragments, provider) for provider in providers]
-            length = max(part.shape[1] for part in parts)  # two encoders may part a text in two ways
+            length = max(part.shape[1] for part in parts)  # two encoders may split a text in two ways
             for k, part in enumerate(parts):
                 parts[k] = torch.cat([part] + [providers[k].empty_z] * (length // part.shape[1] - 1), dim=1)
         plain = self._by_pipeline(fragments, layer)
         return Encoded(torch.cat(parts, dim=-1).to(plain.embeds), plain.pooled)
 
     def _weigh(self, fragments: Sequence[Fragment], provider: Any) -> torch.Tensor:
-        """What one encoder makes of it: (1, tokens, width).  What is nothing to it, such as a blank, is left out."""
+        """Encode by one encoder: (1, tokens, width).  Fragments without tokens, such as a blank, are left out."""
         texts = [spelled(fragment.text, provider.tokenizer) for fragment in fragments]
         tokens = provider.get_token_ids(texts, include_start_and_end_markers=False)
         kept = [k for k, ids in enumerate(tokens) if ids]
@@ -235,11 +239,11 @@ class PromptEncoder:
         except RuntimeError as e:
             if "token sequence" not in str(e):
                 raise
-            raise ModelError(f"prompt: its weights cannot be told apart: {str(e)[:100]}", "try --raw") from None
+            raise ModelError(f"prompt: its weights cannot be told apart: {str(e)[:100]}", "try `raw`") from None
         return embeds
 
     def _make_providers(self, long: bool, layer: int) -> list[Any]:
-        """One per encoder of the pipeline, in its order."""
+        """Make one per text encoder of the pipeline, in its order."""
         names = ("", "_2")
         pairs = [
             (getattr(self.pipe, f"tokenizer{n}", None), getattr(self.pipe, f"text_encoder{n}", None)) for n in names
@@ -255,7 +259,7 @@ class PromptEncoder:
 
 
 class _Encoder:
-    """A text encoder as compel calls it: where it computes, though its weights may be elsewhere until then.
+    """A text encoder for compel, with the device on which it computes: offloaded weights may be elsewhere until then.
 
     A mask that hides nothing is left out, as diffusers does, so that words of weight 1 are the same bit for bit.
     layer: the one that stands in for the one that compel reads, counted from the end; 0: none.
@@ -270,6 +274,7 @@ class _Encoder:
 
     @property
     def dtype(self) -> Any:
+        """Return the dtype of the weights."""
         return self.encoder.dtype
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> Any:
@@ -286,7 +291,7 @@ class _Encoder:
 
 
 def chunker_of(pipe: Any) -> PromptChunker:
-    """How a loaded pipeline reads; where its call takes no embeddings, nothing is known of it."""
+    """Return the chunker of a loaded pipeline; its family is unknown where the call takes no embeddings."""
     takes = call_parameters(pipe)
     name = type(pipe).__name__ if "prompt_embeds" in takes and hasattr(pipe, "encode_prompt") else ""
     parts = [getattr(pipe, f"tokenizer{n}", None) for n in ("", "_2", "_3")]
@@ -294,7 +299,7 @@ def chunker_of(pipe: Any) -> PromptChunker:
 
 
 def _rows(encoded: Sequence[Encoded], which: str) -> dict[str, torch.Tensor]:
-    """One row per image, as arguments of a pipeline.  which: "" or "negative_"."""
+    """Stack embeddings, one row per image, as arguments of a pipeline.  which: "" or "negative_"."""
     import torch
 
     options = {f"{which}prompt_embeds": torch.cat([one.embeds for one in encoded])}

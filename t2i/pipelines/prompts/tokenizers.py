@@ -1,4 +1,4 @@
-"""Which words of a prompt are beyond what the text encoder reads; needs the tokenizers, not the weights."""
+"""Tokenizers of a model, loaded without its weights, and the words of a prompt that will be truncated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from t2i.pipelines.prompts.chunking import spelled
 
 
 def load_tokenizers(files: ModelFiles) -> dict[str, Any]:
-    """The tokenizers of a model by component name, ready to be handed to `load_pipeline`.
+    """Load the tokenizers of a model by component name, as components for `load_pipeline`.
 
-    Empty where it is not known yet where they are; one that cannot be loaded is left to `load_pipeline` to explain.
+    Empty where their folder is not known yet, or one cannot be loaded: `load_pipeline` then says why.
     """
     folder = files.path if files.path.is_dir() else files.config
     if folder is None:
@@ -31,15 +31,15 @@ def load_tokenizers(files: ModelFiles) -> dict[str, Any]:
                 with silence_libraries():
                     kind = getattr(transformers, str(value[1]))
                     tokenizers[name] = kind.from_pretrained(folder / name, local_files_only=True)
-            except Exception:  # said better, and once, when the pipeline is loaded
+            except Exception:  # loading the pipeline will say it better, and once
                 return {}
     return tokenizers
 
 
 def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
-    """The end of the prompt that no text encoder of the model reads; empty where all of it is read.
+    """Return the end of a prompt that is truncated by all text encoders of a model; empty where one reads all of it.
 
-    Several encoders may read to different lengths: what the longest one reads is read.
+    Of several encoders the one with the longest context counts.
     """
     ends = []
     for tokenizer in tokenizers:
@@ -50,5 +50,5 @@ def cut_words(prompt: str, tokenizers: Sequence[Any]) -> str:
             ids = tokenizer(spelled(prompt, tokenizer), add_special_tokens=False, truncation=False)["input_ids"]
             room = limit - tokenizer.num_special_tokens_to_add()
             rest = tokenizer.decode(ids[room:], skip_special_tokens=True) if len(ids) > room else ""
-            ends.append(rest.replace("</w>", " ").strip())  # CLIP's end of a word stays where words were added
+            ends.append(rest.replace("</w>", " ").strip())  # CLIP's mark of a word's end remains where words were added
     return min(ends, key=len, default="")

@@ -1,6 +1,6 @@
-"""What a drawing starts from, beside words: a picture, a mask, pictures that guide it, a second and larger pass.
+"""Image inputs of a drawing: image-to-image, masks, ControlNets, and a second pass at a larger size.
 
-Strength s of N steps: the picture gets the noise of the step at which int(N s) are left, and those are run. That is how
+Strength s of N steps: the image gets the noise of the step at which int(N s) are left, and those are run. That is how
 diffusers and A1111 count, so `steps` is the schedule's number of steps and not that of the steps that run.
 """
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
     Picture = str | Path | Image
 
-STRENGTH = 0.6  # of image-to-image: mini keeps the shape and takes another style; from 0.8 on little is left
-MASKED_STRENGTH = 1.0  # of inpainting: what is painted anew need not look like what was there
+STRENGTH = 0.6  # of image-to-image: mini keeps the shape and changes the style; from 0.8 on little is left
+MASKED_STRENGTH = 1.0  # of inpainting: the repainted part need not look like the original
 UPSCALE_STRENGTH = 0.4
 MAX_FACTOR = 8.0
 MAX_SCALE = 10.0
-SHAPES = 0.02  # by how much the shapes of a picture and its mask may differ: a pixel or so of rounding
+SHAPES = 0.02  # tolerance of the aspect ratios of an image and its mask: a pixel or so of rounding
 
 
 @dataclass(frozen=True)
 class Control:
-    """A picture that guides the drawing.  net: who reads it: a name of `control.CONTROLNETS`, a folder, a Hub id."""
+    """An image for a ControlNet.  net: the ControlNet: a name in `controlnet.CONTROLNETS`, a folder, a Hub id."""
 
     net: str
     image_input: ImageInput
@@ -42,7 +42,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Upscale:
-    """A second pass: the picture `factor` times as wide and high, drawn again at this strength."""
+    """A second pass: the image enlarged by `factor` and drawn again at this strength."""
 
     factor: float
     strength: float = UPSCALE_STRENGTH
@@ -50,7 +50,7 @@ class Upscale:
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What is started from; nothing at all: words alone.  mask: white is painted anew.  strength: None: the usual."""
+    """All image inputs; empty: a prompt alone.  mask: white is repainted.  strength: None: the default."""
 
     image: ImageInput | None = None
     mask: ImageInput | None = None
@@ -59,23 +59,24 @@ class ImageInputs:
     upscale: Upscale | None = None
 
     def __bool__(self) -> bool:
-        return self is not NO_IMAGE_INPUTS and self != NO_IMAGE_INPUTS  # asked of each of a million prompts
+        # Identity first, as the faster test: a batch may have a million prompts.
+        return self is not NO_IMAGE_INPUTS and self != NO_IMAGE_INPUTS
 
     def over(self, other: ImageInputs) -> ImageInputs:
-        """This, and from the other what is not said here."""
+        """Return these inputs, with those that are missing here taken from `other`."""
         if self is NO_IMAGE_INPUTS:
             return other
         said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) not in (None, ())}
         return replace(other, **said)
 
     def known_strength(self) -> float:
-        """The strength that holds where an image is started from."""
+        """Return the strength of image-to-image or inpainting, by default the usual one."""
         if self.strength is not None:
             return self.strength
         return STRENGTH if self.mask is None else MASKED_STRENGTH
 
     def record(self, size: tuple[int, int]) -> dict[str, Any]:
-        """As a recipe holds it: names without folders, hashes of pixels.  size: of the first pass."""
+        """Return the inputs for a recipe: names without folders, hashes of pixels.  size: of the first pass."""
         if not self:
             return {}
         parts: dict[str, Any] = {"size": list(size)}
@@ -92,12 +93,12 @@ class ImageInputs:
         return parts
 
     def identity(self) -> dict[str, Any]:
-        """What makes one edit another than the next, as JSON holds it: the same pixels under another name do not."""
+        """Return the inputs as JSON to compare them by: pixels, not the names of files."""
         found: dict[str, Any] = comparable(self.record((0, 0)))
         return found
 
     def words(self, steps: int) -> str:
-        """On one line, for the user."""
+        """Describe the inputs on one line."""
         parts = []
         if self.image is not None:
             strength = self.known_strength()
@@ -120,17 +121,17 @@ def make_image_inputs(
     control: str | Control | Sequence[str | Control] = (),
     upscale: float | str | Upscale | None = None,
 ) -> ImageInputs:
-    """From what a user gives, each by itself.
+    """Make image inputs from a user's values, each checked by itself.
 
     control: "TYPE:IMAGE" or "TYPE:IMAGE:SCALE".  upscale: 2, or "2:0.3" with its strength.
-    Raises UsageError for what is out of range, ImageError for a picture that cannot be read.
+    Raises UsageError: out of range; ImageError: an image that cannot be read.
     """
     controls = [control] if isinstance(control, str | Control) else control
     if not isinstance(controls, Sequence) or not all(isinstance(one, str | Control) for one in controls):
         raise UsageError(f"control: got {str(control)[:40]!r}, expected TYPE:IMAGE or a Control, or several")
     return ImageInputs(
-        image=None if image is None else ImageInput.of(image),
-        mask=None if mask is None else ImageInput.of(mask),
+        image=None if image is None else ImageInput.of(image, "image"),
+        mask=None if mask is None else ImageInput.of(mask, "mask"),
         strength=None if strength is None else check_strength("strength", float(strength)),
         controls=tuple(one if isinstance(one, Control) else read_control(one) for one in controls),
         upscale=upscale if isinstance(upscale, Upscale | None) else read_upscale(str(upscale)),
@@ -138,20 +139,22 @@ def make_image_inputs(
 
 
 def read_control(text: str) -> Control:
-    """`TYPE:IMAGE` or `TYPE:IMAGE:SCALE`; TYPE may be a folder or a Hub id.
+    """Parse `TYPE:IMAGE` or `TYPE:IMAGE:SCALE`; TYPE may be a folder or a Hub id.
 
     Raises UsageError, ImageError.
     """
     net, image, scale = split_image(text, "control")
     if not net or not image:
-        raise UsageError(f"control: got {text[:60]!r}, expected TYPE:IMAGE or TYPE:IMAGE:SCALE", "as canny:edges.png")
+        raise UsageError(
+            f"control: got {text[:60]!r}, expected TYPE:IMAGE or TYPE:IMAGE:SCALE", "for example canny:edges.png"
+        )
     if not 0 <= scale <= MAX_SCALE:
         raise UsageError(f"control scale: got {scale:g}, allowed 0 to {MAX_SCALE:g}")
     return Control(net, ImageInput.of(image), scale)
 
 
 def read_upscale(text: str) -> Upscale:
-    """`FACTOR` or `FACTOR:STRENGTH`.  Raises UsageError."""
+    """Parse `FACTOR` or `FACTOR:STRENGTH`.  Raises UsageError."""
     factor, _, strength = text.partition(":")
     chosen = check_strength("upscale strength", _number("upscale strength", strength)) if strength else UPSCALE_STRENGTH
     times = _number("upscale", factor)
@@ -161,29 +164,32 @@ def read_upscale(text: str) -> Upscale:
 
 
 def check_strength(name: str, strength: float) -> float:
-    """Raises UsageError unless 0 < strength <= 1."""
+    """Return the strength.  Raises UsageError unless 0 < strength <= 1."""
     if not 0 < strength <= 1:
         raise UsageError(f"{name}: got {strength:g}, allowed above 0 (little noise) to 1 (ignore the image)")
     return strength
 
 
 def check_image_inputs(edit: ImageInputs, steps: int | None = None) -> ImageInputs:
-    """Raises UsageError for parts that do not go together, and where no step would be run.  steps: where known."""
+    """Return the inputs.  steps: where known.
+
+    Raises UsageError: inputs that exclude each other, or a strength at which no step is run.
+    """
     if edit.image is None and edit.mask is not None:
-        raise UsageError(f"mask {_name(edit.mask)} without a picture to paint in", "give the picture: --image")
+        raise UsageError(f"mask {_name(edit.mask)} without an image to repaint", "give the image: `image`")
     if edit.image is None and edit.strength is not None:
-        hint = "give the picture: --image" if edit.upscale is None else "of the second pass it is --upscale 2:0.4"
-        raise UsageError(f"strength {edit.strength:g} without a picture to start from", hint)
+        hint = "give the image: `image`" if edit.upscale is None else "for the second pass it is `upscale=2:0.4`"
+        raise UsageError(f"strength {edit.strength:g} without an image to start from", hint)
     if edit.mask is not None and edit.upscale is not None:
         raise UsageError(
-            "a second pass would redraw what the mask is to keep", "take the finished picture: --image and --upscale"
+            "a second pass would redraw what the mask keeps", "start from the finished image: `image` and `upscale`"
         )
     if edit.image is not None and edit.mask is not None:
         (w, h), (mask_w, mask_h) = edit.image.size, edit.mask.size
         if abs(math.log((w / h) / (mask_w / mask_h))) > SHAPES + 1 / min(w, h, mask_w, mask_h):
             raise UsageError(
-                f"mask {_name(edit.mask)} is {mask_w}x{mask_h}, picture {_name(edit.image)} {w}x{h}: another shape",
-                "give a mask of the picture's size",
+                f"mask {_name(edit.mask)} is {mask_w}x{mask_h}, image {_name(edit.image)} {w}x{h}: another shape",
+                "give a mask of the image's size",
             )
     if steps is not None:
         if edit.image is not None:
@@ -194,7 +200,7 @@ def check_image_inputs(edit: ImageInputs, steps: int | None = None) -> ImageInpu
 
 
 def running(steps: int, strength: float) -> int:
-    """How many of the schedule's steps are run."""
+    """Return how many of the schedule's steps are run."""
     return min(int(steps * strength), steps)
 
 
@@ -204,7 +210,7 @@ def _steps(steps: int, strength: float) -> str:
 
 
 def enlarged(size: tuple[int, int], edit: ImageInputs, multiple: int) -> tuple[int, int]:
-    """(width, height) of the finished picture; size: of the first pass.  Raises UsageError beyond 8192."""
+    """Return the (width, height) of the finished image; size: of the first pass.  Raises UsageError beyond 8192."""
     if edit.upscale is None:
         return size
     factor = edit.upscale.factor
@@ -213,7 +219,7 @@ def enlarged(size: tuple[int, int], edit: ImageInputs, multiple: int) -> tuple[i
 
 
 def comparable(record: Any) -> Any:
-    """A recipe's record of an edit without files' names and sizes: two that agree mean the same."""
+    """Return a recipe's record of inputs without names and sizes; equal ones mean the same."""
     if isinstance(record, Mapping):
         return {key: comparable(value) for key, value in record.items() if key not in ("name", "size")}
     return [comparable(one) for one in record] if isinstance(record, list) else record

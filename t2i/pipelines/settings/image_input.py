@@ -1,9 +1,8 @@
-"""Pictures that a drawing starts from: found, told apart by their pixels, and cut to the size that is drawn."""
+"""Input images: read, identified by a hash of their pixels, and cropped to the size that is drawn."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +16,10 @@ from t2i.imaging.images import pixel_hash
 
 @dataclass(frozen=True)
 class ImageInput:
-    """A picture that is started from.
+    """An input image.
 
-    name: its file's last part; empty for one in memory.  hash: of its pixels, as `decode` gives them (upright, RGB).
-    size: (width, height).  Its pixels are read when they are needed: a list of prompts may name a million.
+    name: of its file, without the folder; empty for one in memory.  hash: of its pixels, as decoded (upright, RGB).
+    size: (width, height).  Pixels are read when they are needed: a list of prompts may name a million images.
     """
 
     name: str
@@ -30,61 +29,64 @@ class ImageInput:
     held: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, picture: str | Path | Image.Image) -> ImageInput:
-        """A file, or a Pillow image.  Raises ImageError for what is no image, damaged, too large, or not there."""
-        if isinstance(picture, Image.Image):
-            if 0 in picture.size:
-                raise ImageError(f"an image in memory has {picture.width}x{picture.height} pixels")
-            held = picture.convert("RGB")
-            return cls("", pixel_hash(held), held.size, held=held)
-        if not isinstance(picture, str | os.PathLike):
-            kind = type(picture).__name__
+    def of(cls, source: str | Path | Image.Image, option: str = "image") -> ImageInput:
+        """Read a file or a Pillow image.  option: the field, for messages.
+
+        Raises ImageError: not an image, damaged, too large, or missing; UsageError: neither a path nor an image.
+        """
+        if not isinstance(source, str | Path | Image.Image):
+            kind = type(source).__name__
             raise UsageError(
-                f"image: got {kind}, expected a path or a Pillow image", "Image.fromarray makes one of an array"
+                f"{option}: got {kind}, expected a path or a Pillow image", "Image.fromarray takes an array"
             )
-        path = Path(picture).expanduser()
+        if isinstance(source, Image.Image):
+            if 0 in source.size:
+                raise ImageError(f"an image in memory has {source.width}x{source.height} pixels")
+            held = source.convert("RGB")
+            return cls("", pixel_hash(held), held.size, held=held)
+        path = Path(source).expanduser()
         hash, size = _facts(path, *_stamp(path))
         return cls(path.name, hash, size, path)
 
     def open(self) -> Image.Image:
-        """Its pixels, in RGB.  Raises ImageError where the file has changed since it was looked at."""
+        """Return the pixels, in RGB.  Raises ImageError where the file has changed since it was read first."""
         if self.held is not None:
             return self.held
         assert self.path is not None
         stamp = _stamp(self.path)
         if _facts(self.path, *stamp)[0] != self.hash:
-            raise ImageError(f"{self.path}: the picture was replaced by another in the meantime", "start again")
+            raise ImageError(f"{self.path}: the file was replaced by another image in the meantime", "start again")
         return _pixels(self.path, *stamp)
 
 
 def cover(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """The picture scaled until it covers `size`, what stands over cut off evenly; untouched where it fits already."""
+    """Scale an image until it covers `size` and crop what is over on both sides; unchanged where it fits already."""
     width, height = size
     scale = max(width / image.width, height / image.height)
     kept = [max(1, min(side, round(new / scale))) for side, new in zip(image.size, size, strict=True)]
     left, top = (image.width - kept[0]) // 2, (image.height - kept[1]) // 2
-    # Cropped first: `resize(box=...)` would mix in what lies outside the box.
+    # Cropped first: `resize(box=...)` would mix in pixels from outside the box.
     cut = image.crop((left, top, left + kept[0], top + kept[1]))
     return cut if cut.size == (width, height) else cut.resize((width, height), resample)
 
 
 def drawn_size(
-    picture: tuple[int, int], most: int, multiple: int, width: int | None, height: int | None
+    image: tuple[int, int], most: int, multiple: int, width: int | None, height: int | None
 ) -> tuple[int, int]:
-    """(width, height) to draw a picture of this size at.
+    """Return the (width, height) at which to draw from an image of this size.
 
-    width, height: as the user says, which holds; one of them alone gets the other by the picture's shape.
-    Else the picture's own size, or the one of at most `most` pixels and its shape, each side cut to the multiple.
+    width, height: the user's choice, which holds; the other side follows by the image's aspect ratio.
+    By default the image's own size, or one of its shape with at most `most` pixels, rounded down to the multiple.
     """
     if width and height:
         return width, height
-    own_width, own_height = picture
+    own_width, own_height = image
     if width:
         return width, _nearest(width * own_height / own_width, multiple)
     if height:
         return _nearest(height * own_width / own_height, multiple), height
     scale = min(1.0, math.sqrt(most / (own_width * own_height)))
-    sides = [max(multiple, int(side * scale + 1e-6) // multiple * multiple) for side in picture]
+    sides = [max(multiple, int(side * scale + 1e-6) // multiple * multiple) for side in image]
     return sides[0], sides[1]
 
 
@@ -93,11 +95,11 @@ def _nearest(side: float, multiple: int) -> int:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file does."""
+    """Return modification time and size, which change when a file does."""
     try:
         found = path.stat()
     except (OSError, ValueError):
-        return 0, 0  # said when it is decoded
+        return 0, 0  # decoding it says what is wrong
     return found.st_mtime_ns, found.st_size
 
 
@@ -107,6 +109,6 @@ def _facts(path: Path, changed: int, size: int) -> tuple[str, tuple[int, int]]:
     return pixel_hash(image), image.size
 
 
-@lru_cache(maxsize=3)  # a picture, its mask and its control
+@lru_cache(maxsize=3)  # an image, its mask and its control
 def _pixels(path: Path, _changed: int, _size: int) -> Image.Image:
     return decode(path)

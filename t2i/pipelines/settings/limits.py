@@ -1,4 +1,4 @@
-"""The ranges of what a user may ask for, checked before anything heavy is loaded."""
+"""Ranges of the options, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ MAX_PROMPT_BYTES = 1_000_000
 
 
 def check_steps(steps: int) -> int:
-    """Raises UsageError unless 1 <= steps <= 1000."""
+    """Return the steps.  Raises UsageError unless 1 <= steps <= 1000."""
     if not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps: got {steps}, allowed 1 to {MAX_STEPS}")
     return steps
 
 
 def check_guidance(guidance: float) -> float:
-    """Raises UsageError unless 0 <= guidance <= 100 (so not for NaN either)."""
+    """Return the guidance.  Raises UsageError unless 0 <= guidance <= 100 (NaN is refused too)."""
     if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
         raise UsageError(f"guidance: got {guidance}, allowed 0 to {MAX_GUIDANCE:g}; 1 or less turns it off")
     return guidance
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    """Raises UsageError for a seed outside 0 .. 2^64 - 1."""
+    """Return the seeds.  Raises UsageError for one outside 0 .. 2^64 - 1."""
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise UsageError(f"seed: got {seed}, allowed 0 to {MAX_SEED} (2^64 - 1), for every image")
@@ -34,14 +34,14 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_side(name: str, pixels: int) -> int:
-    """Raises UsageError unless 1 <= pixels <= 8192; which multiples a model needs is for the model to say."""
+    """Return the pixels.  Raises UsageError unless 1 <= pixels <= 8192; for multiples see `check_multiple`."""
     if not 1 <= pixels <= MAX_SIDE:
         raise UsageError(f"{name}: got {pixels}, allowed 1 to {MAX_SIDE} pixels")
     return pixels
 
 
 def check_multiple(name: str, pixels: int, multiple: int) -> int:
-    """Raises UsageError, naming the nearest size, unless pixels is a multiple of `multiple`."""
+    """Return the pixels.  Raises UsageError, naming the nearest size, unless they are a multiple of `multiple`."""
     if pixels % multiple:
         below, above = pixels // multiple * multiple, -(-pixels // multiple) * multiple
         near = above if above - pixels <= pixels - below or below == 0 else below
@@ -52,7 +52,7 @@ def check_multiple(name: str, pixels: int, multiple: int) -> int:
 
 
 def check_prompt(prompt: str, name: str = "prompt") -> str:
-    """Raises UsageError for a prompt over 1 MB, or with undecodable bytes from the command line."""
+    """Return the prompt.  Raises UsageError: over 1 MB, or with undecodable bytes from the command line."""
     try:
         size = len(prompt.encode("utf-8"))
     except UnicodeEncodeError:
@@ -63,21 +63,21 @@ def check_prompt(prompt: str, name: str = "prompt") -> str:
 
 
 def check_image_count(count: int) -> int:
-    """Raises UsageError unless 1 <= count <= 1,000,000 (per prompt)."""
+    """Return the count.  Raises UsageError unless 1 <= count <= 1,000,000 (per prompt)."""
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(f"images per prompt: got {count}, allowed 1 to {MAX_IMAGES}")
     return count
 
 
 def check_batch_size(size: int) -> int:
-    """Raises UsageError unless 1 <= size <= 1024."""
+    """Return the size.  Raises UsageError unless 1 <= size <= 1024."""
     if not 1 <= size <= MAX_AT_ONCE:
         raise UsageError(f"batch size: got {size}, allowed 1 to {MAX_AT_ONCE}")
     return size
 
 
 def check_ends(first: int, last: int) -> tuple[int, int]:
-    """The seeds at both ends of an interpolation.  Raises UsageError where they are one, or out of range."""
+    """Return the seeds at both ends of an interpolation.  Raises UsageError: equal, or out of range."""
     if first == last:
         raise UsageError(f"interpolate: got seed {first} twice; give two seeds")
     check_seeds((first, last))

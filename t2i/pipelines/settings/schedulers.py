@@ -1,7 +1,7 @@
-"""Schedulers by name: ours, A1111's display names, and which of them a model can be drawn with.
+"""Schedulers by name: ours, A1111's display names, and which of them work with a model.
 
-diffusers' scheduler classes hold one rule of stepping each; a model's own config says what it predicts. A flow model
-in Stable Diffusion's format (`use_flow_sigmas`) can be drawn only by classes that know flow noise levels. There the
+Each of diffusers' scheduler classes has one update rule; a model's own config names its prediction type. A flow model
+in Stable Diffusion's format (`use_flow_sigmas`) needs a class that knows the noise levels of flow matching. There the
 first-order DPM-Solver++ step is exactly Euler's step along the flow, and its SDE form is the ancestral one:
 with x0 = x - s v, eps = x + (1 - s) v, the step (1 - t) x0 + t eps equals x + (t - s) v.
 """
@@ -20,9 +20,9 @@ _PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta
 
 @dataclass(frozen=True)
 class Choice:
-    """A scheduler: diffusers class, what it changes in the model's config, and A1111's names for it.
+    """A scheduler: diffusers' class, changes of the model's config, and A1111's names for it.
 
-    flow: the class and changes that do the same on a flow model; None where nothing does.
+    flow: the class and changes with the same effect on a flow model; None: there are none.
     """
 
     kind: str
@@ -89,7 +89,7 @@ SCHEDULERS: dict[str, Choice] = {
 
 
 def _squeeze(name: str) -> str:
-    """A1111's "DPM++ 2M Karras", ours "dpm++2m-karras" and "dpm++_2m_karras" all become "dpm++2mkarras"."""
+    """Normalise a name: "DPM++ 2M Karras", "dpm++2m-karras" and "dpm++_2m_karras" become "dpm++2mkarras"."""
     return "".join(character for character in name.lower() if character not in " -_")
 
 
@@ -103,7 +103,7 @@ def _spellings() -> dict[str, str]:
 
 
 def scheduler_name(spelling: str) -> str:
-    """Our name of a scheduler, from ours or A1111's.  Raises UsageError, naming all of them."""
+    """Return our name of a scheduler, from ours or A1111's.  Raises UsageError, naming all of them."""
     name = _spellings().get(_squeeze(spelling))
     if name is None:
         raise UsageError(f"unknown scheduler {spelling[:80]!r}", f"schedulers: {', '.join(SCHEDULERS)}")
@@ -111,19 +111,19 @@ def scheduler_name(spelling: str) -> str:
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's config belongs to a flow model in Stable Diffusion's format."""
+    """Return whether a scheduler's config belongs to a flow model in Stable Diffusion's format."""
     return config.get("prediction_type") == "flow_prediction" or bool(config.get("use_flow_sigmas"))
 
 
 def usable(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Our names of the schedulers that draw with a model whose own scheduler has this config."""
+    """Return our names of the schedulers that work with a model whose own scheduler has this config."""
     if "FlowMatch" in str(config.get("_class_name")):
-        return ()  # such pipelines hand their own noise levels to their own scheduler
+        return ()  # such pipelines pass noise levels to the scheduler, which others do not take
     return tuple(name for name, choice in SCHEDULERS.items() if choice.flow or not is_flow(config))
 
 
 def check_scheduler(spelling: str, own: Any) -> str:
-    """Return our name of a scheduler that draws with the model whose own scheduler is `own`.
+    """Return our name of a scheduler that works with the model whose own scheduler is `own`.
 
     Raises UsageError when the name is unknown, or does not work with this model (naming those that do).
     """
@@ -131,7 +131,7 @@ def check_scheduler(spelling: str, own: Any) -> str:
     names = usable(own.config)
     if name not in names:
         kind = own.config.get("_class_name", type(own).__name__)
-        hint = f"schedulers that work with it: {', '.join(names)}" if names else "leave --scheduler out"
+        hint = f"schedulers that work with it: {', '.join(names)}" if names else "leave `scheduler` out"
         raise UsageError(f"scheduler {name!r} does not work with this model (its own is {kind}, a flow model's)", hint)
     return name
 
@@ -148,9 +148,9 @@ def make_scheduler(spelling: str, own: Any) -> Any:
 
 
 def describe(scheduler: Any) -> tuple[str, str, str | None]:
-    """(our name, A1111's sampler, A1111's schedule type) of a diffusers scheduler.
+    """Return (our name, A1111's sampler, A1111's schedule type) of a diffusers scheduler.
 
-    One that is not in the table is called by its class.
+    One that is not in the table is named after its class.
     """
     config, kind = dict(scheduler.config), type(scheduler).__name__
     flow = is_flow(config)
@@ -159,7 +159,7 @@ def describe(scheduler: Any) -> tuple[str, str, str | None]:
         significant = {key: value for key, value in changes.items() if key in _SIGNIFICANT}
         if kind == wanted and all(config.get(key) == value for key, value in significant.items()):
             if flow and name == "ddim":
-                continue  # the same step as euler's, which is its better-known name there
+                continue  # the same update as euler's, the better-known name for flow models
             return name, choice.sampler, None if flow else choice.schedule_type
     return kind, kind.removesuffix("Scheduler"), None
 

@@ -1,4 +1,4 @@
-"""How images are to be drawn: what the user said, else what the model wants, else what its pipeline does by default."""
+"""Settings of a drawing: the user's choice, else the model's default, else the default of its pipeline."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SMALL_PARAMETERS = 200_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are drawn, every value chosen and checked.
+    """Complete and checked settings of a drawing.
 
-    width, height: of the first pass.  final: (width, height) of the finished picture, of a second pass if there is one.
+    width, height: of the first pass.  final: (width, height) of the finished image, of a second pass if there is one.
     scheduler: our name; None: the model's own.
-    weights: `(word:1.2)` in a prompt is a weight.  chunks: what is longer than the encoder reads is not cut.
+    weights: `(word:1.2)` in a prompt is a weight.  chunks: long prompts are read in chunks, not truncated.
     clip_skip: which layer of a CLIP text encoder is read, counted from its end; None: the model's own.
     """
 
@@ -41,7 +41,7 @@ class Settings:
     clip_skip: int | None = None
 
     def negative_of(self, job: Job) -> str:
-        """The negative prompt of one image."""
+        """Return the negative prompt of one image."""
         return self.negative_prompt if job.negative_prompt is None else job.negative_prompt
 
 
@@ -49,7 +49,7 @@ class Settings:
 class Job:
     """One image to draw.  negative_prompt: its own; None: that of the settings.
 
-    template, negative_template: what a prompt was made from; empty: it was written as it is.
+    template, negative_template: from which a prompt was resolved; empty: it was written as it is.
     """
 
     prompt: str
@@ -98,7 +98,9 @@ def choose_settings(
     chunks: bool = False,
     clip_skip: int | None = None,
 ) -> Settings:
-    """Fill in what is None. One side given and not the other: the picture is square, or of the shape of edit's.
+    """Complete settings with defaults, and check them.
+
+    With one side given the image is square, or has the aspect ratio of the input image.
 
     traits: of the pipeline that will draw.  Raises UsageError.
     """
@@ -136,25 +138,25 @@ def choose_settings(
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """The arguments that drawing with this pipeline takes."""
+    """Return the arguments of a pipeline's call."""
     kind: Any = type(pipe)
     return parameters_of(kind)
 
 
 @lru_cache(maxsize=64)
 def parameters_of(kind: Any) -> Mapping[str, inspect.Parameter]:
-    """The same of a class of pipelines.  Asked for with each row of a list, and slow to find."""
+    """Return the arguments of the call of a class of pipelines; cached, since every row of a list needs them."""
     return inspect.signature(kind.__call__).parameters
 
 
 def size_multiple(pipe: Any) -> int:
-    """Width and height must be multiples of this."""
+    """Return the number of which width and height must be multiples."""
     patches = 2 if getattr(pipe, "transformer", None) is not None else 1
     return math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)) * patches)
 
 
 def native_size(pipe: Any) -> tuple[int, int]:
-    """(width, height) the network was trained at, as its config tells; 512 where it does not."""
+    """Return the (width, height) of training by the network's config; 512 where it does not say."""
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     config = getattr(network, "config", None)
     size = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", None)
@@ -170,7 +172,9 @@ def count_parameters(pipe: Any) -> int:
 
 
 def batch_size_for(parameters: int, width: int, height: int) -> int:
-    """What surely fits, not what is fastest; never a matter of free memory, since a batch's size shows in rounding.
+    """Return a default batch size: a safe one rather than the fastest.
+
+    It never depends on the free memory, since the batch size shows in how images round.
 
     Up to 200M parameters: as many as make half a million pixels, at most 8 (8 of 256x256, 2 of 512x512). Larger: 1.
     """

@@ -1,6 +1,6 @@
-"""A file and what belongs to it, as one writes them in one word: PATH:SCALE, PATH:TOKEN, NAME:IMAGE:SCALE.
+"""Specifications in one word: PATH:SCALE, PATH:TOKEN, NAME:IMAGE:SCALE.
 
-The colon of a drive letter belongs to its path, and so do the colons of a file that is there under the whole name.
+The colon of a drive letter belongs to its path, and so do the colons of an existing file with the whole name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from t2i.errors import UsageError
 
 
 def split_last(spec: str) -> tuple[str, str | None]:
-    """(the path, what stands behind its last colon); None: nothing does."""
+    """Split at the last colon into (path, tail); tail None: there is none."""
     path, colon, tail = spec.rpartition(":")
     if not colon or _is_drive(path, tail) or _is_there(spec):
         return spec, None
@@ -20,9 +20,9 @@ def split_last(spec: str) -> tuple[str, str | None]:
 
 
 def split_image(spec: str, option: str) -> tuple[str, str, float]:
-    """NAME:IMAGE[:SCALE] as (name, image, scale); a name or an image that is missing is empty.
+    """Split NAME:IMAGE[:SCALE] into (name, image, scale); a missing name or image is empty.
 
-    option: for messages.  Raises UsageError for a scale that is not finite.
+    option: the field, for messages.  Raises UsageError for a scale that is not finite.
     """
     name, _, rest = spec.partition(":")
     if _is_drive(name, rest):
@@ -31,11 +31,11 @@ def split_image(spec: str, option: str) -> tuple[str, str, float]:
     image, _, tail = rest.rpartition(":")
     if not _is_number(tail) or _is_there(rest):
         return name, rest, 1.0
-    return name, image, read_scale(tail, f"{option} {spec[:80]}")
+    return name, image, read_scale(tail, f"`{option}={spec[:80]}`")
 
 
 def read_scale(text: str, where: str) -> float:
-    """Any finite number.  Raises UsageError."""
+    """Parse a finite number.  Raises UsageError."""
     if not _is_number(text):
         raise UsageError(f"{where}: scale: got {text[:40]!r}, expected a number")
     if not math.isfinite(float(text)):
@@ -56,5 +56,5 @@ def _is_there(path: str) -> bool:
 
 
 def _is_drive(head: str, tail: str) -> bool:
-    r"""Whether a colon belongs to a Windows path: C:\style.safetensors."""
+    r"""Return whether a colon belongs to a Windows path: C:\style.safetensors."""
     return len(head) == 1 and head.isalpha() and tail[:1] in ("\\", "/")

@@ -1,4 +1,4 @@
-"""One call of a diffusers pipeline: told what it knows, watched step by step, its errors put in our words."""
+"""Guarded calls of a diffusers pipeline: known arguments alone, a callback for each step, errors as ours."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def call(pipe: Any, name: str, options: Mapping[str, Any]) -> tuple[torch.Tensor, list[bool]]:
-    """The pictures of one batch: (B, 3, H, W) in [-1, 1], and which of them the safety checker has blanked.
+    """Draw one batch: (B, 3, H, W) in [-1, 1], and which images the safety checker has blanked.
 
     name: the model's, for errors.  options: keyword arguments; those that the pipeline does not have are left out.
-    Raises ModelError for what the pipeline refuses; what a callback raises passes through.
+    Raises ModelError: refused by the pipeline; errors of a callback pass through.
     """
     import torch
 
@@ -29,16 +29,16 @@ def call(pipe: Any, name: str, options: Mapping[str, Any]) -> tuple[torch.Tensor
         raise
     except (ValueError, TypeError, AttributeError, NotImplementedError) as e:
         reason = one_line(e, 300)
-        raise ModelError(f"{name} cannot draw this: {reason}", "--debug shows where") from e
-    x = output.images.float().mul(2).sub(1)  # pipelines hand out [0, 1], with NaN kept
+        raise ModelError(f"{name} cannot draw this: {reason}", "`debug` shows where") from e
+    x = output.images.float().mul(2).sub(1)  # pipelines return [0, 1]; NaN stays NaN
     blanked = getattr(output, "nsfw_content_detected", None) or [False] * len(x)
     return x, [bool(black) for black in blanked]
 
 
 def watch_steps(report: Callable[[float], None], suggestion: str) -> Callable[..., dict[str, Any]]:
-    """What a pipeline calls after each step: reports the part done, and stops when no image has a future.
+    """Make a callback for a pipeline's steps: it reports the part done, and stops when all images are non-finite.
 
-    It raises NonFinite with this way out.
+    It raises NonFinite with this suggestion.
     """
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

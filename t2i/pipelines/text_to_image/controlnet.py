@@ -1,6 +1,6 @@
-"""ControlNets: which one is meant by a name, its files, and the network itself.
+"""ControlNets: names, files, and loading.
 
-A ControlNet reads a picture that is a map already: edges, depths, a pose's skeleton. It is made for one base model.
+A ControlNet reads an image that is already a map: edges, depths, the skeleton of a pose. It is made for one base model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_component, check_component_folder, tensor_shapes
 from t2i.pipelines.loading.load import refuse_missing_weights
 
-# The base model's family, by diffusers' own name for it -> what one types -> Hub id.
+# The base model's family, by diffusers' own name for it -> short name -> Hub id.
 CONTROLNETS: dict[str, dict[str, str]] = {
     "stable-diffusion": {
         "canny": "lllyasviel/control_v11p_sd15_canny",
@@ -56,12 +56,12 @@ KINDS = {
     "stable-diffusion-3": "SD3ControlNetModel",
     "flux": "FluxControlNetModel",
 }
-# What a ControlNet shares with the network that it guides.
+# Sizes that a ControlNet shares with the network that it guides.
 SHARED = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels", "attention_head_dim")
 
 
 def locate_control(net: str, family: str, offline: bool = False) -> tuple[Path, str]:
-    """The folder of a ControlNet and its class.  net: a name in CONTROLNETS, a folder, or a Hub id.
+    """Find the folder of a ControlNet and its class.  net: a name in CONTROLNETS, a folder, or a Hub id.
 
     Raises UsageError (no such name, made for another family), ModelUnavailable, ModelError.
     """
@@ -85,7 +85,7 @@ def locate_control(net: str, family: str, offline: bool = False) -> tuple[Path, 
 
 
 def check_control(net: str, folder: Path, kind: str, base: Mapping[str, Any]) -> None:
-    """Check a ControlNet that was located, from its config and the header of its weights; none of them is loaded.
+    """Check a located ControlNet by its config and the headers of its weights, without loading them.
 
     base: the config of the network that it is to guide.
     Raises UsageError where it was made for a base of other sizes, ModelError where weights are missing.
@@ -112,7 +112,7 @@ def check_control(net: str, folder: Path, kind: str, base: Mapping[str, Any]) ->
 
 
 def load_control(net: str, folder: Path, kind: str, pipe: Any) -> Any:
-    """Load a ControlNet that was located, where the pipeline that it is to guide computes, and in its dtype.
+    """Load a located ControlNet on the device and in the dtype of the pipeline that it is to guide.
 
     Raises ModelError.
     """
@@ -137,10 +137,10 @@ def _not_loaded(net: str, e: Exception) -> ModelError:
 
 
 class MeanEncoder:
-    """A VAE that encodes to the mean of its distribution, and is otherwise the one it wraps.
+    """A VAE that encodes to the mean of its distribution, and otherwise equals the one it wraps.
 
-    The guided pipeline of Stable Diffusion 3 samples its map's latents from the global generator, so that a picture
-    would differ from run to run; the spread around the mean is far below what is seen.
+    The ControlNet pipeline of Stable Diffusion 3 samples the latents of the map from the global generator, so that an
+    image would differ from run to run; the variance around the mean is far below what is visible.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -150,6 +150,6 @@ class MeanEncoder:
         return getattr(self._vae, name)
 
     def encode(self, x: Any) -> Any:
-        """x: (B, 3, H, W) in [-1, 1]."""
+        """Encode x, (B, 3, H, W) in [-1, 1], to the mean."""
         found = self._vae.encode(x).latent_dist
         return SimpleNamespace(latent_dist=SimpleNamespace(sample=found.mode, mode=found.mode))

@@ -1,4 +1,4 @@
-"""LoRAs baked into a model: a new pipeline folder that draws the same pictures without them."""
+"""Merge LoRAs into a model: a new pipeline folder that draws the same images without them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SAVED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = False) -> AttachedAdapters:
-    """Write the model with these LoRAs into `folder`, which is there whole or not at all, and never overwritten.
+    """Write the model with these LoRAs into `folder`, atomically, and never over an existing one.
 
-    It is computed in float32 and saved in the dtype of the model's own files.  Returns what was merged.
-    Raises UsageError (the folder exists, a pipeline that takes no LoRA), ModelError (a LoRA that does not fit).
+    Merged in float32 and saved in the dtype of the model's own files.  Returns the merged adapters.
+    Raises UsageError (the folder exists, a pipeline that takes no LoRA), ModelError (a LoRA that does not match).
     """
     if os.path.lexists(folder):
-        raise UsageError(f"{folder} exists already", "choose another folder with --output")
+        raise UsageError(f"{folder} exists already", "choose another folder: `output`")
     found = find_all(adapters, offline)
     pipe = load_pipeline(files, "cpu", "float32", load_tokenizers(files))
     attached = attach(pipe, files.model.name, adapters, found)
@@ -46,14 +46,14 @@ def merge(files: ModelFiles, adapters: Adapters, folder: Path, offline: bool = F
         check_pipeline_folder(temporary)
         os.rename(temporary, folder)
     except OSError as e:
-        raise T2IError(f"cannot write {folder}: {e.strerror or e}", "choose another folder with --output") from None
+        raise T2IError(f"cannot write {folder}: {e.strerror or e}", "choose another folder: `output`") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return attached
 
 
 def saved_dtype(weights: Sequence[Path]) -> str:
-    """The dtype of a model's largest file."""
+    """Return the dtype of a model's largest file."""
     from safetensors import safe_open
 
     with safe_open(max(weights, key=lambda path: path.stat().st_size), framework="np") as file:
@@ -66,7 +66,7 @@ def _fuse(pipe: Any, model: str) -> None:
     with silence_libraries():
         try:
             pipe.fuse_lora(components=parts, safe_fusing=True)
-        except ValueError as e:  # what peft says of NaN and infinity
+        except ValueError as e:  # of peft, for NaN and infinity
             reason = one_line(e)
             raise ModelError(f"cannot merge into {model}: {reason}", "try a smaller scale") from e
         pipe.unload_lora_weights()
@@ -79,7 +79,7 @@ def _cast(pipe: Any, dtype: str) -> None:
 
 
 def _complete(folder: Path, files: ModelFiles, attached: AttachedAdapters) -> None:
-    """Our defaults of the model go along, and no path of this machine does; a card says what was merged."""
+    """Add our defaults of the model and a model card with the merged LoRAs; remove paths of this machine."""
     if (files.path / MODEL_FILE).is_file():
         shutil.copyfile(files.path / MODEL_FILE, folder / MODEL_FILE)
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):

@@ -1,6 +1,6 @@
-"""The same networks under diffusers' other pipelines: image-to-image, inpainting, each also guided by a ControlNet.
+"""Passes from images: image-to-image, inpainting, a second pass, each also guided by ControlNets.
 
-A pipeline of another task shares the loaded networks and costs no memory. It is made when it is first needed.
+They are diffusers' other pipelines over the same loaded networks, which cost no memory, made when first needed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PassResult = tuple["torch.Tensor", list[bool]]  # (B, 3, H, W) in [-1, 1]; which of them the safety checker has blanked
 
-Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], PassResult]  # (pipeline, (width, height), what it is told)
+Call = Callable[[Any, tuple[int, int], Mapping[str, Any]], PassResult]  # (pipeline, (width, height), arguments)
 
-# task: (diffusers' tables of pipelines, the class that makes them, what such a pipeline must be able to take)
+# task: (diffusers' table of pipelines, the class that makes them, arguments that such a pipeline must have)
 TASKS: dict[str, tuple[str, str, frozenset[str]]] = {
     "text-to-image": ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING", "AutoPipelineForText2Image", frozenset()),
     "image-to-image": (
@@ -47,9 +47,9 @@ OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # what a pipe
 
 
 class ImagePasses:
-    """Draws from pictures with the networks of a text-to-image pipeline.
+    """Draws from images with the networks of a text-to-image pipeline.
 
-    pipe: whose scheduler, set anew before every drawing, is used.  offline: no network for ControlNets.
+    pipe: the pipeline, with whose scheduler it draws.  offline: find ControlNets without a network.
     """
 
     def __init__(self, pipe: Any, offline: bool = False) -> None:
@@ -60,23 +60,23 @@ class ImagePasses:
         self.adopt(pipe)
 
     def adopt(self, pipe: Any) -> None:
-        """Draw with the networks of this pipeline from now on, and let those before it go; None: with none for now."""
+        """Draw with the networks of this pipeline from now on, and release those before; None: with none for now."""
         self.pipe = pipe
         self._nets.clear()
         self._pipes.clear()
 
     def check(self, edit: ImageInputs, traits: PipelineTraits) -> None:
-        """Check what an edit needs, before anything is loaded or drawn.
+        """Check what image inputs need, before anything is loaded or drawn.
 
         traits: of the pipeline.
-        Raises UsageError for what this model's family does not have; as `locate_control` and `check_control` do.
+        Raises UsageError: not available for this model's family; and as `locate_control` and `check_control` do.
         """
         if edit.mask is not None:
             _mask(edit.mask, edit.mask.size)
         if not edit:
             return
         for task in _passes(edit):
-            if task != "text-to-image" or edit.controls:  # what the pipeline itself does need not be looked up
+            if task != "text-to-image" or edit.controls:  # that one is the pipeline itself
                 check_task(family_named(traits.kind), task, guided=bool(edit.controls))
         for one in edit.controls:
             self._locate(one.net, traits)
@@ -89,10 +89,10 @@ class ImagePasses:
         report: Callable[[float], None],
         suggestion: str,
     ) -> PassResult:
-        """One batch, in one or two passes.
+        """Draw one batch, in one or two passes.
 
-        call: draws one pass.  options: of the text-to-image pipeline.
-        report: takes the part that is done.  way_out: what NonFinite says.
+        call: draws one pass.  options: arguments for the text-to-image pipeline.
+        report: takes the part that is done.  suggestion: of NonFinite.
         """
 
         def watch(start: float, end: float) -> Callable[..., Any]:
@@ -100,24 +100,24 @@ class ImagePasses:
 
         edit, size = settings.edit, (settings.width, settings.height)
         tasks = _passes(edit)
-        for task in tasks:  # all that is to be loaded, before any pass is drawn
+        for task in tasks:  # load everything before the first pass is drawn
             self._pipeline(task, edit.controls)
         part = 1 / len(tasks)
-        pictures = [_cut(edit.image, size)] * len(options["generator"]) if edit.image else []
+        images = [_crop(edit.image, size)] * len(options["generator"]) if edit.image else []
         mask = _mask(edit.mask, size) if edit.mask else None
-        now = self._pass(tasks[0], edit, size, pictures, mask, edit.known_strength())
-        x, blanked = self._call(call, options, now | {"callback_on_step_end": watch(0.0, part)}, tasks[0], edit, size)
+        own = self._pass(tasks[0], edit, size, images, mask, edit.known_strength())
+        x, blanked = self._call(call, options, own | {"callback_on_step_end": watch(0.0, part)}, tasks[0], edit, size)
         if mask is not None:
-            x = _paste(x, pictures[0], mask)
+            x = _paste(x, images[0], mask)
         if edit.upscale is None:
             return x, blanked
         finite = x.isfinite().flatten(1).all(1)
-        pictures = [cover(image, settings.final, LANCZOS) for image in from_tensor(x.nan_to_num(0.0, 0.0, 0.0))]
-        now = self._pass(tasks[1], edit, settings.final, pictures, None, edit.upscale.strength)
+        images = [cover(image, settings.final, LANCZOS) for image in from_tensor(x.nan_to_num(0.0, 0.0, 0.0))]
+        own = self._pass(tasks[1], edit, settings.final, images, None, edit.upscale.strength)
         x, black = self._call(
-            call, options, now | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit, settings.final
+            call, options, own | {"callback_on_step_end": watch(part, 1.0)}, tasks[1], edit, settings.final
         )
-        x[~finite] = float("nan")
+        x[~finite] = float("nan")  # zeros went into the second pass in their place
         return x, [first or second for first, second in zip(blanked, black, strict=True)]
 
     def _pass(
@@ -125,18 +125,18 @@ class ImagePasses:
         task: str,
         edit: ImageInputs,
         size: tuple[int, int],
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         mask: Image.Image | None,
         strength: float,
     ) -> dict[str, Any]:
-        """What one pass is told beside the words."""
+        """Return the arguments of one pass, besides prompts."""
         options: dict[str, Any] = {"width": size[0], "height": size[1]}
-        if pictures:
-            options |= {"image": list(pictures), "strength": strength, "latents": None}
+        if images:
+            options |= {"image": list(images), "strength": strength, "latents": None}
         if mask is not None:
-            options["mask_image"] = [mask] * len(pictures)
+            options["mask_image"] = [mask] * len(images)
         if edit.controls:
-            maps = [_cut(one.image_input, size) for one in edit.controls]
+            maps = [_crop(one.image_input, size) for one in edit.controls]
             scales = [one.scale for one in edit.controls]
             known = call_parameters(self._pipeline(task, edit.controls))
             options["control_image" if "control_image" in known else "image"] = maps if len(maps) > 1 else maps[0]
@@ -153,13 +153,13 @@ class ImagePasses:
         size: tuple[int, int],
     ) -> PassResult:
         chosen = {**options, **more}
-        if "strength" in more:  # noise for a text-to-image pipeline may have been drawn from them
+        if "strength" in more:  # fresh ones: noise for a text-to-image pipeline may have been drawn from these
             chosen["generator"] = make_generators([generator.initial_seed() for generator in options["generator"]])
         pipe = self._pipeline(task, edit.controls)
         return call(pipe, size, {key: value for key, value in chosen.items() if value is not None})
 
     def _pipeline(self, task: str, controls: Sequence[Control]) -> Any:
-        """The pipeline of a task, guided by these ControlNets."""
+        """Return the pipeline of a task, guided by these ControlNets."""
         if task == "text-to-image" and not controls:
             return self.pipe
         key = task, tuple(one.net for one in controls)
@@ -208,10 +208,10 @@ def family_named(kind: str) -> str:
 
 
 def check_task(family: str, task: str, guided: bool) -> None:
-    """Raises UsageError, naming what there is, where diffusers has no pipeline for this."""
+    """Raise UsageError, naming the available tasks, where diffusers has no pipeline for this one."""
     if not _has(family, task, guided):
-        there = [words for one in TASKS for words in (one, f"{one} with --control") if _has(family, one, words != one)]
-        wanted = f"{task} with --control" if guided else task
+        there = [words for one in TASKS for words in (one, f"{one} with `control`") if _has(family, one, words != one)]
+        wanted = f"{task} with `control`" if guided else task
         raise UsageError(f"this model ({family or 'of no family'}) has no {wanted}", f"it has {', '.join(there)}")
 
 
@@ -227,30 +227,30 @@ def _has(family: str, task: str, guided: bool) -> bool:
 
 
 def _passes(edit: ImageInputs) -> list[str]:
-    """The tasks of an edit, one after the other."""
+    """Return the tasks of image inputs, in order."""
     first = "inpainting" if edit.mask else "image-to-image" if edit.image else "text-to-image"
     return [first] if edit.upscale is None else [first, "image-to-image"]
 
 
-def _cut(image_input: ImageInput, size: tuple[int, int]) -> Image.Image:
+def _crop(image_input: ImageInput, size: tuple[int, int]) -> Image.Image:
     return cover(image_input.open(), size, LANCZOS)
 
 
 def _mask(image_input: ImageInput, size: tuple[int, int]) -> Image.Image:
-    """Black and white: white, from the middle grey on, is painted anew.  Raises UsageError where nothing is white."""
+    """Return the mask in black and white: white, from middle grey on, is repainted.  Raises UsageError: all black."""
     grey = cover(image_input.open(), size, Image.Resampling.NEAREST).convert("L")
     mask = grey.point(lambda value: 255 if value > 127 else 0)
     if mask.getbbox() is None:
         raise UsageError(
-            f"mask {image_input.name}: black all over, so nothing would be painted", "white is painted anew"
+            f"mask {image_input.name}: black all over, so nothing would be repainted", "white is repainted"
         )
     return mask
 
 
-def _paste(x: torch.Tensor, picture: Image.Image, mask: Image.Image) -> torch.Tensor:
-    """What was drawn where the mask is white, and exactly the picture elsewhere.  x: (B, 3, H, W) in [-1, 1]."""
+def _paste(x: torch.Tensor, image: Image.Image, mask: Image.Image) -> torch.Tensor:
+    """Take x, (B, 3, H, W) in [-1, 1], where the mask is white, and exactly the image elsewhere."""
     keep = to_tensor([mask])[:, :1] < 0
-    painted = x.cpu().where(~keep, to_tensor([picture]))
+    painted = x.cpu().where(~keep, to_tensor([image]))
     finite = x.cpu().isfinite().flatten(1).all(1)
     painted[~finite] = float("nan")
     return painted

@@ -1,4 +1,4 @@
-"""Pictures that know how they were made, for Python: Pillow images with a recipe, and a list of them."""
+"""Images with a recipe, for Python: a Pillow image that records how it was made, and a list of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from t2i.metadata.recipe import Recipe
 
 
 class Picture(Image.Image):
-    """A Pillow image in mode RGB, and how it was made.
+    """A Pillow image in mode RGB with its recipe.
 
-    What Pillow makes of it (`resize`, `crop`, `copy`) is a plain image: the recipe tells of these pixels alone.
+    Images that Pillow derives from it (`resize`, `crop`, `copy`) have none, since the recipe holds for these pixels.
     recipe: as it is written into files.  blanked: the model's own safety checker has painted it black.
     """
 
@@ -26,14 +26,14 @@ class Picture(Image.Image):
 
     @classmethod
     def of(cls, image: Image.Image, recipe: Recipe, blanked: bool = False) -> Picture:
-        """The same pixels, with a recipe."""
+        """Wrap an image, sharing its pixels."""
         picture = cls()
         picture.__dict__.update(image.__dict__)
         picture.recipe, picture.blanked = recipe, blanked
         return picture
 
     def save(self, fp: str | bytes | os.PathLike[Any] | IO[bytes], format: str | None = None, **params: Any) -> None:
-        """As Pillow's `save`, with the recipe in every PNG, JPEG and WebP file.  An existing file is replaced."""
+        """Save as Pillow does, with the recipe in every PNG, JPEG and WebP file.  An existing file is replaced."""
         kind = format
         if kind is None and isinstance(fp, str | bytes | os.PathLike):
             kind = images.SAVE_FORMATS.get(os.path.splitext(os.fsdecode(fp))[1].lower())
@@ -55,16 +55,16 @@ class Picture(Image.Image):
 
 
 class Pictures(list[Picture]):
-    """What one call has drawn, in the order of seeds within that of prompts.  A notebook shows it as one sheet."""
+    """The images of one call, ordered by prompt and then seed.  A notebook shows them as one sheet."""
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All of them on one sheet; columns: default: as square as can be.  Raises UsageError where there are none."""
+        """Arrange all on one sheet; columns: by default nearly square.  Raises UsageError where there are none."""
         return images.grid(self, columns)
 
     def save(self, folder: str | Path, format: str = "png", *, overwrite: bool = False) -> list[Path]:
-        """Write each into `folder` as `00001-SEED.png`, with its recipe.  Returns the paths.
+        """Save each into `folder` as `00001-SEED.png`, with its recipe.  Returns the paths.
 
-        Raises UsageError where a file is there already (unless overwrite), ImageError where the disk fails.
+        Raises UsageError: a file exists (unless overwrite); ImageError: the disk fails.
         """
         names = [f"{k:05d}-{picture.recipe.seed}.{format}" for k, picture in enumerate(self, 1)]
         return [

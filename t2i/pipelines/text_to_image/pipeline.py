@@ -1,7 +1,7 @@
-"""Text to images, over any diffusers text-to-image pipeline.
+"""Text-to-image with any diffusers text-to-image pipeline.
 
 An image is a function of the model, the settings, the prompt and its own seed: it has one float32 CPU generator, from
-which its first noise and all later noise come, so that it is the same picture alone and in a batch, to rounding.
+which its first noise and all later noise come, so that it is the same alone and in a batch, to rounding.
 """
 
 from __future__ import annotations
@@ -89,18 +89,18 @@ class TextToImage:
         cache: str | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> TextToImage:
-        """Load a model: a name of the zoo, a pipeline folder, a Hub id, a .safetensors file, or files located before.
+        """Load a model: a registered name, a pipeline folder, a Hub id, a .safetensors file, or located files.
 
         device, dtype: default: see `choose_device` and `choose_dtype`.
-        components: parts of the pipeline that are loaded already.  adapters: LoRAs and so on; `attached` tells of them.
-        cache: of steps, as `--cache` takes it.
-        wishes: of the machine.  plan: what `make_plan` made of all that, for the pictures that are to be drawn.
-        say: takes a line for the user where memory runs out and the next rung is taken.
+        components: loaded already.  adapters: LoRAs and so on; see `attached`.
+        cache: of steps: "reuse:2"; see `parse_cache`.
+        options: of the device.  plan: of `make_plan`, in place of device, dtype and options.
+        say: takes a line for the user where memory runs out and the next level is taken.
         Raises UsageError, ModelUnavailable, ModelError, OutOfMemory.
         """
         files = model if isinstance(model, ModelFiles) else locate(str(model), revision=revision, offline=offline)
         caching = parse_cache(cache) if cache else None
-        found = find_all(adapters, offline or files.offline)  # before minutes are spent on loading
+        found = find_all(adapters, offline or files.offline)  # a missing one is reported before minutes of loading
         plan = plan or make_plan(files, device=device, options=replace(options or DeviceOptions(), dtype=dtype))
         check_compiled(caching, plan.options.compile)
         loaded = RetryingLoader(files, plan, components, say)
@@ -123,42 +123,42 @@ class TextToImage:
 
     @classmethod
     def wrap(cls, pipe: Any, name: str = "model", defaults: Defaults | None = None) -> TextToImage:
-        """Draw with a diffusers pipeline that is in memory already (its progress bar is switched off)."""
+        """Draw with a diffusers pipeline that is in memory already; its progress bar is disabled."""
         return cls(pipe, name=name, defaults=defaults or Defaults())
 
     @property
     def pipe(self) -> Any:
-        """The diffusers pipeline underneath."""
+        """Return the diffusers pipeline underneath."""
         return self.runner.pipe
 
     @property
     def attached(self) -> AttachedAdapters:
-        """The adapters that it wears."""
+        """Return the adapters that are attached now: those of the last drawing, or of `set_adapters`."""
         return self.runner.attached
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
-        """How it reads prompts, and what it has read."""
+        """Return the encoder of prompts."""
         return self.runner.prompt_encoder
 
     @property
     def device(self) -> str:
-        """Where it draws: "cpu", "cuda:0", ..."""
+        """Return the device: "cpu", "cuda:0", ..."""
         return self._loaded.plan.device if self._loaded else str(self.pipe.device)
 
     @property
     def dtype(self) -> str:
-        """What it draws in: "float32", ..."""
+        """Return the dtype: "float32", ..."""
         return self.runner.dtype
 
     @property
     def plan(self) -> MemoryPlan | None:
-        """How it was loaded; None for a pipeline that was in memory already."""
+        """Return the memory plan; None for a pipeline that was in memory already."""
         return self._loaded.plan if self._loaded else None
 
     @property
     def safety(self) -> str:
-        """Whether its own safety checker looks at the pictures: "checked", "off" (not wanted), "none here"."""
+        """Return the state of the model's own safety checker: "checked", "off" (not wanted), "none here"."""
         if getattr(self.pipe, SAFETY, None) is not None:
             return "checked"
         off = self._loaded and self._loaded.files.safety == "there"
@@ -166,7 +166,7 @@ class TextToImage:
 
     @property
     def scheduler(self) -> str:
-        """Our name of the scheduler that draws where settings name none."""
+        """Return our name of the scheduler that draws where settings name none."""
         return describe(self.runner.scheduler(None))[0]
 
     def __call__(
@@ -188,7 +188,7 @@ class TextToImage:
         """Draw every prompt with every seed, seed by seed within a prompt.
 
         Arguments are checked at once; images come batch by batch, as they are drawn.
-        Raises UsageError for what is out of range, NonFinite instead of a black picture.
+        Raises UsageError: out of range; NonFinite: instead of a black image.
         """
         jobs = [Job(prompt, seed) for prompt in ([prompts] if isinstance(prompts, str) else prompts) for seed in seeds]
         settings = self.settings(
@@ -249,7 +249,7 @@ class TextToImage:
         progress: Progress | None,
         preview: Preview | None,
     ) -> Iterator[Result]:
-        """Draw part by part, taking one turn for each batch: between two of them other threads draw theirs."""
+        """Draw part by part, with one turn for each batch: between two of them other threads draw theirs."""
         first, total = 0, sum(map(len, parts)) * settings.steps
         guided = self.runner.uses_negative(settings.guidance)
         batches: list[list[Job]] = []  # of the part at hand
@@ -265,7 +265,7 @@ class TextToImage:
 
                 drawn = self._draw_whole(batch, settings, report, preview)
                 report(1.0)
-                # Complete before the turn ends: records name the scheduler and the adapters that are in place now.
+                # Finished within the turn: records name the scheduler and the adapters that are in place now.
                 results, failure = make_results(self.runner, batch, settings, drawn, first, self._known())
             yield from results
             if failure is not None:
@@ -273,14 +273,14 @@ class TextToImage:
             first += len(batch)
 
     def _attach(self, adapters: Adapters, found: Found) -> None:
-        """Put these adapters on unless they are in place.  The caller has the turn."""
+        """Attach these adapters unless they are attached already.  The caller has the turn."""
         if self.runner.pipe is None and self._loaded is not None:  # an earlier drawing ran out of memory while loading
             self._adopt(self._loaded.reload())
         if adapters != self.attached.adapters:
             self.runner.attach_adapters(adapters, found)
 
     def _known(self) -> dict[str, Any]:
-        """What the recipes of all its pictures say."""
+        """Return the fields of a recipe that all images of a batch share."""
         machine = self.plan.record() if self.plan else {}
         return {
             "model": self.name,
@@ -298,7 +298,7 @@ class TextToImage:
     def _draw_whole(
         self, batch: list[Job], settings: Settings, report: Callable[[float], None], preview: Preview | None
     ) -> PassResult:
-        """Draw one batch, on the next memory level where memory runs out and that is wanted.  Never fewer at once."""
+        """Draw one batch, on the next memory level where memory runs out and that is wanted; never a smaller batch."""
 
         def draw() -> PassResult:
             return self.runner.draw(batch, settings, report, preview)
@@ -308,6 +308,6 @@ class TextToImage:
         return self._loaded.draw(ImageBatch(*settings.final, len(batch)), self._adopt, draw)
 
     def _adopt(self, pipe: Any) -> None:
-        """Draw with this pipeline; None: let the present one go."""
+        """Draw with this pipeline; None: release the present one."""
         dtype = self._loaded.plan.level.dtype if self._loaded else str(pipe.dtype).removeprefix("torch.")
         self.runner.adopt(pipe, dtype)

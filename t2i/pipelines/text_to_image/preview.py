@@ -1,8 +1,7 @@
-"""What a picture will be, seen while it is drawn: the VAE's picture of the clean latent that a step predicts.
+"""Previews of an image while it is drawn: the clean latent that a step predicts, decoded by the VAE.
 
-The latent is shrunk first, by averaging, so that the VAE draws at most SIDE pixels and a preview costs the same small
-time at any size: a VAE is a convolution, and its latent is a small picture. Nothing of the drawing is changed: no
-random number is drawn, and the latent is only read.
+The latent is first shrunk by averaging, so that the VAE decodes at most SIDE pixels and a preview costs the same short
+time at any size. The drawing is not changed: no random number is drawn, and the latent is only read.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 256  # pixels
-MOST = 4  # pictures of a batch that are shown
+MOST = 4  # images of a batch that are shown
 VAES = ("AutoencoderKL", "AutoencoderDC")  # (B, C, h, w) to (B, 3, H, W), with one scale for all channels
 
 
 class Preview:
-    """Shows the guess of every Nth step.
+    """Shows the prediction of every Nth step.
 
-    show: takes one picture, the first MOST of the batch side by side.
+    show: takes one image, the first MOST of the batch side by side.
     """
 
     def __init__(self, every: int, show: Callable[[Image], object]) -> None:
-        """Raises UsageError for a number of steps out of range."""
+        """Set up previews of every Nth step.  Raises UsageError: out of range."""
         if not 1 <= every <= 1000:
             raise UsageError(f"preview: got {every}, allowed are 1 to 1000 steps")
         self.every = every
         self.show = show
 
     def watch(self, pipe: Any, width: int, height: int) -> None:
-        """Look at the batch that the pipeline draws next, with its fresh scheduler.
+        """Observe the batch that the pipeline draws next, with its fresh scheduler.
 
         Raises UsageError where the pipeline's latents cannot be shown.
         """
@@ -56,27 +55,27 @@ class Preview:
     def _show(self, x: torch.Tensor) -> None:
         from t2i.imaging.images import from_tensor, grid
 
-        if x.isfinite().all():  # what is not is said at the end of the step
-            pictures = from_tensor(x)
-            self.show(pictures[0] if len(pictures) == 1 else grid(pictures))
+        if x.isfinite().all():  # the step itself raises an error for other values
+            images = from_tensor(x)
+            self.show(images[0] if len(images) == 1 else grid(images))
 
 
 def check(pipe: Any) -> None:
-    """Raises UsageError where the pipeline's latents cannot be shown."""
+    """Raise UsageError where the pipeline's latents cannot be shown."""
     kind = type(getattr(pipe, "vae", None)).__name__
     if kind not in VAES:
-        raise UsageError(f"preview: not with a {type(pipe).__name__} (its VAE is {kind})", "leave --preview out")
+        raise UsageError(f"preview: not with a {type(pipe).__name__} (its VAE is {kind})", "leave `preview` out")
 
 
 def unpack(pipe: Any, x0: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """(B, C, h, w), also where the pipeline holds latents as a sequence of patches (Flux, Chroma)."""
+    """Return (B, C, h, w), also where the pipeline has latents as a sequence of patches (Flux, Chroma)."""
     if x0.dim() == 3:
         x0 = pipe._unpack_latents(x0, height, width, pipe.vae_scale_factor)
     return x0
 
 
 def decode(pipe: Any, x0: torch.Tensor) -> torch.Tensor:
-    """The picture of a latent (B, C, h, w), shrunk to at most SIDE pixels: (B, 3, H, W) in [-1, 1]."""
+    """Decode a latent (B, C, h, w), shrunk to at most SIDE pixels: (B, 3, H, W) in [-1, 1]."""
     import torch
 
     vae = pipe.vae

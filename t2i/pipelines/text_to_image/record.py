@@ -1,4 +1,4 @@
-"""The recipe of one image, from what it was drawn with."""
+"""Build the recipe of an image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from t2i.pipelines.settings.settings import Job, Settings
 
 
 def make_recipe(job: Job, settings: Settings, image: Image, scheduler: Any, known: Mapping[str, Any]) -> Recipe:
-    """Everything needed to draw this image again.
+    """Make the recipe of an image.
 
-    scheduler: the diffusers object it was drawn with.  known: what the caller knows of the model and the machine.
+    scheduler: the diffusers object it was drawn with.  known: fields about the model and the machine.
     """
     name, sampler, schedule_type = describe(scheduler)
     return Recipe(

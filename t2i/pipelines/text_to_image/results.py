@@ -1,4 +1,4 @@
-"""From what was drawn to images, each with the recipe that makes it again."""
+"""Results of a drawing: images with their recipes, and the check for non-finite ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """An image and how it was made.  blanked: the model's own safety checker has painted it black.
+    """An image with its recipe.  blanked: the model's own safety checker has painted it black.
 
-    index: its place among the jobs of one drawing.
+    index: its position among the jobs of one drawing.
     """
 
     image: Image
@@ -38,9 +38,9 @@ def make_results(
     first: int,
     known: Mapping[str, Any],
 ) -> tuple[list[Result], NonFinite | None]:
-    """Make the finite images of a batch into results; if one was not finite, the error to raise after them.
+    """Return the finite images of a batch as results, and the error to raise after them if one was not finite.
 
-    first: the index of its first job.  known: what the recipes of all pictures say.
+    first: the index of its first job.  known: fields that all recipes share.
     """
     from t2i.imaging.images import from_tensor
 
@@ -51,7 +51,7 @@ def make_results(
     for k, job in enumerate(batch):
         if finite[k]:
             image = from_tensor(x[k : k + 1])[0]
-            reading = runner.prompt_encoder.reading(job, settings, guided)
+            reading = runner.prompt_encoder.describe(job, settings, guided)
             about = {**known, "batch_size": len(batch), "batch_index": k, "reading": reading}
             recipe = make_recipe(job, settings, image, runner.pipe.scheduler, about)
             results.append(Result(image, recipe, blanked[k], first + k))

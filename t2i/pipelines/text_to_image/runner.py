@@ -1,6 +1,6 @@
-"""A diffusers pipeline and all that hangs on it: scheduler, adapters, prompts, step cache, previews, other tasks.
+"""A diffusers pipeline with its scheduler, adapters, prompt encoder, step cache and passes; draws single batches.
 
-Where memory runs out, a model is loaded anew on another rung: then all of it moves to the new pipeline.
+Where memory runs out, a model is loaded again on another level: all of them then move to the new pipeline.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class PipelineRunner:
     def __init__(
         self, name: str, defaults: Defaults, scheduler: str | None, cache: Cache | None = None, offline: bool = False
     ) -> None:
-        """name: the model's, for messages.  scheduler: where settings name none; None: the model's own."""
+        """Set up a runner without a pipeline; see `adopt`.
+
+        name: the model's, for messages.  scheduler: where settings name none; None: the model's own.
+        """
         self.name = name
         self.defaults = defaults
         self.cache = cache
@@ -53,9 +56,9 @@ class PipelineRunner:
         self._own_scheduler: Any = None
 
     def adopt(self, pipe: Any, dtype: str) -> None:
-        """Draw with this pipeline from now on; None: let the present one go.
+        """Draw with this pipeline from now on; None: release the present one.
 
-        Raises UsageError where it cannot take the scheduler or the step cache.
+        Raises UsageError where the scheduler or the step cache does not work with it.
         """
         self._detach_adapters()
         self.pipe, self.dtype = pipe, dtype
@@ -69,23 +72,23 @@ class PipelineRunner:
         self.prompt_encoder = PromptEncoder(pipe)
         self.hooks = StepCache(pipe, self.cache) if self.cache else None
         pipe.set_progress_bar_config(disable=True)
-        self.use_scheduler(None)  # an unknown one fails now rather than at the first image
+        self.use_scheduler(None)  # a wrong one is reported now rather than at the first image
         self.attach_adapters(*self._wanted_adapters)
 
     def attach_adapters(self, adapters: Adapters, found: Found) -> None:
-        """Put these adapters on, in place of those before; where one cannot be put on, none is.  See `attach`."""
+        """Attach these adapters in place of those before; after an error none is attached.  See `attach`."""
         self._detach_adapters()
         self._wanted_adapters = NO_ADAPTERS, Found()
         self.attached = attach(self.pipe, self.name, adapters, found)
-        self.prompt_encoder.clear()  # the text encoders may read otherwise now
+        self.prompt_encoder.clear()  # the text encoders may give other embeddings now
         self._wanted_adapters = adapters, found
         self.parameters = count_parameters(self.pipe)
 
     def settings(self, **chosen: Any) -> Settings:
-        """Fill in what is not chosen from the model, and check all of it.  The pipeline is not touched.
+        """Complete settings with the model's defaults, and check them.  The pipeline is not touched.
 
         chosen: as `choose_settings` takes it; chunks may be None.
-        Raises UsageError, also for a scheduler that cannot draw with this model; and as `ImagePasses.check` does.
+        Raises UsageError, also for a scheduler that does not work with this model; and as `ImagePasses.check` does.
         """
         chunks = self.prompt_encoder.chunker.chunked(chosen.get("weights", True), chosen.pop("chunks", None))
         settings = choose_settings(self.traits, self.defaults, chunks=chunks, **chosen)
@@ -95,12 +98,12 @@ class PipelineRunner:
         return settings
 
     def scheduler(self, spelling: str | None) -> Any:
-        """Make a fresh scheduler of that name; None: of the one chosen for the model, else the model's own."""
+        """Make a fresh scheduler of that name; None: the one chosen for the model, else the model's own."""
         own, spelling = self._own_scheduler, spelling or self._scheduler
         return make_scheduler(spelling, own) if spelling else type(own).from_config(own.config)
 
     def use_scheduler(self, spelling: str | None) -> None:
-        """Put a fresh scheduler of that name into the pipeline; None: as of `scheduler`."""
+        """Put a fresh scheduler of that name into the pipeline; None: as in `scheduler`."""
         scheduler = self.scheduler(spelling)
         self.pipe.scheduler = scheduler if self.dtype == "float32" else step_in_float32(scheduler)
 
@@ -113,7 +116,7 @@ class PipelineRunner:
         return plain_config(self.scheduler(settings.scheduler).config)
 
     def uses_negative(self, guidance: float) -> bool:
-        """Whether a negative prompt does anything."""
+        """Return whether a negative prompt has an effect."""
         known = self.traits.parameters
         another = "true_cfg_scale" in known and self.defaults.guidance_name != "true_cfg_scale"
         return guidance > 1 and "negative_prompt" in known and not another
@@ -137,13 +140,13 @@ class PipelineRunner:
         return one_pass(self.pipe, (settings.width, settings.height), options | {"callback_on_step_end": watch})
 
     def suggestion(self) -> str:
-        """What to try where numbers leave their range."""
+        """Return what to try where an image is non-finite."""
         if self.dtype != "float32":
-            return "try --dtype float32"
-        return "try another --scheduler or a lower --guidance; if that does not help, the model's weights are damaged"
+            return "try `dtype=float32`"
+        return "try another `scheduler` or a lower `guidance`; if that does not help, the model's weights are damaged"
 
     def _detach_adapters(self) -> None:
-        """Take all adapters off the pipeline, if there is one; `_wanted_adapters` remembers them for the next one."""
+        """Detach all adapters; `_wanted_adapters` keeps them for the next pipeline."""
         if self.pipe is not None:
             detach(self.pipe, self.attached)
         self.attached = AttachedAdapters()
@@ -157,7 +160,7 @@ class PipelineRunner:
         options: Mapping[str, Any],
     ) -> PassResult:
         """Draw one pass, by this pipeline or another one with its networks.  size: (width, height)."""
-        self.use_scheduler(settings.scheduler)  # a fresh one: what watches a pass hangs on it
+        self.use_scheduler(settings.scheduler)  # a fresh one: observers of a pass wrap its `step`
         pipe.scheduler = self.pipe.scheduler
         if preview is not None:
             preview.watch(pipe, *size)
@@ -165,7 +168,7 @@ class PipelineRunner:
             return call(pipe, self.name, options)
 
     def _options(self, batch: list[Job], settings: Settings) -> dict[str, Any]:
-        """What to tell the pipeline of one batch."""
+        """Return the arguments of the pipeline for one batch."""
         generators = make_generators([job.seed for job in batch])
         options: dict[str, Any] = {
             "width": settings.width,

@@ -1,14 +1,14 @@
-"""Step caching: a step takes over part of what the network computed in an earlier one, by diffusers' own hooks.
+"""Step caching: a step reuses part of the network's results of an earlier one, by diffusers' own hooks.
 
-It saves time and changes the picture: `docs/speed.md` says by how much, and the recipe records it.
+It saves time and changes the image: `docs/speed.md` says by how much, and the recipe records it.
 
-reuse, taylor   Every Nth step is computed in full. Between them the network's inner blocks give what they gave last
-                (reuse: the idea of DeepCache, Ma et al. 2024), or what the last two full steps extrapolate to (taylor:
+reuse, taylor   Every Nth step is computed in full. Between them the network's inner blocks repeat their last result
+                (reuse: the idea of DeepCache, Ma et al. 2024), or extrapolate from the last two full steps (taylor:
                 Liu et al. 2025, arXiv 2503.06923). Both are diffusers' TaylorSeer hook, of order 0 and 1. The number of
                 the step alone decides, so that image k is the same in any batch, to rounding.
 first-block     A step is skipped where the first block's residual has changed by less than a threshold (diffusers'
                 FirstBlockCache). The mean over the whole batch decides, so that image k would depend on the others:
-                pictures are drawn one at a time.
+                images are drawn one at a time.
 
 Not here: Pyramid Attention Broadcast (on `mini` it saves less than 5 %, and where a pipeline calls its network for each
 branch of guidance by itself, it takes one branch's attention for the other's); FasterCache and MagCache (made for
@@ -26,16 +26,16 @@ from typing import Any
 from t2i.errors import ModelError, UsageError
 from t2i.pipelines.text_to_image.step_hooks import observe
 
-FULL_STEPS = 3  # the first steps, which decide what the picture shows, are computed in full
-# Where first-block draws what it should (diffusers 0.42): others' blocks it does not know, or fails at.
+FULL_STEPS = 3  # the first steps, which decide the composition, are computed in full
+# Networks with which first-block works (diffusers 0.42); it does not know, or fails with, the blocks of others.
 FIRST_BLOCK = ("FluxTransformer2DModel", "PixArtTransformer2DModel", "QwenImageTransformer2DModel")
-# What costs time in a transformer's blocks, as all of the zoo's are built, and returns tensors.
+# The expensive layers of a transformer's blocks that return tensors, for all registered models.
 LAYERS = r"(.*_blocks|blocks|layers)\.\d+\.(attn\d?|attention|ff|ff_context|feed_forward|(img|txt|proj)_mlp|proj_out)"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of caching.  what: its value is; low, high: the range of that; alone: one picture at a time."""
+    """A method of caching.  what: the meaning of its value; low, high: its range; alone: one image at a time."""
 
     what: str
     default: float
@@ -63,12 +63,12 @@ class Cache:
 
     @property
     def alone(self) -> bool:
-        """Whether pictures must be drawn one at a time, to be the same whatever else is drawn."""
+        """Return whether images must be drawn one at a time, so as not to depend on each other."""
         return CACHES[self.name].alone
 
 
 def parse_cache(text: str) -> Cache | None:
-    """`NAME[:VALUE]`; None for "none".  Raises UsageError."""
+    """Parse `NAME[:VALUE]`; None for "none".  Raises UsageError."""
     name, colon, number = text.partition(":")
     if text == "none":
         return None
@@ -89,15 +89,15 @@ def parse_cache(text: str) -> Cache | None:
 
 
 def check_compiled(cache: Cache | None, compiled: bool) -> None:
-    """Raises UsageError for both: the hooks count their steps, and each number of them would be compiled anew."""
+    """Raise UsageError for both: the hooks count steps, and torch would compile the network anew for each count."""
     if cache is not None and compiled:
         raise UsageError(
-            f"cache {cache} with --compile: every step would be compiled anew", "leave --compile out, or --cache none"
+            f"`cache={cache}` with `compile`: every step would be compiled anew", "leave `compile` out, or `cache=none`"
         )
 
 
 def check_network(cache: Cache | None, network: str) -> None:
-    """What can be judged by the class of a network before it is loaded.  Raises UsageError."""
+    """Check a cache by the class of the network, before it is loaded.  Raises UsageError."""
     if cache is not None and cache.name == "first-block" and network not in FIRST_BLOCK:
         raise _unfit(cache, network, has_layers=True)
 
@@ -105,15 +105,15 @@ def check_network(cache: Cache | None, network: str) -> None:
 def _unfit(cache: Cache, network: str, has_layers: bool) -> UsageError:
     fit = ["reuse", "taylor"] if has_layers else []
     fit += ["first-block"] if network in FIRST_BLOCK else []
-    hint = f"with it work: {', '.join(fit)}" if fit else "leave --cache out"
+    hint = f"with it work: {', '.join(fit)}" if fit else "leave `cache` out"
     return UsageError(f"cache {cache.name!r} does not work with this model's network ({network})", hint)
 
 
 class StepCache:
-    """The hooks of one pipeline's network.  Draw within `drawing`, which begins with nothing remembered."""
+    """The hooks of one pipeline's network.  Draw within `drawing`, which begins with empty caches."""
 
     def __init__(self, pipe: Any, cache: Cache) -> None:
-        """Raises UsageError where the network cannot, naming what works with it."""
+        """Install the hooks.  Raises UsageError, naming methods that work, where the network does not support it."""
         self.pipe = pipe
         self.cache = cache
         self._network = network_of(pipe)
@@ -126,7 +126,7 @@ class StepCache:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """One batch.  The pipeline's scheduler must be a fresh one."""
+        """Cache the steps of one batch.  The pipeline's scheduler must be a fresh one."""
         observe(self.pipe.scheduler, lambda *_: self._next_step())
         hooks = (
             self._network.register_forward_pre_hook(self._enter),
@@ -138,19 +138,19 @@ class StepCache:
         finally:
             for hook in hooks:
                 hook.remove()
-            self._forget()  # and gives its memory back
+            self._forget()  # and free their memory
 
     def _next_step(self) -> None:
         self._calls = 0
 
     def _enter(self, *_: Any) -> None:
-        """Pipelines may call the network once for each branch of guidance: each remembers for itself.
+        """Number the calls of a step: a pipeline may call the network once per branch of guidance, each with a cache.
 
         Some of diffusers' pipelines name their calls for the hooks and some do not, so all are numbered here.
         """
         from diffusers.models.cache_utils import CacheMixin
 
-        # of that class it uses nothing: a U-Net, which is none, can be told as well
+        # It uses nothing of its class, so it works with a U-Net, which is none.
         self._context = CacheMixin.cache_context(self._network, f"call {self._calls}")
         self._context.__enter__()
         self._calls += 1
@@ -200,23 +200,23 @@ class StepCache:
 
 
 def network_of(pipe: Any) -> Any:
-    """The network that a pipeline calls in every step.  Raises ModelError where it has no such."""
+    """Return the network that a pipeline calls in every step.  Raises ModelError where there is none."""
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if network is None:
-        raise ModelError(f"a {type(pipe).__name__} has no network whose steps could be cached", "leave --cache out")
+        raise ModelError(f"a {type(pipe).__name__} has no network whose steps could be cached", "leave `cache` out")
     return network
 
 
 def has_layers(network: Any) -> bool:
-    """Whether there is anything to keep."""
+    """Return whether a network has layers whose results can be cached."""
     pattern = layers_of(network)
     return any(re.fullmatch(pattern, name) for name, _ in network.named_modules())
 
 
 def layers_of(network: Any) -> str:
-    """A pattern for the names of the modules whose results are kept.
+    """Return a pattern for the names of the modules whose results are cached.
 
-    Of a U-Net all blocks but the outermost of either side, which hold the detail and change most from step to step.
+    Of a U-Net all blocks but the outermost on both sides, which have the detail and change most from step to step.
     """
     levels = len(getattr(network, "down_blocks", ()))
     if levels < 2:

@@ -1,7 +1,7 @@
-"""Being told of every denoising step of a pipeline, with what the network predicted.
+"""Observe every denoising step of a pipeline, with the network's prediction.
 
-Through the scheduler, which every pipeline steps with once per step: `callback_on_step_end` is not known to all of
-them, and does not tell what was predicted.
+By way of the scheduler, whose `step` every pipeline calls once per step: not all of them know `callback_on_step_end`,
+and it does not pass the prediction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Seen = Callable[["torch.Tensor", Any, "torch.Tensor"], None]  # (prediction, tim
 
 
 def observe(scheduler: Any, seen: Seen) -> None:
-    """Call `seen` before each step of this scheduler, which must be a fresh one.  It changes nothing of the step."""
+    """Call `seen` before each step of this scheduler, which must be a fresh one.  The step is not changed."""
     step = scheduler.step
 
     @functools.wraps(step)  # keeps the signature, by which pipelines decide whether to pass their generators
@@ -31,10 +31,10 @@ def observe(scheduler: Any, seen: Seen) -> None:
 
 
 def predict_x0(scheduler: Any, output: torch.Tensor, timestep: Any, x_t: torch.Tensor) -> torch.Tensor:
-    """The clean latent that a prediction implies, before the scheduler takes this step.
+    """Return the clean latent that a prediction implies, before the scheduler takes this step.
 
     output: the network's eps, v, x0 or flow velocity, guidance applied.  Both tensors (B, ...), returned in float32.
-    x_t = alpha x0 + sigma eps; of a prediction of unknown kind x_t itself is returned.
+    x_t = alpha x0 + sigma eps; for an unknown prediction type x_t itself is returned.
     """
     config = scheduler.config
     output, x_t = output.float(), x_t.float()
@@ -55,12 +55,12 @@ def _is_flow(scheduler: Any) -> bool:
 
 
 def _levels(scheduler: Any, timestep: Any) -> tuple[float, float]:
-    """(alpha, sigma) of x_t before this step."""
+    """Return (alpha, sigma) of x_t before this step."""
     if not hasattr(scheduler, "sigmas"):  # DDIM, PNDM, LCM: a table over all timesteps
         abar = float(scheduler.alphas_cumprod[int(timestep)])
         return abar**0.5, (1 - abar) ** 0.5
     index = scheduler.step_index
-    if index is None:  # found out by the scheduler in its first step
+    if index is None:  # the scheduler finds it in its first step
         index = scheduler.begin_index or 0
     sigma = float(scheduler.sigmas[index])
     if _is_flow(scheduler):

@@ -47,12 +47,12 @@ def test_paths_scales_tokens_and_pictures() -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "message"),
     [
-        ("loras", "a.safetensors:nan", "--lora a.safetensors: scale: got 'nan', expected a finite number"),
-        ("loras", "a.safetensors:1e999", "--lora a.safetensors: scale: got '1e999', expected a finite number"),
-        ("loras", "a.safetensors:strong", "--lora a.safetensors: scale: got 'strong', expected a number"),
-        ("loras", ":0.5", "--lora: no path"),
-        ("embeddings", "a.safetensors:two words", "--embedding a.safetensors:two words: the token must be one word"),
-        ("ip_adapters", "a.safetensors", "--ip-adapter a.safetensors: expected PATH:IMAGE or PATH:IMAGE:SCALE"),
+        ("loras", "a.safetensors:nan", "`lora=a.safetensors`: scale: got 'nan', expected a finite number"),
+        ("loras", "a.safetensors:1e999", "`lora=a.safetensors`: scale: got '1e999', expected a finite number"),
+        ("loras", "a.safetensors:strong", "`lora=a.safetensors`: scale: got 'strong', expected a number"),
+        ("loras", ":0.5", "`lora`: no path"),
+        ("embeddings", "a.safetensors:two words", "`embedding=a.safetensors:two words`: the token must be one word"),
+        ("ip_adapters", "a.safetensors", "`ip_adapter=a.safetensors`: expected PATH:IMAGE or PATH:IMAGE:SCALE"),
     ],
 )
 def test_what_is_written_wrong(kind: str, spec: str, message: str) -> None:
@@ -64,7 +64,7 @@ def test_what_is_written_wrong(kind: str, spec: str, message: str) -> None:
 def test_the_same_lora_twice() -> None:
     with pytest.raises(UsageError) as error:
         Adapters.read(["a:0.5", "a:0.7"])
-    assert error.value.message == "--lora a: given twice"
+    assert error.value.message == "`lora=a`: given twice"
 
 
 # --- the same pictures as plain diffusers ---

@@ -1,4 +1,4 @@
-"""Memory runs out, while loading or drawing: exit 5 names the next rung, --auto-retry takes it, a batch stays exact."""
+"""Memory runs out, loading or drawing: exit 5 names the next level, --auto-retry takes it, a batch stays exact."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from t2i.metadata import recipe
 from t2i.model_files.locate import locate
 from t2i.pipelines.loading import quantize, retry
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
+from t2i.pipelines.loading.memory_estimate import OVERHEAD
 from t2i.pipelines.loading.plan import DeviceOptions
 from t2i.pipelines.text_to_image.runner import PipelineRunner
 
@@ -54,7 +55,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return draw(self, batch, settings, *rest)
 
     monkeypatch.setattr(PipelineRunner, "draw", limited)
-    monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the ladder ends with tiling
+    monkeypatch.setattr(quantize, "find_spec", lambda _: None)  # the fallback chain ends with tiling
     return rules
 
 
@@ -66,7 +67,7 @@ def test_what_is_out_of_memory_and_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("failure", [cpu_failure, gpu_failure, MemoryError])
-def test_exit_5_names_the_next_rung(t2i: Run, here: Path, fails: list[Any], failure: Any) -> None:
+def test_exit_5_names_the_next_level(t2i: Run, here: Path, fails: list[Any], failure: Any) -> None:
     def always(*_: Any) -> None:
         raise failure()
 
@@ -85,7 +86,7 @@ def test_exit_5_names_the_next_rung(t2i: Run, here: Path, fails: list[Any], fail
     assert not (here / "outputs").exists()
 
 
-def test_the_next_rung_is_taken_said_and_recorded(t2i: Run, fails: list[Any]) -> None:
+def test_the_next_level_is_taken_said_and_recorded(t2i: Run, fails: list[Any]) -> None:
     def untiled(runner: PipelineRunner, *_: Any) -> None:
         if not runner.pipe.vae.use_tiling:
             raise cpu_failure()
@@ -129,7 +130,7 @@ def test_running_out_while_loading_is_the_same(t2i: Run, monkeypatch: pytest.Mon
 
 
 def test_a_batch_keeps_its_groups_and_each_picture_its_bits(t2i: Run, here: Path, fails: list[Any]) -> None:
-    """Large pictures do not fit: theirs are drawn on the next rung, the others as ever, whatever was there before."""
+    """Large pictures do not fit: theirs are drawn on the next level, the others as ever, whatever was there before."""
 
     def large(runner: PipelineRunner, batch: Any, settings: Any) -> None:
         if settings.width == 64 and runner.dtype == "float32":
@@ -166,7 +167,8 @@ def test_a_batch_chooses_by_the_machine_and_the_size_alone(
 ) -> None:
     """What is free at the moment, and what stands before in the list, does not count: it may be another next time."""
     free = iter([10**6, 10**9, 10**6, 10**9])
-    monkeypatch.setattr(retry, "measure", lambda device: Machine("cpu", next(free), 10**7, 10**9, True, "amx_bf16"))
+    total = (OVERHEAD + 8 * 10**6) * 11 // 9  # room for 32x32, by the estimate, and not for 256x256
+    monkeypatch.setattr(retry, "measure", lambda device: Machine("cpu", next(free), total, 10**9, True, "amx_bf16"))
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)
     rows = [{"prompt": f"a horse {k}", "size": size} for k, size in enumerate(("32x32", "256x256", "32x32"))]
     drawn = []

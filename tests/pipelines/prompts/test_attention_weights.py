@@ -104,7 +104,7 @@ def test_a_weight_out_of_range_is_refused(prompt: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_weights(prompt)
     assert "of 'red', expected 0 to 10" in caught.value.message
-    assert "--raw" in str(caught.value.hint)
+    assert "`raw`" in str(caught.value.hint)
 
 
 def test_brackets_without_end_are_read_in_a_moment() -> None:

@@ -337,7 +337,7 @@ def test_more_chunks_than_anyone_means_are_refused(load: Callable[[str], TextToI
     with pytest.raises(UsageError) as caught:
         encoded(model, "a horse, " * 700)
     assert caught.value.message == "prompt: more than 20 chunks of 75 tokens"
-    assert caught.value.hint == "shorten it; --no-chunks cuts it to one"
+    assert caught.value.hint == "shorten it; `chunks=False` truncates it to one"
     assert encoded(model, "a horse, " * 700, chunks=False)["prompt_embeds"].shape[1] == 77
 
 

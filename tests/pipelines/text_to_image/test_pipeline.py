@@ -36,8 +36,8 @@ def difference(a: Image.Image, b: Image.Image) -> int:
     return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
 
 
-def images(painter: TextToImage, prompts: Any = "a horse", **options: Any) -> list[Image.Image]:
-    return [result.image for result in painter(prompts, **{"seeds": [5], "steps": 4} | options)]
+def images(model: TextToImage, prompts: Any = "a horse", **options: Any) -> list[Image.Image]:
+    return [result.image for result in model(prompts, **{"seeds": [5], "steps": 4} | options)]
 
 
 # --- one image, one seed ---
@@ -48,11 +48,11 @@ def images(painter: TextToImage, prompts: Any = "a horse", **options: Any) -> li
 def test_the_same_picture_alone_and_in_any_batch(
     model: str, scheduler: str | None, request: pytest.FixtureRequest
 ) -> None:
-    painter = request.getfixturevalue(model)
+    loaded = request.getfixturevalue(model)
     seeds = range(40, 48)
-    eight = images(painter, seeds=seeds, batch_size=8, scheduler=scheduler)
-    three = images(painter, seeds=seeds, batch_size=3, scheduler=scheduler)
-    alone = [images(painter, seeds=[seed], scheduler=scheduler)[0] for seed in seeds]
+    eight = images(loaded, seeds=seeds, batch_size=8, scheduler=scheduler)
+    three = images(loaded, seeds=seeds, batch_size=3, scheduler=scheduler)
+    alone = [images(loaded, seeds=[seed], scheduler=scheduler)[0] for seed in seeds]
     for k in range(8):
         assert difference(eight[k], alone[k]) <= 1
         assert difference(three[k], alone[k]) <= 1
@@ -171,14 +171,14 @@ def test_euler_a_on_a_flow_model_samples_the_gaussian_posterior(flow: TextToImag
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("model", ["flow", "epsilon"])
 def test_every_scheduler_draws_or_is_refused_by_name(model: str, name: str, request: pytest.FixtureRequest) -> None:
-    painter = request.getfixturevalue(model)
-    if name not in usable(painter.pipe.scheduler.config):
+    loaded = request.getfixturevalue(model)
+    if name not in usable(loaded.pipe.scheduler.config):
         with pytest.raises(UsageError, match="does not work with this model") as caught:
-            painter("a horse", seeds=[1], scheduler=name)
+            loaded("a horse", seeds=[1], scheduler=name)
         assert "dpm++2m" in str(caught.value.hint)
         return
     for steps in (1, 2, 9):
-        result = next(iter(painter("a horse", seeds=[1], steps=steps, scheduler=name)))
+        result = next(iter(loaded("a horse", seeds=[1], steps=steps, scheduler=name)))
         assert np.asarray(result.image).std() > 5
     if (model, name) != ("flow", "ddim"):  # there it is the same step as euler's
         assert result.recipe.scheduler == name
@@ -187,8 +187,8 @@ def test_every_scheduler_draws_or_is_refused_by_name(model: str, name: str, requ
 
 def test_solvers_agree_when_the_steps_are_small(flow: TextToImage, epsilon: TextToImage) -> None:
     """The deterministic ones solve one equation; the stochastic ones go elsewhere."""
-    for painter, names in ((flow, ("dpm++2m", "euler", "unipc")), (epsilon, ("dpm++2m", "dpm++2m-karras", "unipc"))):
-        pictures = {name: images(painter, steps=60, guidance=1, scheduler=name)[0] for name in (*names, "euler-a")}
+    for model, names in ((flow, ("dpm++2m", "euler", "unipc")), (epsilon, ("dpm++2m", "dpm++2m-karras", "unipc"))):
+        pictures = {name: images(model, steps=60, guidance=1, scheduler=name)[0] for name in (*names, "euler-a")}
         for name in names[1:]:
             gap = np.abs(np.asarray(pictures[name], np.float32) - np.asarray(pictures[names[0]], np.float32)).mean()
             assert gap < 8, name
@@ -221,9 +221,9 @@ def test_an_unknown_scheduler_names_the_known() -> None:
 def test_a_models_own_scheduler_is_called_by_name(flow: TextToImage, epsilon: TextToImage) -> None:
     from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler
 
-    for painter, name in ((flow, "dpm++2m"), (epsilon, "pndm")):
-        painter.settings()
-        assert painter.scheduler == name
+    for model, name in ((flow, "dpm++2m"), (epsilon, "pndm")):
+        model.settings()
+        assert model.scheduler == name
     assert describe(DPMSolverMultistepScheduler(use_karras_sigmas=True)) == ("dpm++2m-karras", "DPM++ 2M", "Karras")
     assert describe(DEISMultistepScheduler()) == ("DEISMultistepScheduler", "DEISMultistep", None)
 
@@ -232,8 +232,8 @@ def test_a_models_own_scheduler_is_called_by_name(flow: TextToImage, epsilon: Te
 
 
 def test_defaults_come_from_the_model_then_from_its_pipeline(flow: TextToImage) -> None:
-    painter = TextToImage.wrap(flow.pipe, "x", Defaults(steps=3, guidance=2.0, size=(40, 48), scheduler="euler"))
-    recipe = next(iter(painter("a horse", seeds=[1]))).recipe
+    model = TextToImage.wrap(flow.pipe, "x", Defaults(steps=3, guidance=2.0, size=(40, 48), scheduler="euler"))
+    recipe = next(iter(model("a horse", seeds=[1]))).recipe
     assert (recipe.steps, recipe.guidance, recipe.width, recipe.height) == (3, 2.0, 40, 48)
     assert recipe.scheduler == "euler"
     settings = TextToImage.wrap(flow.pipe).settings()
@@ -284,13 +284,13 @@ def test_an_empty_prompt_draws_without_a_condition(flow: TextToImage) -> None:
 
 
 def test_non_finite_weights_are_an_error_and_never_a_picture(tiny_pipeline: Path) -> None:
-    painter = TextToImage.load(tiny_pipeline)
-    painter.pipe.vae.decoder.conv_out.bias.data[0] = float("nan")
+    model = TextToImage.load(tiny_pipeline)
+    model.pipe.vae.decoder.conv_out.bias.data[0] = float("nan")
     with pytest.raises(NonFinite, match="non-finite image"):
-        images(painter)
-    painter.pipe.unet.conv_out.bias.data[0] = float("inf")
+        images(model)
+    model.pipe.unet.conv_out.bias.data[0] = float("inf")
     with pytest.raises(NonFinite, match="after step 1"):
-        images(painter)
+        images(model)
 
 
 def test_the_finite_images_of_a_batch_are_not_lost(flow: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ def array(image: Any) -> np.ndarray[Any, Any]:
     return np.asarray(image, np.int16)
 
 
-def draw(model: Path, cache: str | None, seeds: list[int], **options: Any) -> list[Any]:
-    painter = TextToImage.load(model, cache=cache)
-    return [array(result.image) for result in painter("a horse", seeds=seeds, steps=8, guidance=3.0, **options)]
+def draw(folder: Path, cache: str | None, seeds: list[int], **options: Any) -> list[Any]:
+    model = TextToImage.load(folder, cache=cache)
+    return [array(result.image) for result in model("a horse", seeds=seeds, steps=8, guidance=3.0, **options)]
 
 
 # --- what the user says ---
@@ -66,9 +66,9 @@ def test_a_network_that_cannot_names_what_can(t2i: Run) -> None:
 
 @pytest.fixture
 def counted(epsilon_pipeline: Path) -> tuple[TextToImage, dict[str, int]]:
-    """A painter with `reuse:2`, and how often an inner and an outer layer of its U-Net have really been run."""
-    painter = TextToImage.load(epsilon_pipeline, cache="reuse:2")
-    unet, counts = painter.pipe.unet, {"inner": 0, "outer": 0}
+    """A model with `reuse:2`, and how often an inner and an outer layer of its U-Net have really been run."""
+    model = TextToImage.load(epsilon_pipeline, cache="reuse:2")
+    unet, counts = model.pipe.unet, {"inner": 0, "outer": 0}
 
     def count(name: str) -> Callable[..., None]:
         return lambda *_: counts.update({name: counts[name] + 1})
@@ -76,24 +76,24 @@ def counted(epsilon_pipeline: Path) -> tuple[TextToImage, dict[str, int]]:
     # conv1 is within the layer whose result is kept, so it runs only where that is computed
     unet.mid_block.resnets[0].conv1.register_forward_hook(count("inner"))
     unet.up_blocks[-1].resnets[0].conv1.register_forward_hook(count("outer"))
-    return painter, counts
+    return model, counts
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_every_second_step_after_the_third_is_computed(counted: Any, guidance: float) -> None:
-    painter, counts = counted
-    list(painter("a horse", seeds=[1], steps=9, guidance=guidance, scheduler="ddim"))
+    model, counts = counted
+    list(model("a horse", seeds=[1], steps=9, guidance=guidance, scheduler="ddim"))
     assert counts == {"inner": 3 + 3, "outer": 9}  # steps 1 2 3, 5 7 9
-    list(painter("a horse", seeds=[1], steps=9, guidance=guidance, scheduler="ddim"))
+    list(model("a horse", seeds=[1], steps=9, guidance=guidance, scheduler="ddim"))
     assert counts == {"inner": 12, "outer": 18}
 
 
 def test_reuse_gives_what_the_step_before_gave(epsilon_pipeline: Path) -> None:
     """Of order 0: with the same input and other timesteps, the kept layer's output is bit for bit the last one."""
-    painter = TextToImage.load(epsilon_pipeline, cache="reuse:2")
+    model = TextToImage.load(epsilon_pipeline, cache="reuse:2")
     seen: list[Any] = []
-    painter.pipe.unet.mid_block.register_forward_hook(lambda _, __, output: seen.append(output))
-    list(painter("a horse", seeds=[1], steps=5, scheduler="ddim"))
+    model.pipe.unet.mid_block.register_forward_hook(lambda _, __, output: seen.append(output))
+    list(model("a horse", seeds=[1], steps=5, scheduler="ddim"))
     same = [bool((a == b).all()) for a, b in pairwise(seen)]
     assert same == [False, False, True, False]
 
@@ -136,18 +136,18 @@ def test_a_picture_does_not_depend_on_its_batch(family: Family, kind: str, cache
 
 def test_branches_that_are_called_one_by_one_remember_for_themselves(family: Family) -> None:
     """Flux's true guidance calls the network twice in a step: with both prompts equal it is as if there were one."""
-    painter = TextToImage.load(family("flux"), cache="reuse")
-    assert painter.runner.hooks is not None
+    model = TextToImage.load(family("flux"), cache="reuse")
+    assert model.runner.hooks is not None
 
     def one(**options: Any) -> Any:
         import torch
 
-        painter.runner.use_scheduler(None)
+        model.runner.use_scheduler(None)
         given = {"prompt": "a horse", "width": 32, "height": 32, "num_inference_steps": 8, "output_type": "np"}
         generator = torch.Generator().manual_seed(1)
-        assert painter.runner.hooks is not None
-        with painter.runner.hooks.drawing():
-            return painter.pipe(**given, generator=generator, **options).images
+        assert model.runner.hooks is not None
+        with model.runner.hooks.drawing():
+            return model.pipe(**given, generator=generator, **options).images
 
     twice = one(negative_prompt="a horse", true_cfg_scale=2.0)
     assert np.abs(one() - twice).max() < 1e-5
@@ -165,13 +165,13 @@ def test_first_block_of_a_threshold_never_met_changes_nothing(family: Family) ->
 
 
 def test_first_block_skips_steps_and_leaves_nothing_behind(family: Family) -> None:
-    painter = TextToImage.load(family("flux"), cache="first-block:1")
+    model = TextToImage.load(family("flux"), cache="first-block:1")
     runs: list[int] = []
-    painter.pipe.transformer.single_transformer_blocks[-1].proj_out.register_forward_hook(lambda *_: runs.append(1))
+    model.pipe.transformer.single_transformer_blocks[-1].proj_out.register_forward_hook(lambda *_: runs.append(1))
     options: dict[str, Any] = {"steps": 12, "width": 32, "height": 32}
-    alone = array(next(painter("a horse", seeds=[7], **options)).image)
+    alone = array(next(model("a horse", seeds=[7], **options)).image)
     assert 0 < len(runs) < 12
-    after = [array(result.image) for result in painter("a horse", seeds=[3, 7], **options)][-1]
+    after = [array(result.image) for result in model("a horse", seeds=[3, 7], **options)][-1]
     assert (alone == after).all()
 
 
