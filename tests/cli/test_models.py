@@ -86,7 +86,7 @@ def test_an_empty_cache_and_a_damaged_one_are_listed(
     assert len(facts(capsys, "list")) == len(registry.NAMES)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "stray.txt"))
     code, _, said = ask(capsys, "list")
-    assert (code, "HF_HUB_CACHE says where it is" in said) == (1, True)
+    assert (code, "HF_HUB_CACHE sets the folder" in said) == (1, True)
 
 
 def test_info_shows_id_defaults_and_files(
