@@ -11,6 +11,10 @@ from contextvars import ContextVar
 
 from t2i.errors import UsageError
 
+# Held while networks are made and filled. Diffusers and transformers then patch `torch.nn.Module` and the default dtype
+# of torch for the whole process, and two loads at once would leave weights of either model unfilled.
+LOADING = threading.RLock()
+
 
 class FifoLock:
     """A lock that is first come, first served; `threading.Lock` gives no order.

@@ -9,6 +9,7 @@ from typing import Any
 from t2i.pipelines.adapters import ip_adapter, lora, textual_inversion
 from t2i.pipelines.adapters.files import Found
 from t2i.pipelines.adapters.specs import NO_ADAPTERS, Adapters
+from t2i.threads import LOADING
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,20 @@ def attach(pipe: Any, model: str, adapters: Adapters, found: Found) -> AttachedA
 
     found: their files.  After an error the pipeline is as it was.  Raises UsageError, ModelError, ImageError.
     """
-    words = textual_inversion.remember(pipe) if adapters.embeddings else None
-    parts = ip_adapter.parts_before(pipe) if adapters.ip_adapters else None
-    try:
-        # IP-Adapters replace attention processors, so they come before the LoRA layers inside of these.
-        ip_adapters, options = ip_adapter.attach(pipe, model, _pairs(adapters.ip_adapters, found.ip_adapters))
-        attached = [
-            *lora.attach(pipe, model, _pairs(adapters.loras, found.loras)),
-            *textual_inversion.attach(pipe, model, _pairs(adapters.embeddings, found.embeddings)),
-            *ip_adapters,
-        ]
-    except BaseException:
-        detach(pipe, AttachedAdapters(adapters, words=words, parts=parts))
-        raise
+    with LOADING:
+        words = textual_inversion.remember(pipe) if adapters.embeddings else None
+        parts = ip_adapter.parts_before(pipe) if adapters.ip_adapters else None
+        try:
+            # IP-Adapters replace attention processors, so they come before the LoRA layers inside of these.
+            ip_adapters, options = ip_adapter.attach(pipe, model, _pairs(adapters.ip_adapters, found.ip_adapters))
+            attached = [
+                *lora.attach(pipe, model, _pairs(adapters.loras, found.loras)),
+                *textual_inversion.attach(pipe, model, _pairs(adapters.embeddings, found.embeddings)),
+                *ip_adapters,
+            ]
+        except BaseException:
+            detach(pipe, AttachedAdapters(adapters, words=words, parts=parts))
+            raise
     return AttachedAdapters(
         adapters,
         tuple(dict(one.record) for one in attached),
@@ -58,12 +60,13 @@ def attach(pipe: Any, model: str, adapters: Adapters, found: Found) -> AttachedA
 
 def detach(pipe: Any, attached: AttachedAdapters) -> None:
     """Detach all adapters: the pipeline draws as before, bit for bit."""
-    if attached.adapters.loras and hasattr(pipe, "unload_lora_weights"):
-        lora.detach(pipe)
-    if attached.words is not None:
-        textual_inversion.restore(pipe, attached.words)
-    if attached.parts and hasattr(pipe, "unload_ip_adapter"):
-        ip_adapter.detach(pipe, dict(attached.parts))
+    with LOADING:
+        if attached.adapters.loras and hasattr(pipe, "unload_lora_weights"):
+            lora.detach(pipe)
+        if attached.words is not None:
+            textual_inversion.restore(pipe, attached.words)
+        if attached.parts and hasattr(pipe, "unload_ip_adapter"):
+            ip_adapter.detach(pipe, dict(attached.parts))
 
 
 def _pairs(wanted: tuple[Any, ...], files: tuple[Any, ...]) -> list[Any]:

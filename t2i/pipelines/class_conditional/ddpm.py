@@ -33,6 +33,7 @@ from t2i.pipelines.class_conditional.protocol import draw_batches
 from t2i.pipelines.loading.load import choose_device
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.pipelines.settings import limits
+from t2i.threads import LOADING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,7 +101,8 @@ class DDPM:
         if kind is None:
             raise ModelError(f"diffusers {diffusers.__version__} has no scheduler {index['scheduler'][1]!r}")
         try:
-            unet = UNet2DModel.from_pretrained(where["unet"], use_safetensors=True)
+            with LOADING:
+                unet = UNet2DModel.from_pretrained(where["unet"], use_safetensors=True)
             scheduler = kind.from_pretrained(where["scheduler"])
         except ModelError:
             raise

@@ -24,6 +24,7 @@ from t2i.pipelines.class_conditional.protocol import draw_batches
 from t2i.pipelines.loading.load import choose_device
 from t2i.pipelines.noise import great_circle, make_generators
 from t2i.pipelines.settings import limits
+from t2i.threads import LOADING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +69,7 @@ class LatentPipeline(DiffusionPipeline):
         """Load located files.  Raises UsageError, ModelError."""
         if found.kind != cls.__name__:
             raise ModelError(f"{found.model.name} is a {found.kind}, not a {cls.__name__}")
-        with silence_libraries():
+        with LOADING, silence_libraries():
             pipe: Any = super().from_pretrained(found.path, use_safetensors=True, local_files_only=True)
         pipe.name, pipe.hash = found.model.name, found.hash()
         return pipe.to(choose_device(device))

@@ -16,6 +16,7 @@ from t2i.pipelines.loading.apply import apply_plan
 from t2i.pipelines.loading.device import Machine, is_out_of_memory
 from t2i.pipelines.loading.memory_estimate import is_quantized
 from t2i.pipelines.loading.plan import MemoryPlan
+from t2i.threads import LOADING
 
 DTYPES = {
     "float32": "float32",
@@ -95,7 +96,7 @@ def load_pipeline(
     name, components = files.model.name, dict(components or {})
     if files.safety == "missing" or (plan is not None and not plan.options.safety):
         components |= _without_safety(files)
-    with silence_libraries() as said:
+    with LOADING, silence_libraries() as said:
         try:
             if files.path.is_dir():
                 if plan is not None and plan.level.bits:

@@ -18,6 +18,7 @@ from t2i.model_files.library_logging import silence_libraries
 from t2i.model_files.registry import read_json
 from t2i.model_files.weight_files import check_component, check_component_folder, tensor_shapes
 from t2i.pipelines.loading.load import refuse_missing_weights
+from t2i.threads import LOADING
 
 # The base model's family, by diffusers' own name for it -> short name -> Hub id.
 CONTROLNETS: dict[str, dict[str, str]] = {
@@ -93,7 +94,7 @@ def check_control(net: str, folder: Path, kind: str, base: Mapping[str, Any]) ->
     import diffusers
     import torch
 
-    with silence_libraries():
+    with LOADING, silence_libraries():
         try:
             with torch.device("meta"):  # the layers and their names, without a number in them
                 outline = getattr(diffusers, kind).from_config(dict(read_json(folder / "config.json")))
@@ -119,7 +120,7 @@ def load_control(net: str, folder: Path, kind: str, pipe: Any) -> Any:
     import diffusers
     import torch
 
-    with silence_libraries() as said:
+    with LOADING, silence_libraries() as said:
         try:
             network = getattr(diffusers, kind).from_pretrained(
                 folder, torch_dtype=pipe.dtype, use_safetensors=True, local_files_only=True

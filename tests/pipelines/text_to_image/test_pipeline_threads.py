@@ -177,6 +177,29 @@ def test_the_python_api_takes_calls_whole(epsilon_pipeline: Path, loras: list[Pa
     assert [together[k] for k in range(4)] == alone
 
 
+def test_models_loaded_at_once_are_whole(tiny_pipeline: Path, loras: list[Path], epsilon_pipeline: Path) -> None:
+    """The libraries patch the whole process while they load: of two loads at once neither would be filled."""
+
+    def drawn(folder: Path, **how: Any) -> list[Any]:
+        return [contents(result) for result in TextToImage.load(folder, **how)("a horse", seeds=[1], steps=2)]
+
+    kinds: list[dict[str, Any]] = [
+        {"folder": tiny_pipeline},
+        {"folder": tiny_pipeline, "dtype": "bfloat16"},
+        {"folder": epsilon_pipeline, "adapters": Adapters.read(loras[0])},
+        {"folder": epsilon_pipeline, "dtype": "bfloat16"},
+    ]
+    alone = [drawn(**kind) for kind in kinds]
+    together: list[list[Any]] = [[] for _ in kinds]
+
+    def load_and_draw(k: int) -> None:
+        for _ in range(3):
+            together[k].append(drawn(**kinds[k]))
+
+    in_threads([lambda k=k: load_and_draw(k) for k in range(4)])  # type: ignore[misc]
+    assert together == [[one] * 3 for one in alone]
+
+
 def test_a_call_that_fails_leaves_the_model_loaded(epsilon_pipeline: Path, loras: list[Path]) -> None:
     model = load(epsilon_pipeline)
     before, plain = model.model, model("a horse", seed=1, steps=1)[0]
