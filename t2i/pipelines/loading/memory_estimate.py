@@ -27,8 +27,8 @@ DENOISERS = ("unet", "transformer", "prior")
 # Fitted to peaks of whole drawings with guidance in fresh processes (torch 2.13, one core of an AMD EPYC with
 # AVX512_BF16, 2026-11-28), weights included, estimated : measured in MB. tests/pipelines/loading compares them again.
 #                            mini 512x512   mini 768x768   112M parameters, 512x512   SD 1.5's sizes, 512x512
-#     float32                  697 : 588     1274 : 884         1573 : 1354                5892 : 5095
-#     bfloat16                 423 : 280      710 : 416          862 : 748                 3021 : 2678
+#     float32                  697 : 571     1274 : 1053        1573 : 1405                5891 : 5219
+#     bfloat16                 423 : 321      712 : 434          862 : 726                 3021 : 2909
 # On an Intel Xeon with AMX mini took up to 445 MB in bfloat16, which the overhead covers.
 DENOISER = 30
 DECODER = 5
