@@ -127,5 +127,5 @@ def _download(model: ResolvedModel, revision: str | None) -> Path:
     except Exception as e:  # the HTTP library's own errors, the disk's
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise ModelError(f"cannot download {model.name!r}: {e.strerror}", "HF_HOME sets the folder") from e
-        why = f"the download broke off ({type(e).__name__}); files that arrived whole are kept"
+        why = f"the download was interrupted ({type(e).__name__}); complete files are kept"
         raise not_cached(model, revision, why) from e

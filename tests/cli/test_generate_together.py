@@ -91,7 +91,7 @@ def test_a_cache_is_not_compiled(more: tuple[str, ...], t2i: Run) -> None:
     ran = t2i("a horse", "--compile", "--cache", "reuse", *more)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
-        "error: cache reuse:2 with --compile: every step would be compiled anew\n"
+        "error: --cache reuse:2 with --compile: every step would be compiled anew\n"
         "hint: leave --compile out, or --cache none\n"
     )
 

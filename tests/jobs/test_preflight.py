@@ -47,7 +47,7 @@ def test_a_reader_gets_two_columns(t2i: Run) -> None:
     ran = t2i("a horse", "-b", "9", "-s", "7", "--dry-run")
     rows = dict(line.split(maxsplit=1) for line in ran.lines if line.startswith("  ") and len(line.split()) > 1)
     assert rows["device"] == "cpu"
-    assert rows["dtype"] == "float32 (a small model: its pictures are equal on every machine)"
+    assert rows["dtype"] == "float32 (a small model: its images are equal on every machine)"
     assert rows["class"] == "StableDiffusionPipeline"
     assert rows["images"] == "9"  # of the output; the model's line comes before
     assert "9 of 2 steps (18 in all), 8 at once" in ran.out

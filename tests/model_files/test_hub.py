@@ -25,8 +25,8 @@ def test_a_model_comes_from_the_hub_and_what_broke_off_goes_on(hub: HubServer, t
         hub, tmp_path, ["cut", *tiny], ["back", *tiny], ["gone", *tiny], ["gone", "-m", "owner/other"]
     )
     assert (broken[0], broken[1]) == (4, "")
-    assert "model 'owner/tiny' is not in the cache, and the download broke off" in broken[2]
-    assert "files that arrived whole are kept" in broken[2]
+    assert "model 'owner/tiny' is not in the cache, and the download was interrupted" in broken[2]
+    assert "complete files are kept" in broken[2]
     assert "`t2i models pull owner/tiny` gets it" in broken[2]
     assert (drawn[0], drawn[1].count("\n")) == (0, 1), drawn[2]
     others = [name for name in hub.asked if name != WEIGHTS]

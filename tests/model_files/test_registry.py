@@ -60,7 +60,7 @@ def test_a_training_run_that_cannot_draw_says_why(tmp_path: Path) -> None:
         registry.resolve(str(run))
     (run / "export").mkdir()
     (run / "export" / "config.json").write_text('{"_class_name": "ResNet"}')
-    with pytest.raises(ModelError, match="my-run is a training run whose export, one ResNet, draws no pictures"):
+    with pytest.raises(ModelError, match="my-run is a training run whose export, a ResNet, draws no images"):
         registry.resolve(str(run))
 
 

@@ -74,7 +74,7 @@ def describe_assets(
         found.append(facts)
 
     for kind, path, words in wanted:
-        option = f"`{kind.replace('-', '_')}`"
+        option = kind.replace("-", "_")
         add(kind, path, words, lambda option=option, path=path: _size(find(path, option, True).path))  # type: ignore[misc]
     known: set[str] = set()
     for task, edit in edits:

@@ -50,7 +50,7 @@ def adapter_rows(adapters: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
 def _spec(image: Path, kind: str, record: Mapping[str, Any]) -> str:
     """Return one adapter as the value of its option."""
     name, digest = str(record["name"]), str(record.get("sha256", ""))
-    path = _search(image, kind, name, digest, lambda path: find(path, f"`{FIELDS[kind]}`", offline=True).sha256)
+    path = _search(image, kind, name, digest, lambda path: find(path, FIELDS[kind], offline=True).sha256)
     if kind == "embedding":
         return f"{path}:{record.get('token', '')}"
     scale = float(record.get("scale", 1.0))

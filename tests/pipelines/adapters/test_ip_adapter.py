@@ -100,7 +100,7 @@ def test_what_cannot_be_used(family: Family, t2i: Run, tmp_path: Path, red: Path
             "sd15",
             f"{narrow}:{red}",
             1,
-            "reads pictures as 10 numbers, the image encoder beside it gives 12",
+            "reads image embeddings 10 wide, the image encoder next to it gives 12",
         ),
         ("sd15", f"{strange}:{red}", 1, "strange.safetensors is no IP-Adapter (it holds x.lora_A.weight)"),
         ("sd15", f"{good}:{tmp_path / 'text.png'}", 1, "text.png"),

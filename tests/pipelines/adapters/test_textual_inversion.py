@@ -91,15 +91,15 @@ def test_a_word_that_no_prompt_says(family: Family, t2i: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("tensors", "kind", "token", "code", "message"),
     [
-        ({"emb_params": (2, 24)}, "sd15", "", 1, "has vectors of 24 numbers, the text encoder of tiny-sd15 reads 16"),
+        ({"emb_params": (2, 24)}, "sd15", "", 1, "has vectors 24 wide, the text encoder of tiny-sd15 reads 16"),
         (
             {"emb_params": (2, 32)},
             "sdxl",
             "",
             1,
-            "has vectors of 32 numbers, the text encoder of tiny-sdxl reads 16 and 24",
+            "has vectors 32 wide, the text encoder of tiny-sdxl reads 16 and 24",
         ),
-        ({"clip_l": (2, 16), "clip_g": (2, 24)}, "sd15", "", 1, "has vectors of 24 numbers"),
+        ({"clip_l": (2, 16), "clip_g": (2, 24)}, "sd15", "", 1, "has vectors 24 wide"),
         ({"a": (2, 16), "b": (2, 16)}, "sd15", "", 1, "holds no textual inversion (its tensors: a, b)"),
         ({"emb_params": (2, 3, 16)}, "sd15", "", 1, "holds no textual inversion"),
         ({"emb_params": (0, 16)}, "sd15", "", 1, "holds no textual inversion"),
