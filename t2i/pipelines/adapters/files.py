@@ -61,7 +61,7 @@ def find_all(adapters: Adapters, offline: bool = False) -> Found:
 def find(location: str, option: str = "lora", offline: bool = False) -> AdapterFile:
     """Find and verify the file at `location`: a file, a folder that holds one, or the Hub's owner/name[/file].
 
-    option: the field that names it, for messages.
+    option: the field that names it, or the placeholder of an argument, for messages.
     Raises UsageError (no such file, or several), ModelUnavailable (the Hub), ModelError (a pickle, damaged).
     """
     path = Path(location).expanduser()
@@ -71,7 +71,7 @@ def find(location: str, option: str = "lora", offline: bool = False) -> AdapterF
     elif not path.is_file():
         match = HUB.fullmatch(location)
         if match is None or _is_local(path):
-            raise UsageError(f"`{option}={location}`: no such file", "a .safetensors file, a folder, or a Hub id")
+            raise UsageError(f"{_named(option, location)}: no such file", "a .safetensors file, a folder, or a Hub id")
         path, file = _from_hub(match[1], match[2], option, offline)
         name = f"{match[1]}/{file}"
     check_safetensors(path)
@@ -101,7 +101,7 @@ def _only_file(folder: Path, option: str) -> Path:
     pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in PICKLES]
     if pickles:
         raise ModelError(f"{folder.name}: only pickled weights ({pickles[0]}); they can run any code", SAFETENSORS_HINT)
-    raise UsageError(f"`{option}={folder}`: no .safetensors file in this folder")
+    raise UsageError(f"{_named(option, folder)}: no .safetensors file in this folder")
 
 
 def _choose(names: Sequence[str], where: str, option: str) -> str | None:
@@ -111,7 +111,7 @@ def _choose(names: Sequence[str], where: str, option: str) -> str | None:
         return (usual or list(names))[0]
     if names:
         shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        raise UsageError(f"`{option}={where}`: {len(names)} files, one must be named", shown)
+        raise UsageError(f"{_named(option, where)}: {len(names)} files, one must be named", shown)
     return None
 
 
@@ -131,11 +131,16 @@ def _from_hub(id: str, file: str | None, option: str, offline: bool) -> tuple[Pa
         raise
     except Exception as e:  # the Hub's answers and the HTTP library's own errors, whichever library that is
         why = OFFLINE if offline else f"the Hub says {type(e).__name__}"
-        message = f"`{option}={id}{f'/{file}' if file else ''}`: no such file here, not in the cache, and {why}"
+        message = f"{_named(option, f'{id}/{file}' if file else id)}: no such file here, not in the cache, and {why}"
         command = f"hf download {f'{id} {file}' if file else id}"
         raise ModelUnavailable(message, f"with a network, `{command}` gets it") from None
     where = "in the cache" if offline else "on the Hub"
-    raise ModelUnavailable(f"`{option}={id}`: no .safetensors file of it is {where}", "owner/name/file names one")
+    raise ModelUnavailable(f"{_named(option, id)}: no .safetensors file of it is {where}", "owner/name/file names one")
+
+
+def _named(option: str, location: str | Path) -> str:
+    """Return a file as a message names it: an option with its value, or an argument's placeholder before it."""
+    return f"{option} {location}" if option.isupper() else f"`{option}={location}`"
 
 
 def _cached(id: str) -> list[str]:
