@@ -28,7 +28,7 @@ def info(location: str, offline: bool, as_json: bool) -> None:
     from t2i.pipelines.adapters.files import find
     from t2i.pipelines.adapters.lora_inspect import facts
 
-    file = find(location, "lora", offline)
+    file = find(location, "FILE", offline)
     known = facts(file.path)
     if as_json:
         click.echo(json.dumps({"name": file.name, "sha256": file.sha256, "autov3": file.autov3()} | known.as_dict()))
