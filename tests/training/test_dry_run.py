@@ -120,9 +120,9 @@ def test_flops_are_those_of_the_layers_by_hand() -> None:
 def test_work_of_an_autoencoder_s_losses(folder: Path) -> None:
     """Each of them by its own forward pass: the discriminator's counts for the part of the run that it plays."""
     from t2i.nn.efficientnet import EfficientNetLite0
+    from t2i.training.cost_estimate import blank, work
     from t2i.training.families.autoencoder import build_codec
     from t2i.training.families.autoencoder import estimate_cost as autoencoder_cost
-    from t2i.training.outline import blank, work
 
     def flops(**loss: float) -> int:
         config = autoencoder_config(folder / "images", loss=loss, discriminator={"channels": [4, 8]}, crop=8)
